@@ -1,0 +1,212 @@
+"""What users pass is checked here, once, and refused in sentences."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+if TYPE_CHECKING:
+    from rmsprop_jax._rule import Rule, RMSPropState
+
+
+def options(rule: Rule) -> Rule:
+    """The rule with every number a Python float or a scalar array; raises on bad ones.
+
+    Numbers are held to torch's conditions: finite and not negative. The values of
+    arrays pass unread, as they may be traced.
+    """
+    checked = {
+        name: _flag(name, getattr(rule, name))
+        for name, default in rule._field_defaults.items()
+        if isinstance(default, bool)
+    }
+    for name in ("alpha", "eps", "weight_decay", "momentum", "initial_scale"):
+        checked[name] = _number(name, getattr(rule, name))
+    rate = rule.learning_rate
+    if rate is not None and not callable(rate):
+        checked["learning_rate"] = _number("learning_rate", rate)
+    alpha = checked["alpha"]
+    if rule.bias_correction and isinstance(alpha, float) and alpha >= 1:
+        raise ValueError(
+            f"alpha must be less than 1 with bias_correction, but it was {alpha}."
+        )
+    return rule._replace(**checked, state_dtype=_state_dtype(rule.state_dtype))
+
+
+def _number(name: str, value: Any) -> Any:
+    if isinstance(value, int | float | np.number) and not isinstance(value, bool):
+        if isinstance(value, np.complexfloating) or not 0 <= value < math.inf:
+            raise ValueError(
+                f"{name} must be a finite number, not negative, but it was {value}."
+            )
+        return float(value)
+    if callable(value):
+        raise TypeError(
+            f"{name} must be a number or a scalar array, but it was the function "
+            f"{value!r}. Only learning_rate takes a schedule; for one of {name} wrap "
+            "the optimizer in optax.inject_hyperparams."
+        )
+    if not isinstance(value, jax.Array | np.ndarray):
+        raise TypeError(
+            f"{name} must be a number or a scalar array, but it was {value!r}."
+        )
+    if value.shape != () or not jnp.isrealobj(value):
+        raise ValueError(
+            f"{name} must be a number or a real scalar array, but it was an array of "
+            f"shape {value.shape} and dtype {value.dtype}. For a value per model, map "
+            "jax.vmap over the whole optimizer."
+        )
+    floating = jnp.issubdtype(value.dtype, jnp.floating)
+    return jnp.asarray(value, None if floating else jnp.result_type(float))
+
+
+def rate_of_schedule(value: Any) -> Any:
+    """What a schedule returned: a scalar, whose value passes unread."""
+    if jnp.shape(value) != ():
+        raise ValueError(
+            "learning_rate must be a schedule that returns a scalar, but it returned "
+            f"an array of shape {jnp.shape(value)}."
+        )
+    return value if isinstance(value, float) else jnp.asarray(value)
+
+
+def _state_dtype(value: Any) -> Any:
+    try:
+        dtype = jnp.dtype(value)
+    except TypeError:
+        dtype = None
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(
+            "state_dtype must be a real floating-point dtype, such as 'float32', but "
+            f"it was {value!r}."
+        )
+    return jax.dtypes.canonicalize_dtype(dtype)
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(
+            f"{name} must be True or False, but it was {value!r}. It decides how the "
+            "state is made, so it can't be an array."
+        )
+    return bool(value)
+
+
+def is_none(x: Any) -> bool:
+    """For `is_leaf`, where None stands for an absent leaf rather than an empty tree."""
+    return x is None
+
+
+def matched(rule: Rule, updates: Any, state: RMSPropState, params: Any) -> Any:
+    """Every leaf as (decays, g, p, nu, mu, grad_mean), and the tree's structure.
+
+    Raises ValueError where the gradients, the parameters, the mask and the state do
+    not belong together, naming the leaf. What the rule does not use is None.
+    """
+    named, structure = jax.tree_util.tree_flatten_with_path(state.nu, is_leaf=is_none)
+    paths = [jax.tree_util.keystr(path) or "the root" for path, _ in named]
+
+    def leaves(what, tree):
+        return _leaves(what, tree, structure, paths)
+
+    nus = [nu for _, nu in named]
+    gs = leaves("The tree of the gradients", updates)
+    mus = ps = means = [None] * len(paths)
+    decays = [False] * len(paths)
+    if rule.has_momentum:
+        mus = leaves("state.mu, which momentum needs,", state.mu)
+    if rule.centered:
+        means = leaves("state.grad_mean, which centered needs,", state.grad_mean)
+    if rule.decays:
+        if params is None:
+            raise ValueError(
+                "params must be given where there is weight decay, but it was None: "
+                "call update(gradients, state, params)."
+            )
+        ps = leaves("The tree of params", params)
+        decays = leaves("weight_decay_mask", _mask(rule.weight_decay_mask, params))
+    elif jax.tree.structure(params, is_leaf=is_none) == structure:
+        ps = jax.tree.leaves(params, is_leaf=is_none)
+    for path, decay, g, p, nu, mu, mean in zip(
+        paths, decays, gs, ps, nus, mus, means, strict=True
+    ):
+        if g is None:
+            continue
+        _check_gradient(path, g, nu)
+        for what, like in (("state.mu", mu), ("state.grad_mean", mean)):
+            if like is not None:
+                _check_same(what, path, like, nu)
+        if decay and nu is not None:
+            _check_same("params", path, p, nu)
+    return list(zip(decays, gs, ps, nus, mus, means, strict=True)), structure
+
+
+def _leaves(what: str, tree: Any, structure: Any, paths: list[str]) -> list[Any]:
+    """The leaves of a tree that must be like the state's second moment."""
+    given, given_structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_none)
+    if given_structure == structure:
+        return [leaf for _, leaf in given]
+    have = [jax.tree_util.keystr(path) or "the root" for path, _ in given]
+    odd = [f"leaf {path} is missing" for path in paths if path not in have]
+    odd += [f"leaf {path} is unexpected" for path in have if path not in paths]
+    raise ValueError(
+        f"{what} must be a tree like the parameters that init was given, but "
+        + (
+            "; ".join(odd[:4]) + "; …" * (len(odd) > 4)
+            if odd
+            else f"it was {given_structure} where the parameters were {structure}"
+        )
+        + ". If the model or the optimizer has changed, make a new state with init."
+    )
+
+
+def _mask(mask: Any, params: Any) -> Any:
+    """A tree like params that says for each leaf whether it decays."""
+    mask = mask(params) if callable(mask) else mask
+    try:
+        return jax.tree.map(
+            lambda decays, under: jax.tree.map(
+                lambda p: None if p is None else bool(decays), under, is_leaf=is_none
+            ),
+            True if mask is None else mask,
+            params,
+        )
+    except ValueError as error:
+        raise ValueError(
+            "weight_decay_mask must be a tree of booleans like the parameters, or a "
+            f"prefix of it, or a function from them to one, but it was {mask}."
+        ) from error
+
+
+def _check_gradient(path: str, g: Any, nu: Any) -> None:
+    dtype = jnp.result_type(g) if not hasattr(g, "dtype") else g.dtype
+    optimizable = jnp.issubdtype(dtype, jnp.inexact)
+    if nu is None and optimizable:
+        raise ValueError(
+            f"The gradient of leaf {path} was {dtype}, but its parameter was an "
+            "integer, a boolean or None when init saw it, so it has no state and "
+            "can't be optimized. Make the parameter floating-point, or leave it out "
+            "with optax.masked."
+        )
+    if nu is None:
+        return
+    if not optimizable or jnp.iscomplexobj(g) != jnp.iscomplexobj(nu):
+        kind = "complex" if jnp.iscomplexobj(nu) else "real and floating-point"
+        raise ValueError(
+            f"The gradient of leaf {path} must be {kind}, as its parameter was when "
+            f"init saw it, but it was {dtype}."
+        )
+    _check_same("The gradients", path, g, nu)
+
+
+def _check_same(what: str, path: str, leaf: Any, nu: Any) -> None:
+    shape = None if leaf is None else jnp.shape(leaf)
+    if shape != nu.shape:
+        raise ValueError(
+            f"{what}: leaf {path} must have shape {nu.shape}, as its parameter had "
+            f"when init saw it, but it was {'None' if shape is None else shape}."
+        )

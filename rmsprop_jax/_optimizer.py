@@ -1,0 +1,111 @@
+"""The optimizer: torch.optim.RMSprop's arguments, in its order, with its defaults."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import optax
+
+from rmsprop_jax._rule import Rule, transformation
+
+
+def rmsprop(
+    learning_rate: Any = 0.01,
+    alpha: Any = 0.99,
+    eps: Any = 1e-8,
+    weight_decay: Any = 0.0,
+    momentum: Any = 0.0,
+    centered: bool = False,
+    *,
+    maximize: bool = False,
+    nesterov: bool = False,
+    eps_in_sqrt: bool = False,
+    initial_scale: Any = 0.0,
+    bias_correction: bool = False,
+    decoupled_weight_decay: bool = False,
+    weight_decay_mask: Any = None,
+    state_dtype: Any = "float32",
+) -> optax.GradientTransformationExtraArgs:
+    r"""RMSProp as ``torch.optim.RMSprop`` has it, number for number.
+
+    With gradient :math:`g`, parameter :math:`p`, rate :math:`\eta`, decay
+    :math:`\lambda`, and the state's ``nu`` (:math:`\nu`) and ``mu`` (:math:`b`):
+
+    .. math::
+        g &\leftarrow g + \lambda p \\
+        \nu &\leftarrow \alpha \nu + (1 - \alpha) g^2 \\
+        b &\leftarrow \mu b + g / (\sqrt{\nu} + \epsilon) \\
+        p &\leftarrow p - \eta b
+
+    With ``centered``, :math:`\nu` is the variance of the gradient about its mean
+    (``grad_mean``, :math:`m`) and is kept as such, so that it is never negative:
+
+    .. math::
+        m &\leftarrow \alpha m + (1 - \alpha) g \\
+        \nu &\leftarrow \alpha \nu + \tfrac{1 - \alpha}{\alpha} (g - m)^2
+
+    The surprising thing: momentum comes *before* the rate, as in torch and MLX and
+    unlike optax, TensorFlow and Keras. The two differ as soon as the rate changes.
+
+    The arithmetic is in float32, or in float64 where a gradient or a parameter is.
+    Every number may be a Python number or a traced scalar: a jit argument, under
+    ``jax.vmap``, ``jax.grad`` or ``optax.inject_hyperparams``.
+
+    Args:
+        learning_rate: η, torch's ``lr``: a number, a scalar array, or a function from
+            the count of updates (from 0) to one (an optax schedule).
+        alpha: α, how much of the second moment (and of the mean) a step keeps.
+        eps: ε, added to the root of the second moment, in units of the gradient.
+        weight_decay: λ, added to the gradient as λ·p (coupled, L2); then ``update``
+            needs ``params``.
+        momentum: μ, how much of the momentum buffer a step keeps. A Python 0 means no
+            buffer; a traced one keeps it.
+        centered: Whether to divide by the deviation of the gradient from its mean
+            rather than from 0 (Graves 2013).
+        maximize: Whether to go up the gradient: its sign is turned before the decay.
+        nesterov: Whether the step is μ·b + x rather than b, x being the gradient
+            divided by its root mean square. Changes nothing without momentum.
+        eps_in_sqrt: Whether the divisor is √(ν + ε), as in TensorFlow and Keras,
+            rather than √ν + ε. Then ε is in units of the gradient squared.
+        initial_scale: The second moment before the first step: 0, or 1 in TensorFlow 1.
+        bias_correction: Whether the moments are weighted means from the first step
+            on, as in Adam, rather than leaning towards where they began.
+        decoupled_weight_decay: Whether the decay goes to the parameter instead, as
+            p − η·λ·p (as in AdamW), past the rule.
+        weight_decay_mask: Which leaves decay: a tree of booleans like the parameters,
+            or a prefix of it, or a function from the parameters to one. All by default.
+        state_dtype: The dtype of ``nu``, ``mu`` and ``grad_mean``, whatever that of
+            the parameters; float64 parameters keep float64, complex ones complex.
+
+    Returns:
+        A gradient transformation, with an `RMSPropState` whose trees are like the
+        parameters. Updates have the gradients' shapes and dtypes. Integer, boolean and
+        float0 gradients get a zero update; a ``None`` gets none, and its state stays.
+
+    Raises:
+        ValueError: On a number that is negative, infinite or NaN, an array that is not
+            a scalar, or a state dtype that is not a real float; from ``update`` where
+            gradients, parameters, mask and state do not belong together.
+        TypeError: On an argument of the wrong kind.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> from rmsprop_jax import rmsprop
+        >>> tx = rmsprop(learning_rate=0.5, alpha=0.75, eps=0.0)
+        >>> params = {"w": jnp.array([1.0, -4.0])}
+        >>> state = tx.init(params)
+        >>> gradients = {"w": jnp.array([3.0, -5.0])}
+        >>> updates, state = tx.update(gradients, state, params)
+        >>> updates["w"]  # −η·g / √((1 − α)·g²) = ∓0.5/0.5
+        Array([-1.,  1.], dtype=float32)
+        >>> optax.apply_updates(params, updates)["w"]
+        Array([ 0., -3.], dtype=float32)
+
+    References:
+        torch 2.13.0, ``torch/optim/rmsprop.py``.
+        Tieleman and Hinton, *Lecture 6.5: RMSProp*, Neural Networks for Machine
+        Learning, Coursera, 2012.
+        Graves, *Generating Sequences With Recurrent Neural Networks*,
+        arXiv:1308.0850, 2013, equations 38-45 (centered).
+    """
+    return transformation(Rule(**locals()))

@@ -1,0 +1,330 @@
+"""The RMSProp rule. This is the only file that holds the equations.
+
+For one parameter p with gradient g, where α is ``alpha``, μ ``momentum``, λ
+``weight_decay`` and η ``learning_rate``, in torch's order:
+
+    g   = −g                                    only when maximizing
+    g   = g + λ·p                               only with coupled decay
+    m'  = α·m + (1−α)·g                         only if centered
+    ν'  = α·ν + ((1−α)/α)·(g − m')²             centered (no second term if α = 0)
+    ν'  = α·ν + (1−α)·g²                        otherwise
+    d   = √ν' + eps      or      √(ν' + eps)
+    x   = g / d                                 and 0 where g = 0
+    b'  = μ·b + x                               only with momentum
+    out = b'      or      μ·b' + x (Nesterov)      or      x (no momentum)
+    p'  = p − η·out                             or p − η·(out + λ·p), decoupled
+
+TensorFlow and those after it put the rate into the momentum buffer instead: there
+x = η·g/d and p' = p − out.
+
+Centered, ν is the variance itself, which is the same algebra as the usual
+E[g²] − m² and cannot cancel. With bias correction α is α_t = α(1−α^(t−1))/(1−α^t),
+with which ν and m are the corrected moments.
+
+*Store, then read*: every leaf of the state is computed once, and what follows reads
+what was stored. XLA then makes one kernel per output and no temporary.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from rmsprop_jax import _checks
+
+
+class RMSPropState(NamedTuple):
+    """The state of RMSProp, whatever its options.
+
+    Attributes:
+        count: int32 scalar, the number of updates so far.
+        nu: a tree like the parameters: the second moment of the gradient about the
+            origin, or about its mean (the variance) if centered. torch says
+            ``square_avg``. A complex leaf holds one moment for the real and one for
+            the imaginary part. Leaves that cannot be optimized (integers) are ``None``.
+        mu: the momentum buffer, or ``None`` without momentum. torch says
+            ``momentum_buffer``.
+        grad_mean: the mean of the gradient, or ``None`` if not centered. torch says
+            ``grad_avg``.
+    """
+
+    count: jax.Array
+    nu: Any
+    mu: Any
+    grad_mean: Any
+
+
+class Rule(NamedTuple):
+    """A rule's options; `rmsprop` says what each means."""
+
+    learning_rate: Any = None  # None: hand out the direction, not scaled or negated
+    alpha: Any = 0.99
+    eps: Any = 1e-8
+    weight_decay: Any = 0.0
+    momentum: Any = 0.0
+    centered: bool = False
+    maximize: bool = False
+    nesterov: bool = False
+    eps_in_sqrt: bool = False
+    initial_scale: Any = 0.0
+    bias_correction: bool = False
+    decoupled_weight_decay: bool = False
+    weight_decay_mask: Any = None
+    rate_in_momentum: bool = False
+    state_dtype: Any = "float32"
+
+    @property
+    def decays(self) -> bool:
+        return not _known_zero(self.weight_decay)
+
+    @property
+    def has_momentum(self) -> bool:
+        return not _known_zero(self.momentum)
+
+
+class Step(NamedTuple):
+    """The numbers of one step: Python floats where they are known, else scalars."""
+
+    alpha: Any  # α, or α_t with bias correction
+    weight: Any  # 1 − α
+    ratio: Any  # (1 − α)/α, and 0 where α is 0
+    rate: Any  # η, or None
+
+
+def _known_zero(number: Any) -> bool:
+    # Only a Python zero may drop a leaf of the state: a traced one has no value yet.
+    return isinstance(number, float) and number == 0.0
+
+
+def _step(rule: Rule, count: jax.Array) -> Step:
+    """The numbers of the step after `count` steps."""
+    alpha, weight = rule.alpha, 1 - rule.alpha
+    least = float(jnp.finfo(jnp.float32).eps)
+    if rule.bias_correction:
+        # 1 − α^t by expm1, as α^t is close to 1 while t is small. A traced α is kept
+        # off 1 and out of the logarithm's pole at 0; the products stay right.
+        dtype = jnp.result_type(float)
+        tiny = float(jnp.finfo(jnp.float32).tiny)
+        if isinstance(alpha, float):
+            log_alpha = math.log(max(alpha, tiny))
+        else:
+            alpha = jnp.minimum(jnp.asarray(alpha, dtype), 1 - least)
+            weight = 1 - alpha
+            log_alpha = jnp.log(jnp.maximum(alpha, tiny))
+        t = count.astype(dtype)
+        corrected = -jnp.expm1((t + 1) * log_alpha)
+        alpha = alpha * -jnp.expm1(t * log_alpha) / corrected
+        weight = weight / corrected
+    # Where α is below the arithmetic's precision, α·(g − m)² is nothing beside g².
+    if isinstance(alpha, float):
+        ratio = weight / alpha if alpha > least else 0.0
+    else:
+        counts = alpha > least
+        ratio = jnp.where(counts, weight / jnp.where(counts, alpha, 1), 0)
+    rate = rule.learning_rate
+    if callable(rate):
+        rate = _checks.rate_of_schedule(rate(count))
+    return Step(alpha, weight, ratio, rate)
+
+
+def _root(z: jax.Array) -> jax.Array:
+    """√z for z ≥ 0, with a derivative of 0 instead of ∞ at 0."""
+    return jnp.where(z == 0, 0, jnp.sqrt(jnp.where(z == 0, 1, z)))
+
+
+def _stored(*leaves: Any) -> tuple[Any, ...]:
+    """The leaves as they are in memory; what follows computes from these.
+
+    XLA on CPU keeps in memory whatever has several readers, such as g + λ·p, x with
+    Nesterov, or the parts of a complex leaf: more words moved, and up to twice the
+    time. Behind a barrier together with the leaf just stored, each reader computes
+    such a thing for itself. (Identical barriers are merged again, so that leaf must be
+    in each.) Other compilers fuse the readers and need no barrier.
+    """
+    return lax.platform_dependent(
+        leaves, cpu=lax.optimization_barrier, default=lambda leaves: leaves
+    )
+
+
+def _arithmetic_dtype(*leaves: Any) -> Any:
+    """float32, or float64 where one of the leaves (or its real part) is."""
+    wide = any(jnp.finfo(x.dtype).bits == 64 for x in leaves)
+    return jnp.float64 if wide else jnp.float32
+
+
+def _update_leaf(rule: Rule, step: Step, decays: bool, g, p, nu, mu, m):
+    """One leaf: its update in the gradient's dtype, and the new nu, mu and m."""
+    if g is None or nu is None:  # no news of it, or nothing to optimize
+        return _no_update(g, p), nu, mu, m
+    g = jnp.asarray(g)
+    wide = _arithmetic_dtype(g, nu)
+    coupled = decays and not rule.decoupled_weight_decay
+    p = p if decays else None
+
+    def number(x):
+        return x if isinstance(x, float) else jnp.asarray(x, wide)
+
+    def compute(formula, like, *leaves):
+        """The formula in the arithmetic's dtype, of each real part, narrowed."""
+
+        def of(part):
+            return formula(
+                *(x if x is None else jnp.asarray(part(x), wide) for x in leaves)
+            )
+
+        if jnp.iscomplexobj(like):
+            return lax.complex(of(jnp.real), of(jnp.imag)).astype(like.dtype)
+        return of(lambda x: x).astype(like.dtype)
+
+    alpha, weight, ratio = number(step.alpha), number(step.weight), number(step.ratio)
+    eps, decay, momentum = map(number, (rule.eps, rule.weight_decay, rule.momentum))
+
+    def gradient(g, p):
+        g = -g if rule.maximize else g
+        return g + decay * p if coupled else g
+
+    def mean(g, p, m):
+        # α·m + (1−α)·g as a step towards g: the two weights, once rounded, do not add
+        # up to 1, and where the mean is large the variance would see it.
+        return m + weight * (gradient(g, p) - m)
+
+    def variance(g, p, nu, m):
+        return alpha * nu + ratio * jnp.square(gradient(g, p) - m)
+
+    def second_moment(g, p, nu):
+        return alpha * nu + weight * jnp.square(gradient(g, p))
+
+    def normalized(g, p, nu):
+        d = _root(nu + eps) if rule.eps_in_sqrt else _root(nu) + eps
+        x = gradient(g, p) / jnp.where(d == 0, jnp.inf, d)
+        return number(step.rate) * x if rule.rate_in_momentum else x
+
+    def buffer(g, p, nu, mu):
+        return momentum * mu + normalized(g, p, nu)
+
+    def output(g, p, nu, mu):
+        if not rule.has_momentum:
+            out = normalized(g, p, nu)
+        elif rule.nesterov:
+            out = momentum * mu + normalized(g, p, nu)
+        else:
+            out = mu
+        if step.rate is None:
+            return out
+        if not rule.rate_in_momentum:
+            out = number(step.rate) * out
+        if decays and rule.decoupled_weight_decay:
+            out = out + number(step.rate) * (decay * p)
+        return -out
+
+    if rule.centered:
+        m = compute(mean, m, g, p, m)
+        g, p, m = _stored(g, p, m)
+        nu = compute(variance, nu, g, p, nu, m)
+    else:
+        nu = compute(second_moment, nu, g, p, nu)
+    g, p, nu = _stored(g, p, nu)
+    if rule.has_momentum:
+        mu = compute(buffer, mu, g, p, nu, mu)
+        g, p, nu, mu = _stored(g, p, nu, mu)
+    return compute(output, g, g, p, nu, mu), nu, mu, m
+
+
+def _no_update(g: Any, p: Any) -> Any:
+    """The update of a leaf that has none: zeros for an integer, None for None."""
+    if g is None:
+        return None
+    like = g if p is None else p
+    return jnp.zeros(
+        jnp.shape(like), bool if like.dtype == jax.dtypes.float0 else like.dtype
+    )
+
+
+def _moment(p: Any, value: Any, state_dtype: Any) -> Any:
+    """A leaf of the state, filled with a value; None where p cannot be optimized."""
+    dtype = None if p is None else jnp.result_type(p)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
+        return None
+    wide = jnp.finfo(dtype).bits == 64
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        part = jnp.asarray(value, jnp.float64 if wide else jnp.float32)
+        return jnp.full_like(p, lax.complex(part, part))
+    return jnp.full_like(p, value, dtype=jnp.float64 if wide else state_dtype)
+
+
+def transformation(rule: Rule) -> optax.GradientTransformationExtraArgs:
+    """The gradient transformation of a rule, whose options it checks."""
+    rule = Rule(*_checks.options(rule))
+
+    def init(params):
+        def moment(value=0.0):
+            return jax.tree.map(
+                lambda p: _moment(p, value, rule.state_dtype),
+                params,
+                is_leaf=_checks.is_none,
+            )
+
+        return RMSPropState(
+            count=jnp.zeros([], jnp.int32),
+            nu=moment(rule.initial_scale),
+            mu=moment() if rule.has_momentum else None,
+            grad_mean=moment() if rule.centered else None,
+        )
+
+    def update(updates, state, params=None, **extra_args):
+        del extra_args  # unused here, and allowed, for others in a chain
+        leaves, structure = _checks.matched(rule, updates, state, params)
+        step = _step(rule, state.count)
+        results = [_update_leaf(rule, step, *leaf) for leaf in leaves]
+        out, nu, mu, m = (
+            structure.unflatten(column)
+            for column in (zip(*results, strict=True) if results else [()] * 4)
+        )
+        return out, RMSPropState(
+            count=optax.safe_increment(state.count),
+            nu=nu,
+            mu=mu if rule.has_momentum else None,
+            grad_mean=m if rule.centered else None,
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def scale_by_rmsprop(
+    alpha: Any = 0.99,
+    eps: Any = 1e-8,
+    momentum: Any = 0.0,
+    centered: bool = False,
+    *,
+    weight_decay: Any = 0.0,
+    weight_decay_mask: Any = None,
+    nesterov: bool = False,
+    eps_in_sqrt: bool = False,
+    initial_scale: Any = 0.0,
+    bias_correction: bool = False,
+    state_dtype: Any = "float32",
+) -> optax.GradientTransformationExtraArgs:
+    """`rmsprop` without the rate: the direction, neither scaled nor negated.
+
+    For chains of one's own: ``optax.chain(scale_by_rmsprop(), ...,
+    optax.scale_by_learning_rate(0.01))``. The decay is coupled, as in torch. The
+    arguments, the state, the dtypes and what is raised are those of `rmsprop`.
+
+    Returns:
+        A gradient transformation whose state is an `RMSPropState`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from rmsprop_jax import scale_by_rmsprop
+        >>> tx = scale_by_rmsprop(alpha=0.75, eps=0.0)
+        >>> state = tx.init({"w": jnp.array([1.0, -4.0])})
+        >>> updates, state = tx.update({"w": jnp.array([3.0, -5.0])}, state)
+        >>> updates["w"]  # g / √((1 − α)·g²) = ±1/0.5
+        Array([ 2., -2.], dtype=float32)
+    """
+    return transformation(Rule(**locals()))
