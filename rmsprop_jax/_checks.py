@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 if TYPE_CHECKING:
-    from rmsprop_jax._rule import Rule, RMSPropState
+    from rmsprop_jax._rule import RMSPropState, Rule
 
 
 def options(rule: Rule) -> Rule:
@@ -76,7 +76,7 @@ def rate_of_schedule(value: Any) -> Any:
 
 def _state_dtype(value: Any) -> Any:
     try:
-        dtype = jnp.dtype(value)
+        dtype = None if value is None else jnp.dtype(value)
     except TypeError:
         dtype = None
     if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
@@ -102,10 +102,11 @@ def is_none(x: Any) -> bool:
 
 
 def matched(rule: Rule, updates: Any, state: RMSPropState, params: Any) -> Any:
-    """Every leaf as (decays, g, p, nu, mu, grad_mean), and the tree's structure.
+    """Every leaf as (g, p, nu, mu, grad_mean), and the structure of the trees.
 
-    Raises ValueError where the gradients, the parameters, the mask and the state do
-    not belong together, naming the leaf. What the rule does not use is None.
+    What the rule does not use is None; p is there where the leaf decays, and where it
+    is an integer. Raises ValueError, naming the leaf, where the gradients, the
+    parameters, the mask and the state do not belong together.
     """
     named, structure = jax.tree_util.tree_flatten_with_path(state.nu, is_leaf=is_none)
     paths = [jax.tree_util.keystr(path) or "the root" for path, _ in named]
@@ -131,18 +132,22 @@ def matched(rule: Rule, updates: Any, state: RMSPropState, params: Any) -> Any:
         decays = leaves("weight_decay_mask", _mask(rule.weight_decay_mask, params))
     elif jax.tree.structure(params, is_leaf=is_none) == structure:
         ps = jax.tree.leaves(params, is_leaf=is_none)
+
+    matched = []
     for path, decay, g, p, nu, mu, mean in zip(
         paths, decays, gs, ps, nus, mus, means, strict=True
     ):
-        if g is None:
-            continue
-        _check_gradient(path, g, nu)
-        for what, like in (("state.mu", mu), ("state.grad_mean", mean)):
-            if like is not None:
-                _check_same(what, path, like, nu)
-        if decay and nu is not None:
-            _check_same("params", path, p, nu)
-    return list(zip(decays, gs, ps, nus, mus, means, strict=True)), structure
+        if g is not None:
+            _check_gradient(path, g, nu)
+        if g is not None and nu is not None:
+            if rule.has_momentum:
+                _check_shape("state.mu", path, mu, nu)
+            if rule.centered:
+                _check_shape("state.grad_mean", path, mean, nu)
+            if decay:
+                _check_shape("params", path, p, nu)
+        matched.append((g, p if decay or nu is None else None, nu, mu, mean))
+    return matched, structure
 
 
 def _leaves(what: str, tree: Any, structure: Any, paths: list[str]) -> list[Any]:
@@ -183,7 +188,7 @@ def _mask(mask: Any, params: Any) -> Any:
 
 
 def _check_gradient(path: str, g: Any, nu: Any) -> None:
-    dtype = jnp.result_type(g) if not hasattr(g, "dtype") else g.dtype
+    dtype = g.dtype if hasattr(g, "dtype") else jnp.result_type(g)
     optimizable = jnp.issubdtype(dtype, jnp.inexact)
     if nu is None and optimizable:
         raise ValueError(
@@ -200,10 +205,10 @@ def _check_gradient(path: str, g: Any, nu: Any) -> None:
             f"The gradient of leaf {path} must be {kind}, as its parameter was when "
             f"init saw it, but it was {dtype}."
         )
-    _check_same("The gradients", path, g, nu)
+    _check_shape("The gradients", path, g, nu)
 
 
-def _check_same(what: str, path: str, leaf: Any, nu: Any) -> None:
+def _check_shape(what: str, path: str, leaf: Any, nu: Any) -> None:
     shape = None if leaf is None else jnp.shape(leaf)
     if shape != nu.shape:
         raise ValueError(

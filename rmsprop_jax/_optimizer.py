@@ -69,7 +69,8 @@ def rmsprop(
             rather than √ν + ε. Then ε is in units of the gradient squared.
         initial_scale: The second moment before the first step: 0, or 1 in TensorFlow 1.
         bias_correction: Whether the moments are weighted means from the first step
-            on, as in Adam, rather than leaning towards where they began.
+            on, as in Adam, rather than leaning towards where they began. If centered,
+            the variance of the first gradient alone is 0, and the first step g/ε.
         decoupled_weight_decay: Whether the decay goes to the parameter instead, as
             p − η·λ·p (as in AdamW), past the rule.
         weight_decay_mask: Which leaves decay: a tree of booleans like the parameters,
@@ -107,5 +108,45 @@ def rmsprop(
         Learning, Coursera, 2012.
         Graves, *Generating Sequences With Recurrent Neural Networks*,
         arXiv:1308.0850, 2013, equations 38-45 (centered).
+    """
+    if learning_rate is None:
+        raise TypeError(
+            "learning_rate must be a number, a scalar array or a schedule, but it was "
+            "None. For the direction without a rate there is scale_by_rmsprop."
+        )
+    return transformation(Rule(**locals()))
+
+
+def scale_by_rmsprop(
+    alpha: Any = 0.99,
+    eps: Any = 1e-8,
+    momentum: Any = 0.0,
+    centered: bool = False,
+    *,
+    weight_decay: Any = 0.0,
+    weight_decay_mask: Any = None,
+    nesterov: bool = False,
+    eps_in_sqrt: bool = False,
+    initial_scale: Any = 0.0,
+    bias_correction: bool = False,
+    state_dtype: Any = "float32",
+) -> optax.GradientTransformationExtraArgs:
+    """`rmsprop` without the rate: the direction, neither scaled nor negated.
+
+    For chains of one's own: ``optax.chain(scale_by_rmsprop(), ...,
+    optax.scale_by_learning_rate(0.01))``. The decay is coupled, as in torch. The
+    arguments, the state, the dtypes and what is raised are those of `rmsprop`.
+
+    Returns:
+        A gradient transformation whose state is an `RMSPropState`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from rmsprop_jax import scale_by_rmsprop
+        >>> tx = scale_by_rmsprop(alpha=0.75, eps=0.0)
+        >>> state = tx.init({"w": jnp.array([1.0, -4.0])})
+        >>> updates, state = tx.update({"w": jnp.array([3.0, -5.0])}, state)
+        >>> updates["w"]  # g / √((1 − α)·g²) = ±1/0.5
+        Array([ 2., -2.], dtype=float32)
     """
     return transformation(Rule(**locals()))

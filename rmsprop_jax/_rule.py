@@ -53,7 +53,7 @@ class RMSPropState(NamedTuple):
             ``grad_avg``.
     """
 
-    count: jax.Array
+    count: Any
     nu: Any
     mu: Any
     grad_mean: Any
@@ -146,9 +146,11 @@ def _stored(*leaves: Any) -> tuple[Any, ...]:
     such a thing for itself. (Identical barriers are merged again, so that leaf must be
     in each.) Other compilers fuse the readers and need no barrier.
     """
-    return lax.platform_dependent(
-        leaves, cpu=lax.optimization_barrier, default=lambda leaves: leaves
-    )
+    return lax.platform_dependent(leaves, cpu=lax.optimization_barrier, default=_same)
+
+
+def _same(leaves: tuple[Any, ...]) -> tuple[Any, ...]:
+    return leaves
 
 
 def _arithmetic_dtype(*leaves: Any) -> Any:
@@ -157,14 +159,17 @@ def _arithmetic_dtype(*leaves: Any) -> Any:
     return jnp.float64 if wide else jnp.float32
 
 
-def _update_leaf(rule: Rule, step: Step, decays: bool, g, p, nu, mu, m):
-    """One leaf: its update in the gradient's dtype, and the new nu, mu and m."""
+def _update_leaf(rule: Rule, step: Step, g, p, nu, mu, m):
+    """One leaf: its update in the gradient's dtype, and the new nu, mu and m.
+
+    p is there where the leaf decays, mu and m where the rule has them.
+    """
     if g is None or nu is None:  # no news of it, or nothing to optimize
         return _no_update(g, p), nu, mu, m
     g = jnp.asarray(g)
     wide = _arithmetic_dtype(g, nu)
-    coupled = decays and not rule.decoupled_weight_decay
-    p = p if decays else None
+    coupled = p is not None and not rule.decoupled_weight_decay
+    decoupled = p is not None and rule.decoupled_weight_decay
 
     def number(x):
         return x if isinstance(x, float) else jnp.asarray(x, wide)
@@ -218,7 +223,7 @@ def _update_leaf(rule: Rule, step: Step, decays: bool, g, p, nu, mu, m):
             return out
         if not rule.rate_in_momentum:
             out = number(step.rate) * out
-        if decays and rule.decoupled_weight_decay:
+        if decoupled:
             out = out + number(step.rate) * (decay * p)
         return -out
 
@@ -247,9 +252,9 @@ def _no_update(g: Any, p: Any) -> Any:
 
 def _moment(p: Any, value: Any, state_dtype: Any) -> Any:
     """A leaf of the state, filled with a value; None where p cannot be optimized."""
-    dtype = None if p is None else jnp.result_type(p)
-    if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
+    if p is None or not jnp.issubdtype(jnp.result_type(p), jnp.inexact):
         return None
+    dtype = jnp.result_type(p)
     wide = jnp.finfo(dtype).bits == 64
     if jnp.issubdtype(dtype, jnp.complexfloating):
         part = jnp.asarray(value, jnp.float64 if wide else jnp.float32)
@@ -286,45 +291,10 @@ def transformation(rule: Rule) -> optax.GradientTransformationExtraArgs:
             for column in (zip(*results, strict=True) if results else [()] * 4)
         )
         return out, RMSPropState(
-            count=optax.safe_increment(state.count),
+            count=jnp.asarray(optax.safe_increment(state.count)),
             nu=nu,
             mu=mu if rule.has_momentum else None,
             grad_mean=m if rule.centered else None,
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def scale_by_rmsprop(
-    alpha: Any = 0.99,
-    eps: Any = 1e-8,
-    momentum: Any = 0.0,
-    centered: bool = False,
-    *,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    nesterov: bool = False,
-    eps_in_sqrt: bool = False,
-    initial_scale: Any = 0.0,
-    bias_correction: bool = False,
-    state_dtype: Any = "float32",
-) -> optax.GradientTransformationExtraArgs:
-    """`rmsprop` without the rate: the direction, neither scaled nor negated.
-
-    For chains of one's own: ``optax.chain(scale_by_rmsprop(), ...,
-    optax.scale_by_learning_rate(0.01))``. The decay is coupled, as in torch. The
-    arguments, the state, the dtypes and what is raised are those of `rmsprop`.
-
-    Returns:
-        A gradient transformation whose state is an `RMSPropState`.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from rmsprop_jax import scale_by_rmsprop
-        >>> tx = scale_by_rmsprop(alpha=0.75, eps=0.0)
-        >>> state = tx.init({"w": jnp.array([1.0, -4.0])})
-        >>> updates, state = tx.update({"w": jnp.array([3.0, -5.0])}, state)
-        >>> updates["w"]  # g / √((1 − α)·g²) = ±1/0.5
-        Array([ 2., -2.], dtype=float32)
-    """
-    return transformation(Rule(**locals()))

@@ -1,0 +1,156 @@
+"""Bad input is refused in a sentence that says what, where, and what to do."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rmsprop_jax import rmsprop, scale_by_rmsprop
+
+NUMBERS = ["learning_rate", "alpha", "eps", "weight_decay", "momentum", "initial_scale"]
+P = {"layer": {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}}
+
+
+def refused(error, *words):
+    """Expect an error whose message has all of these, in this order."""
+    return pytest.raises(error, match="(?s)" + ".*".join(map(re.escape, words)))
+
+
+@pytest.mark.parametrize("bad", [-0.1, -1, float("nan"), float("inf"), np.float32(-1)])
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_are_finite_and_not_negative(name, bad):
+    with refused(ValueError, name, "must be", "not negative", "but it was", str(bad)):
+        rmsprop(**{name: bad})
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_arrays_are_real_scalars(name):
+    with refused(ValueError, name, "scalar", "shape (2,)", "vmap"):
+        rmsprop(**{name: jnp.ones(2)})
+    with refused(ValueError, name, "real", "complex64"):
+        rmsprop(**{name: jnp.asarray(1j)})
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("bad", ["0.1", None, True, [0.1]])
+def test_numbers_are_numbers(name, bad):
+    with refused(TypeError, name, "number", repr(bad)):
+        rmsprop(**{name: bad})
+
+
+def test_only_the_rate_takes_a_schedule():
+    with refused(TypeError, "alpha", "schedule", "inject_hyperparams"):
+        rmsprop(alpha=lambda count: 0.9)
+    with refused(ValueError, "learning_rate", "schedule", "scalar", "shape (3,)"):
+        tx = rmsprop(lambda count: jnp.ones(3))
+        tx.update(P, tx.init(P))
+
+
+def test_traced_values_pass_unread():
+    jax.jit(lambda x: rmsprop(x, x, x, x, x).init(P))(-1.0)
+
+
+def test_integers_are_numbers():
+    g = jnp.ones(2)
+    for one in (1, np.int64(1), jnp.asarray(1)):
+        tx = rmsprop(one, momentum=one, weight_decay=one)
+        updates, _ = tx.update(g, tx.init(g), g)
+        assert updates.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("name", ["centered", "nesterov", "maximize", "eps_in_sqrt"])
+def test_flags_are_booleans(name):
+    with refused(TypeError, name, "True or False", "0.9"):
+        rmsprop(**{name: 0.9})
+
+
+@pytest.mark.parametrize("bad", ["int32", "complex64", bool, "no such dtype", None])
+def test_state_dtype_is_a_real_float(bad):
+    for make in (rmsprop, scale_by_rmsprop):
+        with refused(ValueError, "state_dtype", "real floating", repr(bad)):
+            make(state_dtype=bad)
+
+
+def test_bias_correction_needs_alpha_below_one():
+    rmsprop(alpha=1.0)
+    with refused(ValueError, "alpha", "less than 1", "bias_correction", "1.0"):
+        rmsprop(alpha=1.0, bias_correction=True)
+
+
+def test_decay_needs_params():
+    tx = rmsprop(weight_decay=0.1)
+    with refused(ValueError, "params", "weight decay", "update(gradients, state, par"):
+        tx.update(P, tx.init(P))
+
+
+def test_a_mask_is_like_the_parameters():
+    tx = rmsprop(weight_decay=0.1, weight_decay_mask={"head": True})
+    with refused(ValueError, "weight_decay_mask", "prefix", "head"):
+        tx.update(P, tx.init(P), P)
+
+
+def test_gradients_have_the_parameters_tree():
+    tx = rmsprop()
+    state = tx.init(P)
+    w, b = P["layer"]["w"], P["layer"]["b"]
+    with refused(ValueError, "gradients", "['layer']['b'] is missing", "init"):
+        tx.update({"layer": {"w": w}}, state)
+    with refused(ValueError, "gradients", "['layer']['c'] is unexpected"):
+        tx.update({"layer": {"w": w, "b": b, "c": b}}, state)
+    with refused(ValueError, "gradients", "['layer']['w'] is missing"):
+        tx.update({"layer": (w, b)}, state)
+    with refused(ValueError, "gradients", "OrderedDict"):
+        from collections import OrderedDict
+
+        tx.update({"layer": OrderedDict(w=w, b=b)}, state)
+
+
+@pytest.mark.parametrize(
+    ("gradient", "words"),
+    [
+        (jnp.ones((3, 2)), ["must have shape (2, 3)", "(3, 2)"]),
+        (jnp.ones((1, 3)), ["must have shape (2, 3)", "(1, 3)"]),
+        (jnp.ones((2, 3), jnp.complex64), ["must be real", "complex64"]),
+        (jnp.ones((2, 3), jnp.int32), ["must be real and floating-point", "int32"]),
+    ],
+)
+def test_gradients_have_the_parameters_shape_and_kind(gradient, words):
+    tx = rmsprop()
+    with refused(ValueError, "gradient", "['layer']['w']", *words):
+        tx.update({"layer": {"w": gradient, "b": jnp.ones(3)}}, tx.init(P))
+
+
+def test_a_real_gradient_of_a_complex_parameter():
+    tx = rmsprop()
+    with refused(ValueError, "gradient of leaf the root", "must be complex", "float32"):
+        tx.update(jnp.ones(2), tx.init(jnp.ones(2, jnp.complex64)))
+
+
+def test_a_float_gradient_of_an_integer_parameter():
+    tx = rmsprop()
+    state = tx.init({"steps": jnp.arange(3)})
+    with refused(ValueError, "['steps']", "float32", "integer", "optax.masked"):
+        tx.update({"steps": jnp.ones(3)}, state)
+
+
+def test_parameters_belong_to_the_gradients():
+    tx = rmsprop(weight_decay=0.1)
+    state = tx.init(P)
+    with refused(ValueError, "params", "['layer']['b'] is missing"):
+        tx.update(P, state, {"layer": {"w": P["layer"]["w"]}})
+    with refused(ValueError, "params", "['layer']['b']", "shape (3,)", "(1,)"):
+        tx.update(P, state, {"layer": {"w": P["layer"]["w"], "b": jnp.ones(1)}})
+
+
+def test_a_state_made_with_other_options():
+    plain = rmsprop().init(P)
+    with refused(ValueError, "state.mu, which momentum needs", "missing", "init"):
+        rmsprop(momentum=0.9).update(P, plain)
+    with refused(ValueError, "state.grad_mean, which centered needs", "missing"):
+        rmsprop(centered=True).update(P, plain)
+    broken = rmsprop(momentum=0.9).init(P)
+    broken.mu["layer"]["b"] = jnp.ones(1)
+    with refused(ValueError, "state.mu", "['layer']['b']", "(3,)", "(1,)"):
+        rmsprop(momentum=0.9).update(P, broken)

@@ -1,0 +1,102 @@
+"""The README, the docstrings and the project's papers say what is true."""
+
+import ast
+import doctest
+import importlib.metadata
+import pkgutil
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import rmsprop_jax
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+SOURCES = sorted((ROOT / "rmsprop_jax").rglob("*.py"))
+BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+MODULES = [
+    module.name
+    for module in pkgutil.walk_packages(rmsprop_jax.__path__, "rmsprop_jax.")
+]
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
+def test_readme_blocks_run(block, tmp_path):
+    """Each block stands alone, and prints what its comments say it prints."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", block],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    printed = [line.removeprefix("# ") for line in block.splitlines() if "# " in line]
+    shown = [line for line in printed if line in done.stdout.splitlines()]
+    if "print(" in block:
+        assert shown, f"nothing in the block says what it prints:\n{done.stdout}"
+
+
+def test_readme_has_the_two_commands():
+    assert 'pip install -e ".[examples]" && python examples/train_digits.py' in README
+    assert 'pip install -e ".[test]" && pytest' in README
+
+
+def test_readme_points_to_what_exists():
+    for path in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("module", ["rmsprop_jax", *MODULES])
+def test_docstring_examples(module):
+    result = doctest.testmod(
+        importlib.import_module(module), optionflags=doctest.NORMALIZE_WHITESPACE
+    )
+    assert result.failed == 0
+
+
+@pytest.mark.parametrize("name", rmsprop_jax.__all__)
+def test_public_functions_show_an_example(name):
+    public = getattr(rmsprop_jax, name)
+    if callable(public) and not isinstance(public, type):
+        assert ">>>" in (public.__doc__ or "")
+
+
+def test_versions_agree():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = re.search(
+        r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE
+    )
+    assert citation
+    assert citation[1] == project["version"]
+    assert importlib.metadata.version("rmsprop_jax") == project["version"]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+def test_only_public_names_and_declared_packages_are_imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            root, *rest = name.split(".")
+            declared = {
+                "jax",
+                "optax",
+                "numpy",
+                "rmsprop_jax",
+                *sys.stdlib_module_names,
+            }
+            assert root in declared, name
+            if root != "rmsprop_jax":
+                assert not any(part.startswith("_") for part in rest), name
+
+
+def test_the_package_is_typed():
+    assert (ROOT / "rmsprop_jax" / "py.typed").exists()

@@ -1,0 +1,61 @@
+"""RMSProp once more, slow and plain: NumPy, float64, one real leaf, textbook form.
+
+No recursion: the moments are weighted sums over all gradients so far, taken anew at
+every step. What the accumulators start from is one more sample, a gradient of 0 of
+weight α^t, which bias correction leaves out. So nothing here shares an idea with the
+code under test but the definition itself, and nothing cancels.
+"""
+
+import numpy as np
+
+
+def trajectory(
+    gradients,
+    start,
+    *,
+    learning_rate=lambda t: 0.01,
+    alpha=0.99,
+    eps=1e-8,
+    weight_decay=0.0,
+    momentum=0.0,
+    centered=False,
+    maximize=False,
+    nesterov=False,
+    eps_in_sqrt=False,
+    initial_scale=0.0,
+    bias_correction=False,
+    decoupled_weight_decay=False,
+    rate_in_momentum=False,
+):
+    """Yield (p, nu, mu, grad_mean) after every step, for one real leaf."""
+    p = np.array(start, np.float64)
+    b = np.zeros_like(p)
+    samples = [np.zeros_like(p)]
+    for t, g in enumerate(np.asarray(gradients, np.float64)):
+        rate = learning_rate(t)
+        if maximize:
+            g = -g
+        if weight_decay and not decoupled_weight_decay:
+            g = g + weight_decay * p
+        samples.append(g)
+        age = np.arange(t + 1, -1, -1)
+        weights = (1 - alpha) * alpha**age
+        weights[0] = 0.0 if bias_correction else alpha ** (t + 1)
+        weights = (weights / weights.sum())[:, None]
+        mean = (weights * samples).sum(axis=0)
+        about = mean if centered else 0.0
+        nu = (weights * (np.array(samples) - about) ** 2).sum(axis=0) + weights[
+            0
+        ] * initial_scale
+        divisor = np.sqrt(nu + eps) if eps_in_sqrt else np.sqrt(nu) + eps
+        x = g / divisor
+        if rate_in_momentum:
+            x = rate * x
+        b = momentum * b + x
+        out = momentum * b + x if nesterov else b
+        if not rate_in_momentum:
+            out = rate * out
+        if decoupled_weight_decay:
+            out = out + rate * weight_decay * p
+        p = p - out
+        yield p, nu, b, mean
