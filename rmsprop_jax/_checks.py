@@ -26,9 +26,8 @@ def options(rule: Rule) -> Rule:
     }
     for name in ("alpha", "eps", "weight_decay", "momentum", "initial_scale"):
         checked[name] = _number(name, getattr(rule, name))
-    rate = rule.learning_rate
-    if rate is not None and not callable(rate):
-        checked["learning_rate"] = _number("learning_rate", rate)
+    if not callable(rule.learning_rate):
+        checked["learning_rate"] = _number("learning_rate", rule.learning_rate)
     alpha = checked["alpha"]
     if rule.bias_correction and isinstance(alpha, float) and alpha >= 1:
         raise ValueError(
@@ -79,12 +78,23 @@ def _state_dtype(value: Any) -> Any:
         dtype = None if value is None else jnp.dtype(value)
     except TypeError:
         dtype = None
-    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+    if dtype == jnp.float16:
         raise ValueError(
-            "state_dtype must be a real floating-point dtype, such as 'float32', but "
-            f"it was {value!r}."
+            "state_dtype can't be 'float16': the second moment is a square, and of "
+            "squares float16 holds only those of gradients between 2e-4 and 256. "
+            "'bfloat16' has as many bits, and the range of float32."
         )
-    return jax.dtypes.canonicalize_dtype(dtype)
+    if dtype not in (jnp.float32, jnp.float64, jnp.bfloat16):
+        raise ValueError(
+            "state_dtype must be 'float32', 'float64' or 'bfloat16', but it was "
+            f"{value!r}."
+        )
+    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+        raise ValueError(
+            "state_dtype can't be 'float64' while JAX has no float64: set "
+            "jax_enable_x64, or leave it at 'float32'."
+        )
+    return dtype
 
 
 def _flag(name: str, value: Any) -> bool:
@@ -94,6 +104,15 @@ def _flag(name: str, value: Any) -> bool:
             "state is made, so it can't be an array."
         )
     return bool(value)
+
+
+def params_given(what: str, params: Any) -> None:
+    """Raises where `update` was called without the parameters, which `what` needs."""
+    if params is None:
+        raise ValueError(
+            f"params must be given, as {what} needs them, but it was None: call "
+            "update(gradients, state, params)."
+        )
 
 
 def is_none(x: Any) -> bool:
@@ -123,11 +142,7 @@ def matched(rule: Rule, updates: Any, state: RMSPropState, params: Any) -> Any:
     if rule.centered:
         means = leaves("state.grad_mean, which centered needs,", state.grad_mean)
     if rule.decays:
-        if params is None:
-            raise ValueError(
-                "params must be given where there is weight decay, but it was None: "
-                "call update(gradients, state, params)."
-            )
+        params_given("weight decay", params)
         ps = leaves("The tree of params", params)
         decays = leaves("weight_decay_mask", _mask(rule.weight_decay_mask, params))
     elif jax.tree.structure(params, is_leaf=is_none) == structure:

@@ -76,7 +76,9 @@ def rmsprop(
         weight_decay_mask: Which leaves decay: a tree of booleans like the parameters,
             or a prefix of it, or a function from the parameters to one. All by default.
         state_dtype: The dtype of ``nu``, ``mu`` and ``grad_mean``, whatever that of
-            the parameters; float64 parameters keep float64, complex ones complex.
+            the parameters: ``"float32"``, ``"float64"``, or ``"bfloat16"``, rounded
+            stochastically (see `rmsprop_jax.precision`). float64 parameters keep
+            float64, and complex ones complex64 or complex128.
 
     Returns:
         A gradient transformation, with an `RMSPropState` whose trees are like the
@@ -85,8 +87,8 @@ def rmsprop(
 
     Raises:
         ValueError: On a number that is negative, infinite or NaN, an array that is not
-            a scalar, or a state dtype that is not a real float; from ``update`` where
-            gradients, parameters, mask and state do not belong together.
+            a scalar, or another state dtype; from ``update`` where gradients,
+            parameters, mask and state do not belong together.
         TypeError: On an argument of the wrong kind.
 
     Example:
@@ -109,11 +111,6 @@ def rmsprop(
         Graves, *Generating Sequences With Recurrent Neural Networks*,
         arXiv:1308.0850, 2013, equations 38-45 (centered).
     """
-    if learning_rate is None:
-        raise TypeError(
-            "learning_rate must be a number, a scalar array or a schedule, but it was "
-            "None. For the direction without a rate there is scale_by_rmsprop."
-        )
     return transformation(Rule(**locals()))
 
 
@@ -149,4 +146,4 @@ def scale_by_rmsprop(
         >>> updates["w"]  # g / √((1 − α)·g²) = ±1/0.5
         Array([ 2., -2.], dtype=float32)
     """
-    return transformation(Rule(**locals()))
+    return transformation(Rule(**locals(), has_rate=False))

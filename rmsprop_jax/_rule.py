@@ -36,6 +36,7 @@ import optax
 from jax import lax
 
 from rmsprop_jax import _checks
+from rmsprop_jax.precision import narrowed
 
 
 class RMSPropState(NamedTuple):
@@ -62,7 +63,7 @@ class RMSPropState(NamedTuple):
 class Rule(NamedTuple):
     """A rule's options; `rmsprop` says what each means."""
 
-    learning_rate: Any = None  # None: hand out the direction, not scaled or negated
+    learning_rate: Any = 0.01
     alpha: Any = 0.99
     eps: Any = 1e-8
     weight_decay: Any = 0.0
@@ -76,6 +77,7 @@ class Rule(NamedTuple):
     decoupled_weight_decay: bool = False
     weight_decay_mask: Any = None
     rate_in_momentum: bool = False
+    has_rate: bool = True  # or else hand out the direction, neither scaled nor negated
     state_dtype: Any = "float32"
 
     @property
@@ -93,7 +95,8 @@ class Step(NamedTuple):
     alpha: Any  # α, or α_t with bias correction
     weight: Any  # 1 − α
     ratio: Any  # (1 − α)/α, and 0 where α is 0
-    rate: Any  # η, or None
+    rate: Any  # η
+    count: Any  # the steps before this one
 
 
 def _known_zero(number: Any) -> bool:
@@ -129,7 +132,7 @@ def _step(rule: Rule, count: jax.Array) -> Step:
     rate = rule.learning_rate
     if callable(rate):
         rate = _checks.rate_of_schedule(rate(count))
-    return Step(alpha, weight, ratio, rate)
+    return Step(alpha, weight, ratio, rate, count)
 
 
 def _root(z: jax.Array) -> jax.Array:
@@ -159,10 +162,11 @@ def _arithmetic_dtype(*leaves: Any) -> Any:
     return jnp.float64 if wide else jnp.float32
 
 
-def _update_leaf(rule: Rule, step: Step, g, p, nu, mu, m):
+def _update_leaf(rule: Rule, step: Step, place: int, g, p, nu, mu, m):
     """One leaf: its update in the gradient's dtype, and the new nu, mu and m.
 
-    p is there where the leaf decays, mu and m where the rule has them.
+    p is there where the leaf decays, mu and m where the rule has them. The place is
+    the leaf's in the tree.
     """
     if g is None or nu is None:  # no news of it, or nothing to optimize
         return _no_update(g, p), nu, mu, m
@@ -174,17 +178,21 @@ def _update_leaf(rule: Rule, step: Step, g, p, nu, mu, m):
     def number(x):
         return x if isinstance(x, float) else jnp.asarray(x, wide)
 
-    def compute(formula, like, *leaves):
-        """The formula in the arithmetic's dtype, of each real part, narrowed."""
+    def compute(formula, *leaves):
+        """The formula in the arithmetic's dtype, of each real part."""
 
         def of(part):
             return formula(
                 *(x if x is None else jnp.asarray(part(x), wide) for x in leaves)
             )
 
-        if jnp.iscomplexobj(like):
-            return lax.complex(of(jnp.real), of(jnp.imag)).astype(like.dtype)
-        return of(lambda x: x).astype(like.dtype)
+        if jnp.iscomplexobj(g):
+            return lax.complex(of(jnp.real), of(jnp.imag))
+        return of(lambda x: x)
+
+    def kept(slot, old, formula, *leaves):
+        """What the formula makes of them, as the new value of a leaf of the state."""
+        return narrowed(compute(formula, *leaves), old.dtype, step.count, place, slot)
 
     alpha, weight, ratio = number(step.alpha), number(step.weight), number(step.ratio)
     eps, decay, momentum = map(number, (rule.eps, rule.weight_decay, rule.momentum))
@@ -219,7 +227,7 @@ def _update_leaf(rule: Rule, step: Step, g, p, nu, mu, m):
             out = momentum * mu + normalized(g, p, nu)
         else:
             out = mu
-        if step.rate is None:
+        if not rule.has_rate:
             return out
         if not rule.rate_in_momentum:
             out = number(step.rate) * out
@@ -228,16 +236,16 @@ def _update_leaf(rule: Rule, step: Step, g, p, nu, mu, m):
         return -out
 
     if rule.centered:
-        m = compute(mean, m, g, p, m)
+        m = kept(0, m, mean, g, p, m)
         g, p, m = _stored(g, p, m)
-        nu = compute(variance, nu, g, p, nu, m)
+        nu = kept(1, nu, variance, g, p, nu, m)
     else:
-        nu = compute(second_moment, nu, g, p, nu)
+        nu = kept(1, nu, second_moment, g, p, nu)
     g, p, nu = _stored(g, p, nu)
     if rule.has_momentum:
-        mu = compute(buffer, mu, g, p, nu, mu)
+        mu = kept(2, mu, buffer, g, p, nu, mu)
         g, p, nu, mu = _stored(g, p, nu, mu)
-    return compute(output, g, g, p, nu, mu), nu, mu, m
+    return compute(output, g, p, nu, mu).astype(g.dtype), nu, mu, m
 
 
 def _no_update(g: Any, p: Any) -> Any:
@@ -285,7 +293,7 @@ def transformation(rule: Rule) -> optax.GradientTransformationExtraArgs:
         del extra_args  # unused here, and allowed, for others in a chain
         leaves, structure = _checks.matched(rule, updates, state, params)
         step = _step(rule, state.count)
-        results = [_update_leaf(rule, step, *leaf) for leaf in leaves]
+        results = [_update_leaf(rule, step, i, *leaf) for i, leaf in enumerate(leaves)]
         out, nu, mu, m = (
             structure.unflatten(column)
             for column in (zip(*results, strict=True) if results else [()] * 4)

@@ -1,13 +1,18 @@
 """Bad input is refused in a sentence that says what, where, and what to do."""
 
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rmsprop_jax import rmsprop, scale_by_rmsprop
+import rmsprop_jax
+from rmsprop_jax import scale_by_rmsprop
+
+# optax types states as any trees of arrays; here they are what they are.
+rmsprop: Any = rmsprop_jax.rmsprop
 
 NUMBERS = ["learning_rate", "alpha", "eps", "weight_decay", "momentum", "initial_scale"]
 P = {"layer": {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}}
@@ -69,8 +74,15 @@ def test_flags_are_booleans(name):
 @pytest.mark.parametrize("bad", ["int32", "complex64", bool, "no such dtype", None])
 def test_state_dtype_is_a_real_float(bad):
     for make in (rmsprop, scale_by_rmsprop):
-        with refused(ValueError, "state_dtype", "real floating", repr(bad)):
+        with refused(ValueError, "state_dtype", "must be 'float32'", repr(bad)):
             make(state_dtype=bad)
+
+
+def test_state_dtypes_that_would_lose_the_run():
+    with refused(ValueError, "'float16'", "square", "'bfloat16'"):
+        rmsprop(state_dtype="float16")
+    with refused(ValueError, "'float64'", "jax_enable_x64"):
+        rmsprop(state_dtype="float64")
 
 
 def test_bias_correction_needs_alpha_below_one():
@@ -81,7 +93,7 @@ def test_bias_correction_needs_alpha_below_one():
 
 def test_decay_needs_params():
     tx = rmsprop(weight_decay=0.1)
-    with refused(ValueError, "params", "weight decay", "update(gradients, state, par"):
+    with refused(ValueError, "params", "weight decay", "update(gradients, state, p"):
         tx.update(P, tx.init(P))
 
 

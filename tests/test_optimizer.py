@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from typing import Any
 
 import chex
 import jax
@@ -11,7 +12,12 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from rmsprop_jax import RMSPropState, rmsprop, scale_by_rmsprop
+import rmsprop_jax
+from rmsprop_jax import RMSPropState, scale_by_rmsprop
+
+# optax types states as any trees of arrays; here they are what they are.
+rmsprop: Any = rmsprop_jax.rmsprop
+apply_updates: Any = optax.apply_updates
 
 PLAIN = {}
 ALL_STATE = {"momentum": 0.9, "centered": True}
@@ -47,17 +53,16 @@ def test_converges(loss, options):
     if loss == "parabola":
         start, target = jnp.array([-1.0, 10.0, 1.0]), jnp.array([1.0, -1.0, 1.0])
 
-        def value(p):
-            return jnp.sum((p - target) ** 2)
-
         steps, rate = 3000, 0.02
     else:
         start, target = jnp.array([-1.0, 1.5]), jnp.ones(2)
 
-        def value(p):
-            return (1 - p[0]) ** 2 + 100 * (p[1] - p[0] ** 2) ** 2
-
         steps, rate = 20000, 1e-3
+
+    def value(p):
+        if loss == "parabola":
+            return jnp.sum((p - target) ** 2)
+        return (1 - p[0]) ** 2 + 100 * (p[1] - p[0] ** 2) ** 2
 
     def schedule(count):
         return rate * (1 - count.astype(jnp.float32) / steps)
@@ -67,7 +72,7 @@ def test_converges(loss, options):
     def step(carry, _):
         p, state = carry
         updates, state = tx.update(jax.grad(value)(p), state, p)
-        return (optax.apply_updates(p, updates), state), None
+        return (apply_updates(p, updates), state), None
 
     (p, _), _ = jax.jit(
         lambda: jax.lax.scan(step, (start, tx.init(start)), length=steps)
@@ -84,7 +89,7 @@ def test_compiles_once(options):
     @chex.assert_max_traces(n=1)
     def step(p, state):
         updates, state = tx.update(p, state, p)
-        return optax.apply_updates(p, updates), state
+        return apply_updates(p, updates), state
 
     state = tx.init(p)
     for _ in range(3):
@@ -114,7 +119,7 @@ def test_numbers_may_be_injected_traced_or_python(options):
         q, state = p, tx.init(p)
         for _ in range(3):
             updates, state = tx.update(p, state, q)
-            q = optax.apply_updates(q, updates)
+            q = apply_updates(q, updates)
         return q
 
     expected = three_steps(rmsprop, **numbers)
@@ -128,7 +133,7 @@ def test_numbers_may_be_injected_traced_or_python(options):
 def test_injected_numbers_can_be_changed():
     p = tree()
     tx = optax.inject_hyperparams(rmsprop)(learning_rate=0.1, momentum=0.9)
-    state = tx.init(p)
+    state: Any = tx.init(p)
     assert optax.tree.get(state, "nu")["a"].shape == (3,)
     state.hyperparams["learning_rate"] = jnp.asarray(0.0)
     updates, _ = jax.jit(tx.update)(p, state, p)
@@ -170,10 +175,11 @@ def test_dtypes_never_drift(parameter, gradient, decay):
     jax.lax.scan(step, state, length=3)
     # These two compute across dtypes themselves, which strict promotion forbids.
     with jax.numpy_dtype_promotion("standard"):
-        for wrapped in (
+        wrappers: list[Any] = [
             optax.MultiSteps(tx, 2),
             optax.inject_hyperparams(rmsprop)(0.1, weight_decay=decay),
-        ):
+        ]
+        for wrapped in wrappers:
             jax.lax.scan(
                 lambda s, _, tx=wrapped: (tx.update(g, s, p)[1], None),
                 wrapped.init(p),
@@ -246,7 +252,8 @@ def test_state_has_the_parameters_sharding_with_and_without_jit(options):
     mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Explicit,))
     p = jax.device_put(jnp.arange(16.0), NamedSharding(mesh, PartitionSpec("x")))
     tx = rmsprop(**options)
-    use_mesh = jax.set_mesh if hasattr(jax, "set_mesh") else jax.sharding.use_mesh
+    # jax.set_mesh came after the lowest version allowed.
+    use_mesh = getattr(jax, "set_mesh", None) or getattr(jax.sharding, "use_mesh")  # noqa: B009
     with use_mesh(mesh):
         eager, compiled = tx.init(p), jax.jit(tx.init)(p)
         assert jax.tree.map(jax.typeof, eager) == jax.tree.map(jax.typeof, compiled)
@@ -266,7 +273,7 @@ def test_absent_leaves():
     updates, kept = tx.update(p | {"a": None}, after, p)
     assert updates["a"] is None
     chex.assert_trees_all_equal(kept._replace(count=after.count), after)
-    masked = optax.masked(rmsprop(0.1, **ALL_STATE), {"a": True, "z": False})
+    masked: Any = optax.masked(rmsprop(0.1, **ALL_STATE), {"a": True, "z": False})
     q = {"a": jnp.ones(2), "z": jnp.ones(3)}
     updates, _ = masked.update(q, masked.init(q), q)
     chex.assert_trees_all_equal(updates["z"], q["z"])
@@ -290,7 +297,7 @@ def test_integers_get_a_zero_update_and_no_state(decay):
     g = jax.grad(loss, allow_int=True)(p)
     assert g["steps"].dtype == jax.dtypes.float0
     updates, state = tx.update(g, state, p)
-    after = optax.apply_updates(p, updates)
+    after: Any = apply_updates(p, updates)
     chex.assert_trees_all_equal(after["steps"], p["steps"])
     chex.assert_trees_all_equal_shapes_and_dtypes(p, after)
     zeros = {"w": p["w"], "steps": jnp.zeros(3, jnp.int32), "on": jnp.zeros([], bool)}
@@ -308,7 +315,7 @@ def test_vmap_over_models_and_numbers(options):
         state = tx.init(p)
         for _ in range(2):
             updates, state = tx.update(p, state, p)
-            p = optax.apply_updates(p, updates)
+            p = apply_updates(p, updates)
         return p, state
 
     together = jax.jit(jax.vmap(one))(rates, alphas, starts)
@@ -331,7 +338,7 @@ def test_meta_gradients_are_finite_at_zero(centered, inside):
         for _ in range(3):
             g = p * jnp.array([0.0, 1.0, 1.0])
             updates, state = tx.update(g, state, p)
-            p = optax.apply_updates(p, updates)
+            p = apply_updates(p, updates)
         return jnp.sum(p**2)
 
     numbers = (0.1, 0.9, 1e-8, 0.9, 0.0)

@@ -1,6 +1,7 @@
 """The rule against its float64 twin, and what float32 must not do to it."""
 
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -128,7 +129,7 @@ def test_constant_gradients_stay_finite(momentum, centered):
     @jax.jit
     def last(rule_numbers):
         def one(alpha, inside, corrected):
-            tx = transformation(
+            tx: Any = transformation(
                 Rule(
                     1e-3,
                     alpha,

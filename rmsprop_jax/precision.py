@@ -1,0 +1,248 @@
+"""State and parameters in fewer bits, without losing the run.
+
+Rounded to the nearest bfloat16, an average that moves by less than half a unit in its
+last place a step does not move at all: with α = 0.999 the second moment never comes
+down again. Rounded up or down at random, with the probabilities that make the mean
+right, it moves as it should on average.
+
+The random bits are a hash of the element's place in its leaf, the step, the leaf's
+place in the tree and what is rounded. So there is no key to carry, the same run has
+the same bits, and so it has them however the leaf is sharded. What lies outside the
+program's view of a leaf they can't depend on: under ``vmap``, ``pmap`` and
+``shard_map`` each part of the leaf has the same bits.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from rmsprop_jax import _checks
+
+
+def narrowed(x: jax.Array, dtype: Any, *place: Any) -> jax.Array:
+    """`x` in another dtype; if that is bfloat16 rounded stochastically.
+
+    Args:
+        x: A real array, float32 or wider.
+        dtype: A real floating-point dtype.
+        *place: Integers, Python's or int32 scalars, that tell this rounding from
+            others: the step, the leaf, what of it is rounded.
+
+    Returns:
+        An array of the same shape. bfloat16 values, infinities and NaN stay what they
+        are; a finite value stays finite. Derivatives pass as if there was no rounding.
+    """
+    if dtype != jnp.bfloat16:
+        return x.astype(dtype)
+    return _to_bfloat16(x.astype(jnp.float32), _bits(x.shape, place))
+
+
+@jax.custom_jvp
+def _to_bfloat16(x: jax.Array, bits: jax.Array) -> jax.Array:
+    # bfloat16 is the upper half of a float32. Adding as much to the lower half, in the
+    # integers, carries into the upper one as often as the lower half is large.
+    raised = lax.bitcast_convert_type(x, jnp.uint32) + (bits >> 16)
+    upper = lax.bitcast_convert_type(raised & jnp.uint32(0xFFFF0000), jnp.float32)
+    # A carry may have made it infinite; no arithmetic, which may flush subnormals.
+    largest = float(jnp.finfo(jnp.bfloat16).max)
+    upper = jnp.where(jnp.isinf(upper), jnp.where(x < 0, -largest, largest), upper)
+    return jnp.where(jnp.isfinite(x), upper, x).astype(jnp.bfloat16)
+
+
+@_to_bfloat16.defjvp
+def _to_bfloat16_jvp(primals, tangents):
+    return _to_bfloat16(*primals), tangents[0].astype(jnp.bfloat16)
+
+
+def _bits(shape: tuple[int, ...], place: tuple[Any, ...]) -> jax.Array:
+    """32 random bits for each element, the same for the same place."""
+    salt = jnp.uint32(0)
+    for part in place:
+        salt = _mixed(salt + jnp.asarray(part).astype(jnp.uint32))
+    strides = [
+        functools.reduce(operator.mul, shape[axis + 1 :], 1) % 2**32
+        for axis in range(len(shape))
+    ]
+    index = jnp.zeros(shape, jnp.uint32)
+    for axis, stride in enumerate(strides):
+        index += lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)
+    return _mixed(index ^ salt)
+
+
+def _mixed(x: jax.Array) -> jax.Array:
+    """A hash of 32 bits to 32 bits, in which each depends on all.
+
+    The multipliers are the "lowbias32" of Ellis and Wellons' hash prospector (2018).
+    """
+    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+    return x ^ (x >> 16)
+
+
+def _lands_on(target: jax.Array, p: jax.Array) -> jax.Array:
+    """The update, in float32, with which optax.apply_updates makes p the target."""
+    return target.astype(jnp.float32) - p.astype(jnp.float32)
+
+
+class StochasticRoundingState(NamedTuple):
+    """The state of `stochastic_rounding`: the number of updates, an int32 scalar."""
+
+    count: Any
+
+
+def stochastic_rounding() -> optax.GradientTransformationExtraArgs:
+    """For the end of a chain: bfloat16 parameters are rounded stochastically.
+
+    Where an update is small beside its parameter, p + u rounded to the nearest
+    bfloat16 is p again, and training stands still. The updates that this makes take
+    ``optax.apply_updates`` (and so Flax's ``TrainState`` and ``nnx.Optimizer``)
+    exactly to p + u rounded up or down at random, with a mean of p + u. They are
+    float32; those of parameters that are not bfloat16 pass as they are.
+
+    Returns:
+        A gradient transformation with a `StochasticRoundingState`; ``update`` needs
+        ``params``.
+
+    Raises:
+        ValueError: From ``update``, where params are missing, or a parameter is in
+            another dtype of 16 bits or fewer.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> from rmsprop_jax import rmsprop
+        >>> from rmsprop_jax.precision import stochastic_rounding
+        >>> tx = optax.chain(rmsprop(1e-4), stochastic_rounding())
+        >>> params = jnp.ones(10_000, jnp.bfloat16)  # the next one is 1.0078125
+        >>> updates, _ = tx.update(-params, tx.init(params), params)
+        >>> mean = optax.apply_updates(params, updates).astype(jnp.float32).mean()
+        >>> print(f"{mean:.4f}")  # 1 + 1e-4·g/√(0.01·g²)
+        1.0010
+    """
+
+    def init(params):
+        del params  # there is nothing to keep of them
+        return StochasticRoundingState(jnp.zeros([], jnp.int32))
+
+    def update(updates, state, params=None, **extra_args):
+        del extra_args  # unused here, and allowed, for others in a chain
+        _checks.params_given("stochastic_rounding", params)
+        places = iter(range(len(jax.tree.leaves(updates, is_leaf=_checks.is_none))))
+
+        def rounded(path, u, p):
+            place = next(places)
+            if u is None or not _is_narrow(path, p):
+                return u
+            exact = p.astype(jnp.float32) + u.astype(jnp.float32)
+            return _lands_on(narrowed(exact, p.dtype, state.count, place), p)
+
+        updates = jax.tree_util.tree_map_with_path(
+            rounded, updates, params, is_leaf=_checks.is_none
+        )
+        count = jnp.asarray(optax.safe_increment(state.count))
+        return updates, StochasticRoundingState(count)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+class MasterWeightsState(NamedTuple):
+    """The state of `master_weights`.
+
+    Attributes:
+        masters: A tree like the parameters: float32 copies of those of 16 bits or
+            fewer, and None for the others, which are their own masters.
+        inner: The state of the inner transformation.
+    """
+
+    masters: Any
+    inner: Any
+
+
+def master_weights(
+    tx: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    """Trains float32 copies of narrow parameters, which show their rounding.
+
+    The inner transformation sees the masters as its parameters (so decay acts on them)
+    and float32 gradients. The updates take ``optax.apply_updates`` exactly to the
+    masters rounded to the nearest value of the parameter's dtype.
+
+    Args:
+        tx: The whole optimizer.
+
+    Returns:
+        A gradient transformation with a `MasterWeightsState`; ``update`` needs
+        ``params``. Updates of parameters of 16 bits or fewer are float32.
+
+    Raises:
+        ValueError: From ``update``, where params are missing.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> from rmsprop_jax import rmsprop
+        >>> from rmsprop_jax.precision import master_weights
+        >>> tx = master_weights(rmsprop(1e-4))
+        >>> params = jnp.ones(1, jnp.bfloat16)
+        >>> state = tx.init(params)
+        >>> for _ in range(10):
+        ...     updates, state = tx.update(-params, state, params)
+        ...     params = optax.apply_updates(params, updates)
+        >>> print(f"{params[0]:.4f} {state.masters[0]:.3f}")
+        1.0078 1.005
+    """
+    tx = optax.with_extra_args_support(tx)
+
+    def is_narrow(p):
+        if p is None or not jnp.issubdtype(p.dtype, jnp.inexact):
+            return False
+        return jnp.finfo(p.dtype).bits < 32
+
+    def wide(x, p):
+        return x if x is None or not is_narrow(p) else x.astype(jnp.float32)
+
+    def tree_map(function, *trees):
+        return jax.tree.map(function, *trees, is_leaf=_checks.is_none)
+
+    def init(params):
+        masters = tree_map(
+            lambda p: jnp.asarray(p, jnp.float32) if is_narrow(p) else None, params
+        )
+        full = tree_map(lambda m, p: p if m is None else m, masters, params)
+        return MasterWeightsState(masters, tx.init(full))
+
+    def update(updates, state, params=None, **extra_args):
+        _checks.params_given("master_weights", params)
+        full = tree_map(lambda m, p: p if m is None else m, state.masters, params)
+        updates = tree_map(wide, updates, params)
+        updates, inner = tx.update(updates, state.inner, full, **extra_args)
+
+        def trained(u, m):
+            return m if m is None or u is None else m + u
+
+        def landing(u, m, p):
+            return u if m is None or u is None else _lands_on(m.astype(p.dtype), p)
+
+        masters = tree_map(trained, updates, state.masters)
+        updates = tree_map(landing, updates, masters, params)
+        return updates, MasterWeightsState(masters, inner)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _is_narrow(path: Any, p: Any) -> bool:
+    """Whether stochastic_rounding rounds a parameter; raises if it should but can't."""
+    if p is None or not jnp.issubdtype(p.dtype, jnp.inexact):
+        return False
+    if jnp.finfo(p.dtype).bits < 32 and p.dtype != jnp.bfloat16:
+        raise ValueError(
+            "stochastic_rounding is for bfloat16 parameters, but leaf "
+            f"{jax.tree_util.keystr(path) or 'the root'} was {p.dtype}. Keep it in "
+            "bfloat16, or wrap the optimizer in master_weights instead."
+        )
+    return p.dtype == jnp.bfloat16
