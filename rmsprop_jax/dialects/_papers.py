@@ -1,0 +1,277 @@
+"""RMSProp as papers and reference systems used it, with their numbers as defaults.
+
+Each function is a framework's rule under that system's settings; each docstring says
+where every number comes from, and says "unverified" where we could not read the source.
+"""
+
+# Their arguments, in their order:
+# ruff: noqa: FBT001, FBT002
+
+from __future__ import annotations
+
+from typing import Any
+
+from optax import GradientTransformationExtraArgs
+
+from rmsprop_jax._rule import Rule, transformation
+from rmsprop_jax.dialects._tensorflow_order import tensorflow
+from rmsprop_jax.dialects._torch_order import torch
+
+
+def hinton(learning_rate: Any, decay: Any = 0.9) -> GradientTransformationExtraArgs:
+    """Lecture 6e, slide 29: the gradient over the root of its mean square, no ε.
+
+    MeanSquare(w, t) = 0.9·MeanSquare(w, t−1) + 0.1·(∂E/∂w)². The slide gives no rate,
+    no ε, no momentum and no beginning of the mean square; here it begins at 0, and
+    where the gradient is 0 the step is 0.
+
+    Args:
+        learning_rate: The rate, or a schedule.
+        decay: How much of the mean square a step keeps.
+
+    Returns:
+        A gradient transformation with an `RMSPropState`.
+
+    References:
+        Tieleman and Hinton, *Lecture 6.5: RMSProp*, Neural Networks for Machine
+        Learning, Coursera, 2012; unverified: quoted by others, the slide was not read.
+    """
+    return transformation(Rule(learning_rate=learning_rate, alpha=decay, eps=0.0))
+
+
+def graves(
+    lr: Any = 1e-4, alpha: Any = 0.95, momentum: Any = 0.9, eps: Any = 1e-4
+) -> GradientTransformationExtraArgs:
+    """Graves 2013, equations 38 to 45: centered, with momentum.
+
+    n = 0.95·n + 0.05·g²; m = 0.95·m + 0.05·g; Δ = 0.9·Δ − 1e-4·g/√(n − m² + 1e-4);
+    w = w + Δ. The arguments are those of ``chainer.optimizers.RMSpropGraves``, which
+    has the same numbers.
+
+    Args:
+        lr: The rate, or a schedule (ℶ_l in the paper).
+        alpha: How much of the moments a step keeps (ℵ).
+        momentum: How much of the momentum buffer, which holds the rate, a step keeps
+            (ℶ_m).
+        eps: Added to the variance, inside the root.
+
+    Returns:
+        A gradient transformation with an `RMSPropState`.
+
+    References:
+        Graves, *Generating Sequences With Recurrent Neural Networks*, arXiv:1308.0850,
+        2013; unverified: the equations and numbers are those of Chainer's
+        ``rmsprop_graves.py`` at a8e15cb, which cites it and which we compared with.
+    """
+    return transformation(
+        Rule(
+            learning_rate=lr,
+            alpha=alpha,
+            eps=eps,
+            momentum=momentum,
+            centered=True,
+            eps_in_sqrt=True,
+            rate_in_momentum=True,
+        )
+    )
+
+
+def nature_dqn(
+    learning_rate: Any = 0.00025,
+    squared_gradient_momentum: Any = 0.95,
+    min_squared_gradient: Any = 0.01,
+) -> GradientTransformationExtraArgs:
+    """DQN of Mnih et al. 2015: centered, from 0, ε of 0.01 inside the root.
+
+    Its "gradient momentum" of 0.95 is the decay of the gradient's mean, not a momentum
+    of the step: the code multiplies its buffer by 0. Here the one number is the decay
+    of both moments. The clip of the error to ±1 belongs to the loss
+    (``optax.huber_loss``).
+
+    Args:
+        learning_rate: The rate, or a schedule.
+        squared_gradient_momentum: How much of both moments a step keeps.
+        min_squared_gradient: Added to the variance, inside the root.
+
+    Returns:
+        A gradient transformation with an `RMSPropState`.
+
+    References:
+        Mnih et al., *Human-level control through deep reinforcement learning*, Nature
+        518, 2015, Extended Data Table 1; unverified: 0.95, 0.01 and their places were
+        read in copies of the released ``NeuralQLearner.lua``, the rate is from memory.
+    """
+    return transformation(
+        Rule(
+            learning_rate=learning_rate,
+            alpha=squared_gradient_momentum,
+            eps=min_squared_gradient,
+            centered=True,
+            eps_in_sqrt=True,
+        )
+    )
+
+
+def dopamine(
+    learning_rate: Any = 0.00025,
+    decay: Any = 0.95,
+    momentum: Any = 0.0,
+    epsilon: Any = 0.00001,
+    centered: bool = True,
+) -> GradientTransformationExtraArgs:
+    """Dopamine's DQN: TensorFlow's centered rule. It begins at 1; ε is 1e-5, inside.
+
+    Not that of the paper it follows (`nature_dqn`): there ε is 1000 times as large.
+
+    Args:
+        learning_rate: The rate, or a schedule.
+        decay: How much of the moments a step keeps.
+        momentum: How much of the momentum buffer, which holds the rate, a step keeps.
+        epsilon: Added to the variance, inside the root.
+        centered: Whether to divide by the gradient's deviation from its mean.
+
+    Returns:
+        A gradient transformation with an `RMSPropState`.
+
+    References:
+        Dopamine, ``dopamine/agents/dqn/configs/dqn_nature.gin`` at 31799e9, and the
+        default of ``dqn_agent.py``; read.
+    """
+    return tensorflow(learning_rate, decay, momentum, epsilon, centered=centered)
+
+
+def impala(
+    learning_rate: Any = 0.00048,
+    decay: Any = 0.99,
+    momentum: Any = 0.0,
+    epsilon: Any = 0.1,
+) -> GradientTransformationExtraArgs:
+    """IMPALA, DeepMind's scalable_agent: TensorFlow's rule, ε of 0.1 inside the root.
+
+    There the rate falls linearly to 0: pass ``optax.linear_schedule(0.00048, 0.0,
+    updates)``. The port to torch is `torchbeast`, another rule.
+
+    Args:
+        learning_rate: The rate, or a schedule.
+        decay: How much of the second moment a step keeps.
+        momentum: How much of the momentum buffer, which holds the rate, a step keeps.
+        epsilon: Added to the second moment, inside the root.
+
+    Returns:
+        A gradient transformation with an `RMSPropState`.
+
+    References:
+        google-deepmind/scalable_agent, flags of ``experiment.py`` at 103308a; read.
+        Espeholt et al., *IMPALA*, arXiv:1802.01561, 2018.
+    """
+    return tensorflow(learning_rate, decay, momentum, epsilon)
+
+
+def torchbeast(
+    learning_rate: Any = 0.00048,
+    alpha: Any = 0.99,
+    momentum: Any = 0.0,
+    epsilon: Any = 0.01,
+) -> GradientTransformationExtraArgs:
+    """TorchBeast's IMPALA: torch's rule, ε of 0.01 outside the root.
+
+    There the rate falls linearly to 0, and the gradient is clipped:
+    ``optax.chain(optax.clip_by_global_norm(40.0), dialects.torchbeast(
+    optax.linear_schedule(0.00048, 0.0, updates)))``.
+
+    Args:
+        learning_rate: The rate, or a schedule.
+        alpha: How much of the second moment a step keeps.
+        momentum: How much of the momentum buffer a step keeps.
+        epsilon: Added to the root of the second moment.
+
+    Returns:
+        A gradient transformation with an `RMSPropState`.
+
+    References:
+        facebookresearch/torchbeast, flags of ``monobeast.py`` at 1c881b8; read.
+    """
+    return torch(learning_rate, alpha, epsilon, momentum=momentum)
+
+
+def a3c(
+    learning_rate: Any = 0.0007, decay: Any = 0.99, epsilon: Any = 0.1
+) -> GradientTransformationExtraArgs:
+    """A3C's shared RMSProp: from 0, ε of 0.1 inside the root, no momentum.
+
+    There the rate falls linearly to 0: pass ``optax.linear_schedule(0.0007, 0.0,
+    updates)``; the clip is ``optax.clip_by_global_norm(40.0)`` in front.
+
+    Args:
+        learning_rate: The rate, or a schedule.
+        decay: How much of the second moment a step keeps.
+        epsilon: Added to the second moment, inside the root.
+
+    Returns:
+        A gradient transformation with an `RMSPropState`.
+
+    References:
+        Mnih et al., *Asynchronous Methods for Deep Reinforcement Learning*,
+        arXiv:1602.01783, 2016; unverified: the numbers are those that the async-rl
+        project reports from its authors, the rest is from memory.
+    """
+    return transformation(
+        Rule(learning_rate=learning_rate, alpha=decay, eps=epsilon, eps_in_sqrt=True)
+    )
+
+
+def efficientnet(
+    learning_rate: Any,
+    decay: Any = 0.9,
+    epsilon: Any = 0.001,
+    momentum: Any = 0.9,
+) -> GradientTransformationExtraArgs:
+    """EfficientNet: TensorFlow's rule, momentum 0.9, ε of 0.001 inside the root.
+
+    There the rate is 0.016 per 256 images of a batch (unverified), rises for 5 epochs
+    and is then times 0.97 every 2.4 epochs. The decay of 1e-5 (unverified) is in the
+    loss: ``optax.chain(optax.add_decayed_weights(1e-5, mask),
+    dialects.efficientnet(rate))``.
+
+    Args:
+        learning_rate: The rate, or a schedule.
+        decay: How much of the second moment a step keeps.
+        epsilon: Added to the second moment, inside the root.
+        momentum: How much of the momentum buffer, which holds the rate, a step keeps.
+
+    Returns:
+        A gradient transformation with an `RMSPropState`.
+
+    References:
+        tensorflow/tpu, ``models/official/efficientnet/utils.py`` at 139e1f4,
+        ``build_optimizer`` and ``build_learning_rate``; read.
+        Tan and Le, *EfficientNet*, arXiv:1905.11946, 2019.
+    """
+    return tensorflow(learning_rate, decay, momentum, epsilon)
+
+
+def tf_slim(
+    learning_rate: Any = 0.01,
+    rmsprop_decay: Any = 0.9,
+    rmsprop_momentum: Any = 0.9,
+    opt_epsilon: Any = 1.0,
+) -> GradientTransformationExtraArgs:
+    """TF-Slim's trainer (Inception, MobileNet): TensorFlow's rule, ε of 1 inside.
+
+    There the rate is times 0.94 every 2 epochs, and the decay of 4e-5 is in the loss:
+    ``optax.chain(optax.add_decayed_weights(4e-5), dialects.tf_slim(rate))``.
+
+    Args:
+        learning_rate: The rate, or a schedule.
+        rmsprop_decay: How much of the second moment a step keeps.
+        rmsprop_momentum: How much of the momentum buffer, which holds the rate, a step
+            keeps.
+        opt_epsilon: Added to the second moment, inside the root.
+
+    Returns:
+        A gradient transformation with an `RMSPropState`.
+
+    References:
+        tensorflow/models, flags of ``slim/train_image_classifier.py`` at 07ed366; read.
+    """
+    return tensorflow(learning_rate, rmsprop_decay, rmsprop_momentum, opt_epsilon)

@@ -1,0 +1,151 @@
+"""The two tables of the README, generated from the dialects themselves.
+
+    python tests/tables.py
+
+writes them into README.md, between the lines that `MARKERS` gives.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import trajectories
+
+from rmsprop_jax import dialects
+
+README = Path(__file__).parent.parent / "README.md"
+
+# What is theirs; the rest of a row is read from ours.
+FRAMEWORKS = {
+    "torch": "`torch.optim.RMSprop`",
+    "keras": "`keras.optimizers.RMSprop` (Keras 3, tf.keras from 2.11)",
+    "keras_legacy": "`tf.keras.optimizers.legacy.RMSprop` (tf.keras to 2.10)",
+    "tensorflow": "`tf.compat.v1.train.RMSPropOptimizer`",
+    "timm": "`timm.optim.RMSpropTF`",
+    "stable_baselines3": "Stable-Baselines3 `RMSpropTFLike`",
+    "optax": "`optax.rmsprop`",
+    "jax_example_libraries": "`jax.example_libraries.optimizers.rmsprop`",
+    "mlx": "`mlx.optimizers.RMSprop`",
+    "paddle": "`paddle.optimizer.RMSProp`",
+    "sonnet": "`sonnet.optimizers.RMSProp` (Sonnet 2)",
+    "chainer": "`chainer.optimizers.RMSprop`",
+    "burn": "Burn `RmsPropConfig`",
+}
+PAPERS = {
+    "hinton": "Hinton 2012, lecture 6e",
+    "graves": "Graves 2013",
+    "nature_dqn": "DQN (Nature 2015)",
+    "dopamine": "Dopamine's DQN",
+    "impala": "IMPALA, DeepMind's scalable_agent",
+    "torchbeast": "IMPALA, TorchBeast",
+    "a3c": "A3C 2016",
+    "efficientnet": "EfficientNet 2019",
+    "tf_slim": "TF-Slim: Inception, MobileNet",
+}
+
+
+def _number(value: Any) -> str:
+    return re.sub(r"e-0(\d)", r"e-\1", f"{value}")
+
+
+def _call(name: str) -> str:
+    """The call with the defaults written out."""
+    words = []
+    for p in inspect.signature(getattr(dialects, name)).parameters.values():
+        default = "" if p.default is p.empty else f"={_number(p.default)}"
+        words.append(f"{p.name}{default}")
+    return f"`dialects.{name}({', '.join(words)})`"
+
+
+def _rule(name: str, **arguments: Any) -> Any:
+    dialect = getattr(dialects, name)
+    parameters = inspect.signature(dialect).parameters
+    known = {key: value for key, value in arguments.items() if key in parameters}
+    rate, *_ = parameters
+    return trajectories.rule(dialect(**{rate: 1.0} | known))
+
+
+def _eps(name: str) -> str:
+    without, with_ = (_rule(name, momentum=m).eps_in_sqrt for m in (0.0, 0.9))
+    flags = {"eps_in_sqrt", "eps_inside_sqrt"}
+    flags &= inspect.signature(getattr(dialects, name)).parameters.keys()
+    word = "√(ν + ε)" if without else "√ν + ε"
+    if without != with_:
+        return f"{word}, √(ν + ε) with momentum"
+    return f"{word} (`{flags.pop()}`)" if flags else word
+
+
+def _momentum(name: str) -> str:
+    if "momentum" not in inspect.signature(getattr(dialects, name)).parameters:
+        return "none"
+    return _order(_rule(name, momentum=0.9))
+
+
+def _order(rule: Any) -> str:
+    return "holds the rate" if rule.rate_in_momentum else "before the rate"
+
+
+def _decay(name: str) -> str:
+    parameters = inspect.signature(getattr(dialects, name)).parameters
+    if "weight_decay" not in parameters:
+        return "none"
+    rule = _rule(name, weight_decay=0.1)
+    kind = "decoupled" if rule.decoupled_weight_decay else "coupled"
+    return f"{kind} (`decoupled_decay`)" if "decoupled_decay" in parameters else kind
+
+
+def frameworks() -> str:
+    """Framework → call to write here, and what sets it apart."""
+    lines = [
+        "| you had | write | divisor | ν starts at | momentum | weight decay |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, title in FRAMEWORKS.items():
+        start = f"{_rule(name).initial_scale:g}"
+        cells = [title, _call(name), _eps(name), start, _momentum(name), _decay(name)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def papers() -> str:
+    """Paper → call with its numbers, and the rule that this is."""
+    lines = ["| source | write | the rule | source read |", "|---|---|---|---|"]
+    for name, title in PAPERS.items():
+        rule = _rule(name)
+        words = [
+            "centered" if rule.centered else "not centered",
+            "√(ν + ε)" if rule.eps_in_sqrt else "√ν + ε" if rule.eps else "√ν",
+            f"ν from {rule.initial_scale:g}",
+        ]
+        if rule.has_momentum:
+            words.append(f"momentum {_order(rule)}")
+        doc = inspect.getdoc(getattr(dialects, name)) or ""
+        read = "in part" if "unverified" in doc else "yes"
+        lines.append(f"| {title} | {_call(name)} | {', '.join(words)} | {read} |")
+    return "\n".join(lines)
+
+
+TABLES = {"frameworks": frameworks, "papers": papers}
+
+
+def in_readme(name: str, text: str) -> re.Match[str] | None:
+    """What README.md has between the lines that mark a table."""
+    return re.search(rf"(?<=<!-- table: {name} -->\n).*?(?=\n<!-- end -->)", text, re.S)
+
+
+def main() -> None:
+    """Writes the tables into README.md."""
+    text = README.read_text()
+    for name, table in TABLES.items():
+        found = in_readme(name, text)
+        if found is None:
+            raise SystemExit(f"README.md has no <!-- table: {name} --> … <!-- end -->")
+        text = text[: found.start()] + table() + text[found.end() :]
+    README.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

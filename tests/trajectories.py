@@ -1,0 +1,217 @@
+"""Our trajectories on the problem of `recorded`, and how far they are from theirs.
+
+Distances are relative to how far the parameters have moved.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from recorded import problem
+from recorded.frameworks import FRAMEWORKS
+
+from rmsprop_jax import dialects
+
+RECORDED = Path(__file__).parent / "recorded"
+SCHEDULES = ("constant", "scheduled")
+TOLERANCE = {"float64": 1e-12, "float32": 5e-6}
+
+# Of each configuration, by its name: [recorded steps, SIZE].
+Trajectories = dict[str, np.ndarray]
+
+# The optimizer for a schedule and its largest value.
+Call = Callable[[Any, Any], optax.GradientTransformation]
+
+
+@contextlib.contextmanager
+def precision(dtype: str) -> Iterator[None]:
+    """jax as one has it who works in that dtype."""
+    before = jax.config.read("jax_enable_x64")
+    jax.config.update("jax_enable_x64", dtype == "float64")
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_x64", before)
+
+
+def theirs(path: Path, dtype: str) -> Trajectories:
+    """What a framework did."""
+    with np.load(path) as recording:
+        return {
+            key.removesuffix(f"/{dtype}"): recording[key]
+            for key in recording.files
+            if key.endswith(f"/{dtype}")
+        }
+
+
+def made_by(path: Path) -> dict[str, Any]:
+    """What a recording was made by, and the arguments which that takes."""
+    with np.load(path) as recording:
+        return json.loads(recording["made_by"].item())
+
+
+def rule(tx: optax.GradientTransformation) -> Any:
+    """The `Rule` of one of our transformations."""
+    return inspect.getclosurevars(tx.init).nonlocals["rule"]
+
+
+def call(framework: str, arguments: problem.Arguments) -> Call:
+    """The call of our dialect with a framework's arguments."""
+    dialect = functools.partial(
+        getattr(dialects, FRAMEWORKS[framework].dialect), **arguments
+    )
+    if "corrected_weight_decay" in arguments:
+        # There the largest rate is the one that the optimizer is made with.
+        return lambda rate, peak: dialect(rate, max_lr=peak)
+    return lambda rate, peak: dialect(rate)
+
+
+def run(framework: str, dtype: str, calls: Mapping[str, Call]) -> Trajectories:
+    """What ours do under both schedules, all compiled as one function."""
+    steps = problem.recorded_steps(framework)
+
+    def leaves(numbers):
+        return [
+            jnp.asarray(leaf)
+            for leaf in problem.leaves(framework, numbers.astype(dtype))
+        ]
+
+    def trajectory(call, rates, start, gradients):
+        tx = call(lambda count: rates[count], jnp.max(rates))
+
+        def step(carry, gradient):
+            params, state = carry
+            updates, state = tx.update(gradient, state, params)
+            params = optax.apply_updates(params, updates)
+            return (params, state), params
+
+        return jax.lax.scan(step, (start, tx.init(start)), gradients)[1]
+
+    @jax.jit
+    def everything(rates, start, gradients):
+        return {
+            name: jax.vmap(functools.partial(trajectory, call), (0, None, None))(
+                rates, start, gradients
+            )
+            for name, call in calls.items()
+        }
+
+    with precision(dtype):
+        rates = np.stack([problem.rates(name, max(steps)) for name in SCHEDULES])
+        params = everything(
+            jnp.asarray(rates.astype(dtype)),
+            leaves(problem.start()),
+            leaves(problem.gradients(max(steps))),
+        )
+    kept = [t - 1 for t in steps]
+    return {
+        f"{name},{schedule}": problem.flat([np.asarray(leaf[i])[kept] for leaf in them])
+        for name, them in params.items()
+        for i, schedule in enumerate(SCHEDULES)
+    }
+
+
+def ours(framework: str, dtype: str) -> Trajectories:
+    """What our dialect does in every configuration that the framework is run in."""
+
+    def asked(name):
+        return FRAMEWORKS[name].dialect, problem.configurations(name)
+
+    # Two backends of one framework ask for the same.
+    return _ours(next(n for n in FRAMEWORKS if asked(n) == asked(framework)), dtype)
+
+
+@functools.cache
+def _ours(framework: str, dtype: str) -> Trajectories:
+    return run(
+        framework,
+        dtype,
+        {
+            c.name.removesuffix(f",{c.schedule}"): call(framework, c.arguments)
+            for c in problem.configurations(framework)
+        },
+    )
+
+
+def distance(one: np.ndarray, other: np.ndarray) -> float:
+    """The largest difference, relative to how far the other has moved."""
+    return float(np.abs(_difference(one, other)).max())
+
+
+def rms_distance(ones: list[np.ndarray], others: list[np.ndarray]) -> float:
+    """The root mean square of the differences, relative as above."""
+    each = [
+        np.mean(np.square(_difference(one, other)))
+        for one, other in zip(ones, others, strict=True)
+    ]
+    return float(np.sqrt(np.mean(each)))
+
+
+def _difference(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    one, other = one.astype(np.float64), other.astype(np.float64)
+    return (one - other) / np.abs(other - problem.start()).max()
+
+
+def is_centered(name: str) -> bool:
+    return "centered=True" in name
+
+
+def check_same_rule(framework: str, path: Path) -> None:
+    """Asserts that ours is theirs, but for the last bits of float64."""
+    them, us = theirs(path, "float64"), ours(framework, "float64")
+    assert them.keys() == us.keys()
+    far = {name: distance(us[name], them[name]) for name in them}
+    worst = max(far, key=lambda name: far[name])
+    assert far[worst] <= TOLERANCE["float64"], f"{worst}: {far[worst]:.1e}"
+
+
+def check_same_numbers(framework: str, path: Path) -> None:
+    """Asserts that ours are their float32 numbers; centered, that ours are as good.
+
+    What E[g²] − m² costs them there, they are off by themselves: then ours has to be
+    within the tolerance of their float64, and no farther than they are.
+    """
+    them, us = theirs(path, "float32"), ours(framework, "float32")
+    exact = theirs(path, "float64")
+    for name in them:
+        goal = exact if is_centered(name) else them
+        far = distance(us[name], goal[name])
+        assert far <= TOLERANCE["float32"], f"{name}: {far:.1e}"
+    centered = list(filter(is_centered, them))
+    if centered:
+        goal = [exact[name] for name in centered]
+        far = rms_distance([us[name] for name in centered], goal)
+        their_far = rms_distance([them[name] for name in centered], goal)
+        assert far <= 1.1 * their_far, f"{far:.1e}, but theirs {their_far:.1e}"
+
+
+# Arguments of ours that theirs do not have; each docstring says why.
+OURS_ALONE = {"max_lr", "jax_example_libraries.momentum"}
+
+
+def check_same_arguments(framework: str, path: Path) -> None:
+    """Asserts that ours takes arguments of theirs, by the same names and defaults."""
+    dialect = FRAMEWORKS[framework].dialect
+    them = dict(made_by(path)["parameters"])
+    them.pop("params", None)
+    us = {
+        p.name: p
+        for p in inspect.signature(getattr(dialects, dialect)).parameters.values()
+        if not {p.name, f"{dialect}.{p.name}"} & OURS_ALONE
+    }
+    for name, p in us.items():
+        assert name in them
+        default = "required" if p.default is p.empty else p.default
+        assert default == them[name]
+    positional = [n for n, p in us.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    assert positional == list(them)[: len(positional)]
