@@ -1,0 +1,185 @@
+"""Runs of optax.rmsprop that go on with ours."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from rmsprop_jax import RMSPropState, dialects, rmsprop
+from rmsprop_jax.optax_checkpoint import from_optax
+
+STEPS = 12
+CONFIGURATIONS = [
+    {"centered": centered, "momentum": momentum, **more}
+    for centered, momentum, more in itertools.product(
+        (False, True),
+        (None, 0.9),
+        (
+            {},
+            {"bias_correction": True, "eps": 1e-3},
+            {"initial_scale": 1.0, "nesterov": True, "eps_in_sqrt": False},
+            # At the first step its centered variance is noise about 0: a larger eps.
+            {"bias_correction": True, "schedule": True, "nesterov": True, "eps": 1e-3},
+            {"schedule": True},
+        ),
+    )
+]
+
+
+def schedule(count):
+    return jnp.where(count % 3 == 0, 0.001, 0.01)
+
+
+def run(tx, params, state, first, last):
+    """Steps down a parabola with noise, from one compiled scan."""
+    noise = np.random.default_rng(0).normal(size=(STEPS, 2, 5))
+
+    def step(carry, x):
+        params, state = carry
+        gradients = {"a": params["a"] + x[0], "b": 0.1 * params["b"] + x[1]}
+        updates, state = tx.update(gradients, state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    noise = jnp.asarray(noise[first:last], params["a"].dtype)
+    return jax.jit(lambda *start: jax.lax.scan(step, start, noise)[0])(params, state)
+
+
+def start():
+    return {"a": jnp.arange(5.0), "b": jnp.ones(5)}
+
+
+@pytest.fixture
+def standard_promotion():
+    """optax's bias correction does not work under strict promotion."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.mark.usefixtures("x64", "standard_promotion")
+@pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=str)
+def test_a_run_goes_on(configuration):
+    """Half the steps in optax, and half in ours, are all of them in optax."""
+    configuration = dict(configuration)
+    rate = schedule if configuration.pop("schedule", False) else 0.01
+    theirs = optax.rmsprop(rate, decay=0.8, **configuration)
+    params, state = run(theirs, start(), theirs.init(start()), 0, STEPS // 2)
+    corrected = configuration.get("bias_correction", False)
+    known = corrected or rate is schedule
+    ours = from_optax(
+        state,
+        count=None if known else STEPS // 2,
+        decay=0.8 if corrected else None,
+    )
+    assert ours.count == STEPS // 2
+    expected = run(theirs, params, state, STEPS // 2, STEPS)[0]
+    tx = dialects.optax(rate, decay=0.8, **configuration)
+    structure = jax.tree.structure(tx.init(start()))
+    assert jax.tree.structure(ours) == structure
+    params, ours = run(tx, params, ours, STEPS // 2, STEPS)
+    for name, p in params.items():
+        np.testing.assert_allclose(p, expected[name], rtol=1e-12)
+    assert ours.count == STEPS
+
+
+def test_without_momentum_it_is_a_state_of_rmsprop():
+    theirs = optax.rmsprop(0.01, decay=0.9, eps_in_sqrt=False)
+    params, state = run(theirs, start(), theirs.init(start()), 0, STEPS // 2)
+    expected = run(theirs, params, state, STEPS // 2, STEPS)[0]
+    tx = rmsprop(0.01, 0.9)
+    found = run(tx, params, from_optax(state), STEPS // 2, STEPS)[0]
+    for name, p in found.items():
+        np.testing.assert_allclose(p, expected[name], rtol=1e-5)
+
+
+def test_plain_state_is_kept_bit_for_bit():
+    nu = {"a": jnp.array([1e-42, jnp.inf, 0.3, 0.0])}
+    state = (optax.ScaleByRmsState(nu), optax.EmptyState(), optax.TraceState(nu))
+    ours = from_optax(state)
+    np.testing.assert_array_equal(ours.nu["a"], nu["a"])
+    np.testing.assert_array_equal(ours.mu["a"], -nu["a"])
+    assert not np.signbit(ours.mu["a"][3])
+
+
+def test_variance_is_never_negative():
+    mean, square = {"a": jnp.array([2.0, 3.0])}, {"a": jnp.array([3.99, 9.5])}
+    ours = from_optax((optax.ScaleByRStdDevState(mu=mean, nu=square),))
+    np.testing.assert_array_equal(ours.nu["a"], [0, 0.5])
+    np.testing.assert_array_equal(ours.grad_mean["a"], mean["a"])
+
+
+def test_dtypes_and_leaves_are_those_of_init():
+    """bfloat16 is widened; integers, masked leaves and None have no state."""
+    params = {
+        "wide": jnp.ones(2),
+        "narrow": jnp.ones(2, jnp.bfloat16),
+        "whole": jnp.ones(2, jnp.int32),
+        "masked": optax.MaskedNode(),
+    }
+    theirs = optax.rmsprop(0.1, momentum=0.9).init(params)
+    expected = dialects.optax(0.1, momentum=0.9).init(params)
+    ours = from_optax(theirs)
+    assert jax.tree.structure(ours) == jax.tree.structure(expected)
+    assert jax.tree.map(lambda x: x.dtype, ours) == jax.tree.map(
+        lambda x: x.dtype, expected
+    )
+
+
+def test_shardings_are_kept():
+    mesh = jax.make_mesh((8,), ("data",))
+    sharding = NamedSharding(mesh, P("data"))
+    params = {"a": jax.device_put(jnp.ones((16, 2)), sharding)}
+    state = optax.rmsprop(0.1, centered=True, momentum=0.9).init(params)
+    state = jax.tree.map(lambda x: jax.device_put(x, sharding), state)
+    for leaf in jax.tree.leaves(from_optax(state)._replace(count=None)):
+        assert leaf.sharding.is_equivalent_to(sharding, 2)
+
+
+def test_chain_with_links_that_have_no_state():
+    tx = optax.chain(optax.clip(1.0), optax.rmsprop(0.1, momentum=0.9))
+    ours = from_optax(tx.init({"a": jnp.ones(3)}))
+    assert isinstance(ours, RMSPropState)
+    assert ours.mu is not None
+
+
+def refused(match, state, **kwargs):
+    with pytest.raises(ValueError, match=match):
+        from_optax(state, **kwargs)
+
+
+def test_refuses_other_optimizers():
+    params = {"a": jnp.ones(3)}
+    refused(r"opt_state\[0\] is a ScaleByAdamState", optax.adam(0.1).init(params))
+    refused("no? ?moments|with the moments", optax.sgd(0.1).init(params))
+
+
+def test_refuses_to_lose_the_state_of_other_links():
+    tx = optax.chain(optax.rmsprop(0.1), optax.ema(0.9))
+    refused(r"opt_state\[1\] is a EmaState, .*lost", tx.init({"a": jnp.ones(3)}))
+    tx = optax.inject_hyperparams(optax.rmsprop)(0.1)
+    refused("inner_state", tx.init({"a": jnp.ones(3)}))
+    two = optax.chain(optax.rmsprop(0.1), optax.rmsprop(0.1))
+    refused(r"one optax.rmsprop, but opt_state\[1\]\[0\]", two.init({"a": jnp.ones(3)}))
+
+
+def test_refuses_complex():
+    refused(
+        r"leaf \['a'\] is complex64",
+        optax.rmsprop(0.1).init({"a": jnp.ones(3, jnp.complex64)}),
+    )
+
+
+def test_refuses_missing_or_needless_decay():
+    params = {"a": jnp.ones(3)}
+    corrected = optax.rmsprop(0.1, bias_correction=True).init(params)
+    refused("decay must be given.*it was None", corrected)
+    refused("only then.*0.9", optax.rmsprop(0.1).init(params), decay=0.9)
+
+
+def test_refuses_counts_that_contradict():
+    state = optax.rmsprop(schedule).init({"a": jnp.ones(3)})
+    refused(r"they were \[0, 5\]", state, count=5)

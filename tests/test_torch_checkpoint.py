@@ -1,0 +1,432 @@
+"""torch's checkpoints into ours and back: a recorded one, and ones that are made up."""
+
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import digits
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import optax
+import pytest
+from checkpoints import (
+    GROUP,
+    assert_near,
+    assert_same,
+    flat,
+    made_up,
+    two_groups,
+    without_second_state,
+)
+
+from rmsprop_jax import rmsprop
+from rmsprop_jax.torch_checkpoint import from_torch, to_torch
+
+RECORDED = Path(__file__).parent / "recorded" / "torch_checkpoint.npz"
+
+
+def update(tx, gradients, state, params=None):
+    """The same as tx.update, compiled."""
+    return jax.jit(tx.update)(gradients, state, params)
+
+
+# --- A recorded checkpoint, and what torch made of it.
+
+
+def recorded(stage):
+    with np.load(RECORDED) as file:
+        found = {
+            k.removeprefix(f"{stage}/"): file[k]
+            for k in file
+            if k.startswith(f"{stage}/")
+        }
+        assert json.loads(str(file["made_by"]))["torch"]
+    weights = {n: found.pop(f"weights/{n}") for n in digits.NAMES}
+    return weights, found | {"param_groups": str(found["param_groups"])}
+
+
+@pytest.mark.usefixtures("x64")
+def test_recorded_run_goes_on():
+    """Two groups: centered with momentum and decay, and neither."""
+    weights, state_dict = recorded("before")
+    tx, state = from_torch(state_dict, digits.to_params)
+    params = jax.tree.map(jnp.array, digits.to_params(weights))
+    params, state = digits.jax_steps(tx, params, state, 15)
+    weights, after = recorded("after")
+    assert_near(digits.from_params(params), weights, 1e-12)
+    handed_back = to_torch(state, digits.from_params, like=state_dict)
+    assert handed_back.keys() == after.keys()
+    assert json.loads(handed_back.pop("param_groups")) == json.loads(
+        after.pop("param_groups")
+    )
+    assert_near(handed_back, after, 1e-12)
+
+
+@pytest.mark.usefixtures("x64")
+def test_recorded_state_is_that_of_init():
+    weights, state_dict = recorded("before")
+    tx, state = from_torch(state_dict, digits.to_params)
+    expected = jax.eval_shape(tx.init, digits.to_params(weights))
+    assert jax.tree.structure(state) == jax.tree.structure(expected)
+    assert jax.tree.leaves(jax.tree.map(jnp.shape, state)) == jax.tree.leaves(
+        jax.tree.map(jnp.shape, expected)
+    )
+    dtypes = [x.dtype for x in jax.tree.leaves(state)]
+    assert dtypes == [x.dtype for x in jax.tree.leaves(expected)]
+
+
+def test_recorded_groups_keep_their_settings():
+    """Where x64 is off, float64 becomes float32; the settings are unaffected."""
+    weights, state_dict = recorded("before")
+    tx, state = from_torch(state_dict, digits.to_params)
+    assert state.inner_states["group_0"].inner_state.count == 15
+    params = jax.tree.map(jnp.float32, digits.to_params(weights))
+    first = rmsprop(0.003, 0.99, weight_decay=0.01, momentum=0.9, centered=True)
+    second = rmsprop(0.001, 0.9)
+    labels = jax.tree.map(lambda p: "group_0" if p.ndim > 1 else "group_1", params)
+    by_hand = optax.partition({"group_0": first, "group_1": second}, labels)
+    gradients = jax.tree.map(jnp.cos, params)
+    updated = update(tx, gradients, state, params)
+    assert_same(updated, update(by_hand, gradients, state, params))
+
+
+# --- There and back.
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_there_and_back_bit_for_bit(momentum):
+    state_dict = made_up([(2, 3), (3,), (), (0, 2)], momentum=momentum)
+    state_dict["state"][1]["square_avg"][:] = [np.inf, 1e-42, -0.0]
+    if momentum:
+        state_dict["state"][1]["momentum_buffer"][:] = [np.nan, -1e-42, -0.0]
+    before = copy.deepcopy(state_dict)
+    _, state = from_torch(state_dict, names=list("abcd"))
+    assert_same(to_torch(state, like=state_dict, names=list("abcd")), before)
+    assert_same(state_dict, before)
+
+
+def test_real_layouts_there_and_back():
+    """Kernels transposed, joined and stacked: each value comes back to its place."""
+    state_dict = made_up([(2, 3), (2, 3), (2, 4), (2, 4)], momentum=0.9)
+
+    def to_params(weights):
+        joined = np.concatenate([weights["q"], weights["k"]]).T
+        return joined, np.stack([weights["a"], weights["b"]])
+
+    def from_params(params):
+        joined, stacked = params
+        q, k = np.split(np.asarray(joined).T, 2)
+        return {"a": stacked[0], "b": stacked[1], "q": q, "k": k}
+
+    _, state = from_torch(state_dict, to_params, names=["q", "k", "a", "b"])
+    assert jax.tree.map(jnp.shape, state.mu) == ((3, 4), (2, 2, 4))
+    back = to_torch(state, from_params, like=state_dict, names=["q", "k", "a", "b"])
+    assert_same(back, state_dict)
+
+
+def test_centered_variance_is_taken_in_float64():
+    """In float32, 1e8 + 3 − (1e4)² would be 0 or 8."""
+    state_dict = made_up([(3,)], centered=True)
+    state = state_dict["state"][0]
+    state["square_avg"] = np.array([1e8 + 8, 4, 1], np.float32)
+    state["grad_avg"] = np.array([1e4 + 2**-11, 2, 1 + 2**-10], np.float32)
+    _, ours = from_torch(state_dict, names=["a"])
+    exact = float(np.float32(1e8 + 8)) - float(np.float32(1e4 + 2**-11)) ** 2
+    assert_same(ours.nu["a"], jnp.float32(np.array([max(exact, 0), 0, 0])))
+    assert_same(ours.grad_mean["a"], jnp.asarray(state["grad_avg"]))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.complex64])
+def test_centered_there_and_back(dtype):
+    """To the last bit but one, and of the real and imaginary parts each."""
+    state_dict = made_up([(50,)], dtype=dtype, momentum=0.5, centered=True)
+    _, ours = from_torch(state_dict, names=["a"])
+    theirs = state_dict["state"][0]
+    back = to_torch(ours, like=state_dict, names=["a"])["state"][0]
+    assert back["square_avg"].dtype == dtype
+    for part in (np.real, np.imag) if dtype == np.complex64 else (np.real,):
+        v, m = part(theirs["square_avg"]), part(theirs["grad_avg"])
+        variance = v.astype(float) - m.astype(float) ** 2
+        np.testing.assert_array_equal(part(ours.nu["a"]), variance.astype(np.float32))
+        np.testing.assert_allclose(part(back["square_avg"]), v, rtol=1.2e-7)
+
+
+def test_it_shares_no_memory():
+    """torch may go on with its own tensors, which NumPy sees without a copy."""
+    state_dict = made_up([(64, 64)])
+    # device_put uses memory that begins at a multiple of 64 as it is.
+    memory = np.zeros(64 * 64 + 16, np.float32)
+    first = -memory.ctypes.data % 64 // 4
+    aligned = memory[first : first + 64 * 64].reshape(64, 64)
+    assert aligned.ctypes.data % 64 == 0
+    state_dict["state"][0]["square_avg"] = aligned
+    for to_params in (None, jax.device_put):
+        _, ours = from_torch(state_dict, to_params, names=["a"])
+        before = np.array(ours.nu["a"])
+        state_dict["state"][0]["square_avg"] += 1
+        np.testing.assert_array_equal(ours.nu["a"], before)
+    back = to_torch(ours, like=state_dict, names=["a"])
+    back["state"][0]["square_avg"] += 1
+    back["param_groups"][0]["lr"] = 0
+    np.testing.assert_array_equal(ours.nu["a"], before)
+    assert state_dict["param_groups"][0]["lr"] == 0.1
+
+
+def test_all_of_the_state_can_be_donated():
+    """No buffer is in it twice: counts of groups, zeros."""
+    state_dict = two_groups()
+    params = {"a": jnp.ones((2, 3)), "b": jnp.ones(3)}
+    tx, state = from_torch(state_dict, names=params)
+    donating = jax.jit(tx.update, donate_argnums=(1,))
+    donating(params, state, params)
+    assert all(x.is_deleted() for x in jax.tree.leaves(state))
+
+
+def test_low_precision_is_kept_in_float32():
+    """Like our state for bfloat16 parameters, and back again exactly."""
+    state_dict = made_up([(5,)], momentum=0.5)
+    for state in state_dict["state"].values():
+        state["square_avg"] = state["square_avg"].astype(ml_dtypes.bfloat16)
+        state["momentum_buffer"] = state["momentum_buffer"].astype(np.float16)
+    tx, ours = from_torch(state_dict, names=["a"])
+    expected = jax.eval_shape(tx.init, {"a": jnp.zeros(5, jnp.bfloat16)})
+    assert jax.tree.map(lambda x: x.dtype, ours) == jax.tree.map(
+        lambda x: x.dtype, expected
+    )
+    assert_same(to_torch(ours, like=state_dict, names=["a"]), state_dict)
+
+
+def test_state_in_bfloat16_goes_to_torch():
+    state_dict = made_up([(5,)])
+    _, ours = from_torch(state_dict, names=["a"])
+    narrow = ours._replace(nu={"a": ours.nu["a"].astype(jnp.bfloat16)})
+    back = to_torch(narrow, like=state_dict, names=["a"])
+    np.testing.assert_array_equal(
+        back["state"][0]["square_avg"], np.float32(narrow.nu["a"])
+    )
+
+
+# --- Groups, steps, rates and names.
+
+
+def test_settings_of_each_group_count():
+    state_dict = two_groups()
+    tx, state = from_torch(state_dict, names=["a", "b"])
+    params = {"a": jnp.ones((2, 3)), "b": jnp.ones(3)}
+    gradients = jax.tree.map(lambda p: p * 0.3, params)
+    updates, state = update(tx, gradients, state, params)
+    square_avg = state_dict["state"][0]["square_avg"]
+    mean = 0.9 * 2 + 0.1 * 0.3
+    variance = 0.9 * square_avg + 0.1 * 0.09 - mean**2
+    buffer = 0.5 + 0.3 / (np.sqrt(variance) + 1e-6)
+    np.testing.assert_allclose(updates["a"], -0.5 * buffer, rtol=1e-5)
+    square_avg = 0.5 * state_dict["state"][1]["square_avg"] + 0.5 * 0.2**2
+    direction = (-0.3 + 0.1) / (np.sqrt(square_avg) + 1e-3)
+    np.testing.assert_allclose(updates["b"], -0.25 * direction, rtol=1e-5)
+    back = to_torch(state, like=state_dict, names=["a", "b"])
+    assert back["state"][1].keys() == {"step", "square_avg"}
+    assert back["state"][0]["step"] == back["state"][1]["step"] == 8
+    np.testing.assert_allclose(back["state"][1]["square_avg"], square_avg, rtol=1e-6)
+    assert back["param_groups"] == state_dict["param_groups"]
+
+
+def test_single_leaf_and_groups_without_parameters():
+    state_dict = made_up([(2, 3)], [GROUP | {"params": [0]}, GROUP | {"params": []}])
+    tx, state = from_torch(state_dict, lambda weights: weights["a"].T, names=["a"])
+    expected = jax.eval_shape(tx.init, jnp.zeros((3, 2)))
+    assert jax.tree.structure(state) == jax.tree.structure(expected)
+    back = to_torch(state, lambda p: {"a": p.T}, like=state_dict, names=["a"])
+    assert_same(back, state_dict)
+
+
+def test_schedule_goes_on_at_torch_s_count():
+    """A multiplication by the count shows it."""
+    state_dict = made_up([(3,)])
+    tx, state = from_torch(
+        state_dict, names=["a"], learning_rate=lambda count: 0.5 * count.astype(float)
+    )
+    unit, _ = from_torch(state_dict, names=["a"], learning_rate=1.0)
+    gradients = {"a": jnp.ones(3)}
+    np.testing.assert_allclose(
+        update(tx, gradients, state)[0]["a"],
+        3.5 * update(unit, gradients, state)[0]["a"],
+        rtol=1e-6,
+    )
+
+
+def test_a_rate_for_each_group():
+    state_dict = two_groups()
+    tx, state = from_torch(
+        state_dict, names=["a", "b"], learning_rate=[0.0, lambda count: 0 * count]
+    )
+    params = {"a": jnp.ones((2, 3)), "b": jnp.ones(3)}
+    updates, _ = update(tx, params, state, params)
+    assert not any(x.any() for x in jax.tree.leaves(updates))
+
+
+def test_one_rate_for_groups_that_had_the_same():
+    state_dict = two_groups()
+    state_dict["param_groups"][1]["lr"] = 0.5
+    tx, state = from_torch(state_dict, names=["a", "b"], learning_rate=0.0)
+    params = {"a": jnp.ones((2, 3)), "b": jnp.ones(3)}
+    assert not any(
+        x.any() for x in jax.tree.leaves(update(tx, params, state, params)[0])
+    )
+
+
+def test_groups_that_join_late_are_at_the_schedule_s_step():
+    """torch's schedulers have one step for all groups, frozen ones too."""
+    state_dict = two_groups()
+    del state_dict["state"][1]
+    weights = {"a": np.ones((2, 3)), "b": np.ones(3)}
+    tx, state = from_torch(state_dict, names=weights)
+    assert [s.inner_state.count for s in state.inner_states.values()] == [7, 7]
+    _, state = update(tx, weights, state, weights)
+    back = to_torch(state, like=state_dict, names=weights)["state"]
+    assert [back[i]["step"] for i in back] == [8, 1]
+
+
+def test_late_parameters_keep_their_own_steps():
+    """The count is the most; every parameter's step moves on by as much."""
+    state_dict = made_up([(3,), (3,)])
+    state_dict["state"][1]["step"] = np.float32(2)
+    tx, state = from_torch(state_dict, names=["a", "b"])
+    assert state.count == 7
+    assert_same(to_torch(state, like=state_dict, names=["a", "b"]), state_dict)
+    _, state = update(tx, {"a": jnp.ones(3), "b": jnp.ones(3)}, state)
+    back = to_torch(state, like=state_dict, names=["a", "b"])["state"]
+    assert [back[i]["step"] for i in back] == [8, 3]
+
+
+@pytest.mark.parametrize("step", [7, 7.0, np.float32(7), np.array(7.0, np.float32)])
+def test_steps_keep_their_kind(step):
+    state_dict = made_up([(3,)])
+    state_dict["state"][0]["step"] = step
+    tx, state = from_torch(state_dict, names=["a"])
+    _, state = update(tx, {"a": jnp.ones(3)}, state)
+    back = to_torch(state, like=state_dict, names=["a"])["state"][0]["step"]
+    assert back == 8
+    assert type(back) is type(step)
+
+
+def test_old_checkpoints():
+    """Before maximize (1.11), momentum and centered (0.4) were in every group."""
+    state_dict = made_up([(3,)])
+    settings = {k: v for k, v in GROUP.items()} | {"params": [0]}
+    tx, state = from_torch(state_dict | {"param_groups": [settings]}, names=["a"])
+    updates, _ = update(tx, {"a": jnp.ones(3)}, state)
+    assert (np.asarray(updates["a"]) < 0).all()
+    assert state.mu is None
+    assert state.grad_mean is None
+
+
+def test_a_buffer_that_torch_no_longer_uses_stays():
+    """momentum was turned off in mid-run: torch keeps the buffer, and so do we."""
+    state_dict = made_up([(3,)], momentum=0.9)
+    state_dict["param_groups"][0]["momentum"] = 0
+    _, state = from_torch(state_dict, names=["a"])
+    assert state.mu is None
+    assert_same(to_torch(state, like=state_dict, names=["a"]), state_dict)
+
+
+def test_parameter_without_a_gradient_yet():
+    """Zeros for us; back, nothing as long as it is so, and else its own state."""
+    state_dict, weights = without_second_state()
+    tx, state = from_torch(state_dict, names=weights)
+    assert_same(state.nu["b"], jnp.zeros((2, 2)))
+    assert_same(to_torch(state, like=state_dict, names=weights), state_dict)
+    gradients = {"a": jnp.ones(3), "b": jnp.zeros((2, 2))}
+    _, state = update(tx, gradients, state)
+    assert to_torch(state, like=state_dict, names=weights)["state"].keys() == {0}
+    _, state = update(tx, {"a": jnp.ones(3), "b": jnp.ones((2, 2))}, state)
+    back = to_torch(state, like=state_dict, names=["a", "b"])["state"]
+    assert back[1].keys() == {"step", "square_avg", "momentum_buffer"}
+    assert (back[0]["step"], back[1]["step"]) == (9, 2)
+    assert_same(back[1]["square_avg"], np.array(state.nu["b"]))
+
+
+def test_optimizer_that_has_not_stepped_as_like():
+    """From scratch in JAX into a new optimizer: the weights say the kind."""
+    tx = rmsprop(momentum=0.9)
+    params = {"b": jnp.ones(2)}
+    _, state = update(tx, params, tx.init(params), params)
+    group = GROUP | {"momentum": 0.9, "params": [0]}
+    like = {"state": {}, "param_groups": [group]}
+    back = to_torch(state, like=like, names={"b": np.ones(2)})["state"][0]
+    assert back["square_avg"].dtype == np.float64
+    np.testing.assert_array_equal(back["momentum_buffer"], state.mu["b"])
+    assert back["step"] == 1
+
+
+def test_names_from_the_checkpoint():
+    state_dict = made_up([(3,), (2,)])
+    state_dict["param_groups"][0]["param_names"] = ["x", "y"]
+    _, state = from_torch(state_dict)
+    assert state.nu.keys() == {"x", "y"}
+    assert_same(to_torch(state, like=state_dict), state_dict)
+
+
+def test_weights_by_name_in_any_order():
+    """A whole model's dictionary does, where the checkpoint knows the names."""
+    state_dict, _ = without_second_state()
+    state_dict["param_groups"][0]["param_names"] = ["x", "y"]
+    weights = {"running_mean": 0, "y": np.ones((4,)), "x": np.ones(3)}
+    _, state = from_torch(state_dict, names=weights)
+    assert jax.tree.map(jnp.shape, state.nu) == {"x": (3,), "y": (4,)}
+
+
+def test_names_as_identifiers():
+    """torch.distributed.checkpoint keeps the state by name."""
+    state_dict = made_up([(3,)])
+    state_dict["state"] = {"layer.weight": state_dict["state"][0]}
+    state_dict["param_groups"][0]["params"] = ["layer.weight"]
+    _, state = from_torch(state_dict)
+    assert state.nu.keys() == {"layer.weight"}
+    assert_same(to_torch(state, like=state_dict), state_dict)
+
+
+def test_given_names_may_rename():
+    """torch.compile puts a prefix before each name."""
+    state_dict = made_up([(3,)])
+    state_dict["param_groups"][0]["param_names"] = ["_orig_mod.a"]
+    _, state = from_torch(state_dict, names=["a"])
+    assert state.nu.keys() == {"a"}
+
+
+@pytest.mark.parametrize("groups", [json.dumps, json.loads])
+def test_flat(groups):
+    nested = made_up([(3,), (2, 2)], momentum=0.9)
+    flattened = flat(nested)
+    if groups is json.loads:
+        flattened["param_groups"] = groups(flattened["param_groups"])
+    _, state = from_torch(flattened, names=["a", "b"])
+    assert_same(state, from_torch(nested, names=["a", "b"])[1])
+    assert_same(to_torch(state, like=flattened, names=["a", "b"]), flattened)
+
+
+def test_safetensors(tmp_path):
+    safetensors = pytest.importorskip("safetensors")
+    numpy = pytest.importorskip("safetensors.numpy")
+    flattened = flat(made_up([(3,), (2, 2)], momentum=0.9))
+    groups = flattened.pop("param_groups")
+    path = tmp_path / "optimizer.safetensors"
+    numpy.save_file(flattened, path, {"param_groups": groups})
+    with safetensors.safe_open(path, "np") as file:
+        loaded = {k: file.get_tensor(k) for k in file.keys()} | file.metadata()  # noqa: SIM118
+    _, state = from_torch(loaded, names=["a", "b"])
+    back = to_torch(state, like=loaded, names=["a", "b"])
+    numpy.save_file({k: v for k, v in back.items() if k != "param_groups"}, path)
+    assert_same(numpy.load_file(path), flattened)
+
+
+def test_it_needs_no_torch():
+    """Nor does importing it bring torch in."""
+    code = (
+        "import sys; sys.modules['torch'] = None; "
+        "from rmsprop_jax import torch_checkpoint, optax_checkpoint"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

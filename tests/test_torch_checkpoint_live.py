@@ -1,0 +1,250 @@
+"""The real torch: a run goes through both without a seam, and so do its tensors.
+
+In float64 to 1e-12, and in float32 within torch's own error, on real data.
+"""
+
+import copy
+import io
+import itertools
+import json
+import os
+
+import digits
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from checkpoints import GROUP, assert_near, assert_same
+
+from rmsprop_jax.torch_checkpoint import from_torch, to_torch
+
+pytestmark = pytest.mark.live
+STEPS = 20
+
+
+@pytest.fixture
+def torch():
+    """The real torch, where it is installed or required."""
+    if os.environ.get("RMSPROP_JAX_PEERS") != "required":
+        pytest.importorskip("torch")
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield torch
+    torch.set_num_threads(threads)
+
+
+def schedule(count):
+    return jnp.where(count % 3 == 0, 0.001, 0.003)
+
+
+def rate(step):
+    return 0.001 if step % 3 == 0 else 0.003
+
+
+OPTIONS = [
+    {"momentum": momentum, "centered": centered, "weight_decay": decay, **more}
+    for momentum, centered, decay, more in itertools.product(
+        (0, 0.9), (False, True), (0, 0.01), ({"maximize": True}, {"schedule": True})
+    )
+]
+
+
+def torch_run(torch, options):
+    """The network and its optimizer, and the arguments of torch_steps and from_torch.
+
+    The schedule is no argument of torch's.
+    """
+    network = digits.torch_network(torch, "float64")
+    options = dict(options)
+    scheduled = options.pop("schedule", False)
+    optimizer = torch.optim.RMSprop(network.named_parameters(), lr=0.003, **options)
+    return network, optimizer, (rate if scheduled else None)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_torch_to_jax_and_back_is_torch(torch, options):
+    """A third in torch, a third in JAX, a third in torch: no seam."""
+    network, optimizer, rates = torch_run(torch, options)
+    digits.torch_steps(torch, network, optimizer, STEPS, rates)
+    tx, state = from_torch(
+        optimizer.state_dict(),
+        digits.to_params,
+        learning_rate=None if rates is None else schedule,
+    )
+    params = jax.tree.map(jnp.array, digits.to_params(digits.weights_of(network)))
+    params, state = digits.jax_steps(tx, params, state, STEPS)
+    handed_back = to_torch(state, digits.from_params, like=optimizer.state_dict())
+
+    digits.torch_steps(torch, network, optimizer, STEPS, rates, STEPS)
+    weights = digits.from_params(params)
+    assert_near(weights, digits.weights_of(network), 1e-12)
+
+    resumed = digits.torch_network(torch, "float64")
+    resumed.load_state_dict({n: torch.tensor(np.array(w)) for n, w in weights.items()})
+    resumed_optimizer = torch.optim.RMSprop(resumed.named_parameters())
+    resumed_optimizer.load_state_dict(handed_back)
+    for net, opt in ((network, optimizer), (resumed, resumed_optimizer)):
+        digits.torch_steps(torch, net, opt, STEPS, rates, 2 * STEPS)
+    assert_near(digits.weights_of(resumed), digits.weights_of(network), 1e-12)
+    one, other = resumed_optimizer.state_dict(), optimizer.state_dict()
+    assert one["param_groups"] == other["param_groups"]
+    for i, state in other["state"].items():
+        assert one["state"][i].keys() == state.keys()
+        assert one["state"][i]["step"] == state["step"] == 3 * STEPS
+    assert_near(one["state"], other["state"], 1e-12)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_in_float32_no_worse_than_torch(torch, options):
+    """With the gradients of the float64 run, so that only the optimizers differ."""
+    network, optimizer, rates = torch_run(torch, options)
+    twin = copy.deepcopy(network).float()
+    settings = {k: v for k, v in options.items() if k != "schedule"}
+    narrow = torch.optim.RMSprop(twin.named_parameters(), lr=0.003, **settings)
+    gradients, checkpoint, start = [], {}, {}
+    for step in range(2 * STEPS):
+        if step == STEPS:
+            checkpoint = copy.deepcopy(narrow.state_dict())
+            start = digits.weights_of(twin)
+        digits.torch_steps(torch, network, optimizer, 1, rates, step)
+        if rates is not None:
+            narrow.param_groups[0]["lr"] = rates(step)
+        for p, q in zip(network.parameters(), twin.parameters(), strict=True):
+            q.grad = p.grad.float()
+        gradients.append({n: p.grad.numpy() for n, p in twin.named_parameters()})
+        gradients[-1] = jax.tree.map(np.array, gradients[-1])
+        narrow.step()
+    tx, state = from_torch(
+        checkpoint,
+        digits.to_params,
+        learning_rate=None if rates is None else schedule,
+    )
+    params = jax.tree.map(jnp.array, digits.to_params(start))
+    update = jax.jit(tx.update)
+    for g in gradients[STEPS:]:
+        updates, state = update(digits.to_params(g), state, params)
+        params = optax.apply_updates(params, updates)
+    truth = digits.weights_of(network)
+
+    def error(weights):
+        return np.sqrt(sum(np.sum((weights[n] - w) ** 2) for n, w in truth.items()))
+
+    assert error(digits.from_params(params)) <= 1.1 * error(digits.weights_of(twin))
+
+
+def stepped(torch, parameters, **settings):
+    optimizer = torch.optim.RMSprop(parameters, **settings)
+    for _ in range(3):
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                if p.requires_grad:
+                    p.grad = torch.randn_like(p)
+        optimizer.step()
+    return optimizer
+
+
+def assert_same_as_torch(torch, a, b):
+    assert a["param_groups"] == b["param_groups"]
+    assert a["state"].keys() == b["state"].keys()
+    for i, state in b["state"].items():
+        for key, tensor in state.items():
+            back = a["state"][i][key]
+            assert (back.dtype, back.device) == (tensor.dtype, tensor.device)
+            assert not back.requires_grad
+            assert torch.equal(back, tensor)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "complex64"])
+def test_tensors_there_and_back_bit_for_bit(torch, dtype, request):
+    """Of every kind, through torch.save as well, and into a new optimizer."""
+    if dtype == "float64":
+        request.getfixturevalue("x64")
+    torch.manual_seed(0)
+    parameters = [
+        torch.nn.Parameter(torch.randn(shape, dtype=getattr(torch, dtype)))
+        for shape in ((3, 2), (5,), ())
+    ]
+    named = list(zip("abc", parameters, strict=True))
+    optimizer = stepped(torch, named, momentum=0.9, capturable=False)
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    state_dict = torch.load(file)
+    tx, state = from_torch(state_dict)
+    expected = jax.eval_shape(tx.init, {n: jnp.zeros(p.shape, dtype) for n, p in named})
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), expected
+    )
+    back = to_torch(state, like=state_dict)
+    assert_same_as_torch(torch, back, optimizer.state_dict())
+    new = torch.optim.RMSprop(named, momentum=0.9)
+    new.load_state_dict(back)
+    assert_same_as_torch(torch, new.state_dict(), optimizer.state_dict())
+
+
+def test_tensors_that_numpy_does_not_take(torch):
+    """Conjugated, negated lazily, not contiguous, requiring a gradient."""
+    z = torch.randn(3, 4, dtype=torch.complex64)
+    conjugated, negated = z.conj(), torch._neg_view(z.real)
+    assert conjugated.is_conj()
+    assert negated.is_neg()
+    group = {**GROUP, "params": [0, 1, 2]}
+    tensors = [conjugated, negated, torch.randn(4, 3, requires_grad=True).t()]
+    state = {i: {"step": 1, "square_avg": t} for i, t in enumerate(tensors)}
+    state_dict = {"state": state, "param_groups": [group]}
+    _, ours = from_torch(state_dict, names=list("abc"))
+    np.testing.assert_array_equal(ours.nu["a"], z.resolve_conj().numpy().conj())
+    np.testing.assert_array_equal(ours.nu["b"], -z.real.numpy())
+    back = to_torch(ours, like=state_dict, names=list("abc"))["state"]
+    for i, t in enumerate(tensors):
+        assert torch.equal(back[i]["square_avg"], t)
+
+
+def test_rates_and_steps_in_tensors(torch):
+    """As with capturable=True, where the device keeps them."""
+    p = torch.nn.Parameter(torch.ones(3))
+    optimizer = stepped(torch, [("a", p)], lr=torch.tensor(0.25))
+    tx, state = from_torch(optimizer.state_dict())
+    same, _ = from_torch(optimizer.state_dict(), learning_rate=0.25)
+    gradients = {"a": jnp.ones(3)}
+    assert_same(
+        jax.jit(tx.update)(gradients, state), jax.jit(same.update)(gradients, state)
+    )
+    assert state.count == 3
+
+
+def test_frozen_and_new_parameters_in_torch(torch):
+    """A frozen one has no state; a new optimizer has none at all."""
+    network = digits.torch_network(torch, "float32")
+    network.fc2.requires_grad_(requires_grad=False)
+    optimizer = stepped(torch, network.parameters(), momentum=0.9)
+    weights = dict(network.named_parameters())
+    _, state = from_torch(optimizer.state_dict(), digits.to_params, names=weights)
+    assert not state.nu["fc2"]["kernel"].any()
+    new = torch.optim.RMSprop(network.parameters(), momentum=0.9)
+    back = to_torch(state, digits.from_params, like=new.state_dict(), names=weights)
+    new.load_state_dict(back)
+    assert_same_as_torch(torch, new.state_dict(), optimizer.state_dict())
+
+
+def test_safetensors_of_torch(torch, tmp_path):
+    safetensors = pytest.importorskip("safetensors")
+    pytest.importorskip("safetensors.torch")
+    optimizer = stepped(torch, [("a", torch.nn.Parameter(torch.ones(3)))])
+    nested = optimizer.state_dict()
+    tensors = {
+        f"state.{i}.{k}": v for i, of in nested["state"].items() for k, v in of.items()
+    }
+    path = tmp_path / "optimizer.safetensors"
+    groups = {"param_groups": json.dumps(nested["param_groups"])}
+    safetensors.torch.save_file(tensors, path, groups)
+    with safetensors.safe_open(path, "pt") as file:
+        loaded = {k: file.get_tensor(k) for k in file.keys()} | file.metadata()  # noqa: SIM118
+    _, state = from_torch(loaded)
+    assert_same(state, from_torch(nested)[1])
+    back = to_torch(state, like=loaded)
+    assert all(torch.equal(back[k], tensors[k]) for k in tensors)
