@@ -1,6 +1,15 @@
 """RMSProp for JAX: the one you already know, the same numbers."""
 
+from rmsprop_jax import dialects, optax_checkpoint, precision, torch_checkpoint
 from rmsprop_jax._optimizer import rmsprop, scale_by_rmsprop
 from rmsprop_jax._rule import RMSPropState
 
-__all__ = ["RMSPropState", "rmsprop", "scale_by_rmsprop"]
+__all__ = [
+    "RMSPropState",
+    "dialects",
+    "optax_checkpoint",
+    "precision",
+    "rmsprop",
+    "scale_by_rmsprop",
+    "torch_checkpoint",
+]
