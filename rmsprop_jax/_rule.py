@@ -147,7 +147,7 @@ def _stored(*leaves: Any) -> tuple[Any, ...]:
     Nesterov, or the parts of a complex leaf: more words moved, and up to twice the
     time. Behind a barrier together with the leaf just stored, each reader computes
     such a thing for itself. (Identical barriers are merged again, so that leaf must be
-    in each.) Other compilers fuse the readers and need no barrier.
+    in each.) Elsewhere there is none, as a barrier can keep a compiler from fusing.
     """
     return lax.platform_dependent(leaves, cpu=lax.optimization_barrier, default=_same)
 
@@ -253,9 +253,9 @@ def _no_update(g: Any, p: Any) -> Any:
     if g is None:
         return None
     like = g if p is None else p
-    return jnp.zeros(
-        jnp.shape(like), bool if like.dtype == jax.dtypes.float0 else like.dtype
-    )
+    if getattr(like, "dtype", None) == jax.dtypes.float0:
+        return jnp.zeros(like.shape, bool)
+    return jnp.zeros_like(like)
 
 
 def _moment(p: Any, value: Any, state_dtype: Any) -> Any:
@@ -272,7 +272,7 @@ def _moment(p: Any, value: Any, state_dtype: Any) -> Any:
 
 def transformation(rule: Rule) -> optax.GradientTransformationExtraArgs:
     """The gradient transformation of a rule, whose options it checks."""
-    rule = Rule(*_checks.options(rule))
+    rule = _checks.options(rule)
 
     def init(params):
         def moment(value=0.0):
