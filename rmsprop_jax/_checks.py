@@ -33,6 +33,12 @@ def options(rule: Rule) -> Rule:
         raise ValueError(
             f"alpha must be less than 1 with bias_correction, but it was {alpha}."
         )
+    start = checked["initial_scale"]
+    if rule.bias_correction and isinstance(start, float) and start != 0:
+        raise ValueError(
+            "initial_scale must be 0 with bias_correction, which forgets what the "
+            f"second moment began with, but it was {start}."
+        )
     return rule._replace(**checked, state_dtype=_state_dtype(rule.state_dtype))
 
 
@@ -186,13 +192,22 @@ def _leaves(what: str, tree: Any, structure: Any, paths: list[str]) -> list[Any]
 
 def _mask(mask: Any, params: Any) -> Any:
     """A tree like params that says for each leaf whether it decays."""
-    mask = mask(params) if callable(mask) else mask
+    if callable(mask):
+        mask = mask(params)
+    elif mask is None:
+        mask = True
+    elif jax.tree_util.all_leaves([mask]) and not jax.tree_util.all_leaves([params]):
+        raise ValueError(
+            "weight_decay_mask must be a tree of booleans like the parameters, or a "
+            f"function from them to one, but it was {mask}. optax.inject_hyperparams "
+            "takes a function for a schedule: add static_args='weight_decay_mask'."
+        )
     try:
         return jax.tree.map(
             lambda decays, under: jax.tree.map(
                 lambda p: None if p is None else bool(decays), under, is_leaf=is_none
             ),
-            True if mask is None else mask,
+            mask,
             params,
         )
     except ValueError as error:

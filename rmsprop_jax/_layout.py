@@ -1,7 +1,7 @@
 """The user's functions between torch's layout and the model's, held to rearranging.
 
 Trees in which each parameter is filled with a label of its own go through them as the
-buffers do. They show what each leaf is made of, and any value that was computed.
+buffers do. They show what each leaf is made of, and values that were computed.
 """
 
 from __future__ import annotations
@@ -32,8 +32,13 @@ def apply(what: str, function: Callable[..., Any] | None, tree: Any) -> Any:
         ) from error
 
 
+def label(n: Any) -> Any:
+    """What parameter (or group) n is filled with: no function's fixed point."""
+    return -(n + 1.5)
+
+
 def labels_in(what: str, where: str, leaf: Any, count: int) -> dict[int, int]:
-    """How often a leaf has each of the labels 1 to `count`, here counted from 0."""
+    """How often a leaf has each of the labels of 0 to `count` − 1."""
     dtype = str(getattr(leaf, "dtype", type(leaf)))
     if not any(wide in dtype for wide in ("float32", "float64", "complex")):
         raise ValueError(
@@ -45,13 +50,13 @@ def labels_in(what: str, where: str, leaf: Any, count: int) -> dict[int, int]:
     found, times = array[:1], [array.size]
     if (array != found).any():
         found, times = np.unique(array, return_counts=True)
-    whole = np.round(np.real(found))
-    if not ((found == whole) & (whole >= 1) & (whole <= count)).all():
+    numbers = np.round(-1.5 - np.real(np.nan_to_num(found)))
+    if not ((found == label(numbers)) & (numbers >= 0) & (numbers < count)).all():
         raise ValueError(
             f"{what} must only rearrange what it is given, as the optimizer's buffers "
             f"are no weights, but it computed or added values in {where}."
         )
-    return {int(n) - 1: int(often) for n, often in zip(whole, times, strict=False)}
+    return {int(n): int(often) for n, often in zip(numbers, times, strict=False)}
 
 
 def check_alike(labels: Any, made: Any, key: str) -> None:

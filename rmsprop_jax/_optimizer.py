@@ -68,6 +68,7 @@ def rmsprop(
         eps_in_sqrt: Whether the divisor is √(ν + ε), as in TensorFlow and Keras,
             rather than √ν + ε. Then ε is in units of the gradient squared.
         initial_scale: The second moment before the first step: 0, or 1 in TensorFlow 1.
+            With bias correction it must be 0.
         bias_correction: Whether the moments are weighted means from the first step
             on, as in Adam, rather than leaning towards where they began. If centered,
             the variance of the first gradient alone is 0, and the first step g/ε.
@@ -77,8 +78,8 @@ def rmsprop(
             or a prefix of it, or a function from the parameters to one. All by default.
         state_dtype: The dtype of ``nu``, ``mu`` and ``grad_mean``, whatever that of
             the parameters: ``"float32"``, ``"float64"``, or ``"bfloat16"``, rounded
-            stochastically (see `rmsprop_jax.precision`). float64 parameters keep
-            float64, and complex ones complex64 or complex128.
+            stochastically (see `rmsprop_jax.precision`; ``grad_mean`` then is float32).
+            float64 parameters keep float64, complex ones complex64 or complex128.
 
     Returns:
         A gradient transformation, with an `RMSPropState` whose trees are like the

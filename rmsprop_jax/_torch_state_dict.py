@@ -20,8 +20,10 @@ from rmsprop_jax._torch_kinds import (
 # What torch calls the fields of RMSPropState; the count is its "step".
 KEYS = {"nu": "square_avg", "mu": "momentum_buffer", "grad_mean": "grad_avg"}
 STEP = "step"
-# timm's RMSpropTF has the same keys, and these, and another rule.
+# Settings of other rules in dictionaries that else look the same; timm's RMSpropTF has
+# the first two, whatever their values.
 _TIMM = {"decoupled_decay", "lr_in_momentum"}
+_FOREIGN = {"nesterov", "decoupled_weight_decay", "caution"}
 
 
 class Parameter(NamedTuple):
@@ -78,13 +80,14 @@ def read(what: str, state_dict: Any, names: Any) -> Checkpoint:
                 )
     for g, group in enumerate(groups):
         missing = {"lr", "alpha", "eps", "weight_decay"} - set(group)
-        if missing or _TIMM & set(group):
+        foreign = _TIMM & set(group) or {k for k in _FOREIGN if group.get(k)}
+        if missing or foreign:
             raise ValueError(
                 f"{what} must be of torch.optim.RMSprop, but its group {g} "
                 + (
                     f"has no {min(missing)!r}."
                     if missing
-                    else f"has {min(_TIMM & set(group))!r}, as timm's RMSpropTF, which "
+                    else f"has {min(foreign)!r}, as timm's RMSpropTF or another, which "
                     "follows another rule."
                 )
             )

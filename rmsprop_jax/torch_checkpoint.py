@@ -47,7 +47,8 @@ def from_torch(
 
     Args:
         state_dict: ``torch.optim.RMSprop(...).state_dict()``, of tensors on any device
-            or of NumPy arrays; or flat, as safetensors keeps it (see the module).
+            or of NumPy arrays; or flat, as safetensors keeps it (see the module). That
+            of Stable-Baselines3's RMSpropTFLike looks the same and is another rule.
         to_params: The function from torch's weights, NumPy arrays by name, to the
             model's parameters. It may rename, transpose, reshape, join, split and
             stack, but not cast or compute. By default the parameters are a dictionary
@@ -98,7 +99,9 @@ def from_torch(
         weights = {p.name: x for p, x in zip(parameters, arrays, strict=True)}
         return _layout.apply("to_params", to_params, weights)
 
-    labels = carried([np.full_like(m["nu"], n) for n, m in enumerate(moments, 1)])
+    labels = carried(
+        [np.full_like(m["nu"], _layout.label(n)) for n, m in enumerate(moments)]
+    )
     owners = _groups_of_leaves(labels, parameters, moments)
 
     def tree(field):
@@ -146,7 +149,8 @@ def to_torch(
 
     Args:
         opt_state: An `RMSPropState`, or that of an ``optax.partition`` of `rmsprop`, as
-            `from_torch` makes them.
+            `from_torch` makes them. (The momentum of a dialect that holds the rate,
+            such as Keras's, has another unit, which the state does not show.)
         from_params: The inverse of `from_torch`'s ``to_params``: from a tree like the
             parameters to a dictionary of arrays by torch's names. By default the
             parameters are such a dictionary.
@@ -201,9 +205,10 @@ def to_torch(
     labels = carried(
         [
             jax.tree.map(
-                partial(jnp.full_like, fill_value=n), _layout.field_of(part, "nu")
+                partial(jnp.full_like, fill_value=_layout.label(n)),
+                _layout.field_of(part, "nu"),
             )
-            for n, part in enumerate(parts, 1)
+            for n, part in enumerate(parts)
         ]
     )
     arrays = {
@@ -254,7 +259,7 @@ def _groups_of_leaves(
     for path, leaf in jax.tree_util.tree_leaves_with_path(labels):
         where = f"leaf {jax.tree_util.keystr(path) or 'the root'}"
         found = _layout.labels_in("to_params", where, leaf, len(parameters))
-        owners = [parameters[n] for n in found]
+        owners = [parameters[n] for n in sorted(found)]
         mixed = sorted({p.group for p in owners})
         if len(mixed) > 1:
             raise ValueError(

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import rmsprop_jax
@@ -89,6 +90,22 @@ def test_bias_correction_needs_alpha_below_one():
     rmsprop(alpha=1.0)
     with refused(ValueError, "alpha", "less than 1", "bias_correction", "1.0"):
         rmsprop(alpha=1.0, bias_correction=True)
+
+
+def test_bias_correction_forgets_what_it_began_with():
+    with refused(ValueError, "initial_scale", "must be 0", "bias_correction", "1.0"):
+        rmsprop(initial_scale=1.0, bias_correction=True)
+
+
+def test_an_injected_mask_is_no_schedule():
+    def mask(params):
+        return jax.tree.map(lambda p: p.ndim > 1, params)
+
+    tx = optax.inject_hyperparams(rmsprop)(
+        0.1, weight_decay=0.1, weight_decay_mask=mask
+    )
+    with refused(ValueError, "weight_decay_mask", "function", "False", "static_args"):
+        tx.update(P, tx.init(P), P)
 
 
 def test_decay_needs_params():

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ import rmsprop_jax
 rmsprop: Any = rmsprop_jax.rmsprop
 
 SIZE = 1 << 14
+README = (Path(__file__).parents[1] / "README.md").read_text()
 FLAGS = ("centered", "nesterov", "maximize")
 DECAYS = {
     "no decay": {},
@@ -94,12 +96,30 @@ def test_moves_no_more_than_optax(momentum, nesterov, centered):
     assert temporaries(chain) >= 4 * SIZE
 
 
-def test_words_moved():
-    """What the shape of the rule implies: each kernel reads its leaves, writes one."""
-    assert words(compiled(rmsprop())) == 7  # g ν → ν; p g ν → p
-    assert words(compiled(rmsprop(momentum=0.9))) == 10  # … g ν b → b; p b → p
-    assert words(compiled(rmsprop(centered=True))) == 11  # g m → m; g m ν → ν; …
-    assert words(compiled(rmsprop(weight_decay=0.1))) == 8  # p g ν → ν; p g ν → p
+ROWS = {
+    "plain": {},
+    "momentum": {"momentum": 0.9},
+    "Nesterov": {"momentum": 0.9, "nesterov": True},
+    "centered": {"centered": True},
+    "centered, momentum": {"centered": True, "momentum": 0.9},
+}
+
+
+@pytest.mark.parametrize("name", [*ROWS, *(f"{name}, coupled decay" for name in ROWS)])
+def test_the_readmes_table_of_words(name):
+    options = ROWS[name.removesuffix(", coupled decay")]
+    theirs = optax.rmsprop(0.1, **options)
+    decay = 0.0
+    if name not in ROWS:
+        decay = 0.1
+        theirs = optax.chain(optax.add_decayed_weights(decay), theirs)
+
+    def cell(tx):
+        program = compiled(tx)
+        return f"{words(program):.0f} ({temporaries(program) // (4 * SIZE)})"
+
+    row = f"| {name} | {cell(rmsprop(0.1, weight_decay=decay, **options))} "
+    assert f"{row}| {cell(theirs)} |" in README
 
 
 def test_donation_aliases_parameters_and_every_moment():

@@ -29,7 +29,6 @@ EVERYTHING = {
     "eps_in_sqrt": True,
     "bias_correction": True,
     "weight_decay": 0.01,
-    "initial_scale": 1.0,
 }
 CONFIGURATIONS = {"plain": PLAIN, "all state": ALL_STATE, "everything": EVERYTHING}
 each_configuration = pytest.mark.parametrize(
@@ -393,6 +392,29 @@ def test_the_state_is_found_by_name_in_any_chain():
     state = tx.init(tree())
     for name in ("nu", "mu", "grad_mean"):
         chex.assert_trees_all_equal_shapes(optax.tree.get(state, name), tree())
+
+
+@pytest.mark.parametrize("centered", [False, True])
+def test_an_overflown_moment_makes_no_nan(centered):
+    tx = rmsprop(0.1, alpha=0.0, centered=centered)
+    state = tx.init(jnp.ones(1))
+    for g in (1e20, 1.0, 1.0):
+        updates, state = tx.update(jnp.full(1, g), state)
+        assert np.all(np.isfinite(updates))
+
+
+def test_pmap():
+    tx = rmsprop(0.1, momentum=0.9, weight_decay=0.1)
+    p = jnp.arange(16.0).reshape(8, 2)
+
+    def step(p):
+        g = jax.lax.pmean(p, "devices")
+        return tx.update(g, tx.init(p), p)[0]
+
+    together = jax.pmap(step, axis_name="devices")(p)
+    mean = p.mean(axis=0)
+    apart = jnp.stack([tx.update(mean, tx.init(row), row)[0] for row in p])
+    np.testing.assert_allclose(together, apart, rtol=1e-6)
 
 
 def test_x_is_zero_where_the_gradient_is_whatever_the_divisor():

@@ -75,7 +75,7 @@ def test_refuses_to_params_that_changes_shapes_differently():
         return {"k": weights["a"].T if weights["a"].min() < 0 else weights["a"]}
 
     refused(
-        r"leaf \['k'\] of 'momentum_buffer' it made the shape \(4, 3\), and \(3, 4\)",
+        r"leaf \['k'\] of 'square_avg' it made the shape \(3, 4\), and \(4, 3\)",
         made_up([(3, 4)], momentum=0.9),
         to_params,
         names=["a"],
@@ -87,7 +87,7 @@ def test_refuses_to_params_that_makes_another_tree():
         return {"k" if weights["a"].min() < 0 else "l": weights["a"]}
 
     refused(
-        "same tree of all buffers, but of 'momentum_buffer'",
+        "same tree of all buffers, but of 'square_avg'",
         made_up([(3, 4)], momentum=0.9),
         to_params,
         names=["a"],
@@ -98,6 +98,11 @@ def test_refuses_to_params_that_makes_another_tree():
     "to_params",
     [
         lambda weights: {"k": weights["a"] * 2.5},
+        lambda weights: {"k": -weights["a"]},
+        lambda weights: {"k": np.abs(weights["a"])},
+        lambda weights: {"k": weights["a"] ** 2},
+        lambda weights: {"k": np.sqrt(np.abs(weights["a"]))},
+        lambda weights: {"k": 1 / weights["a"]},
         lambda weights: {"k": weights["a"], "more": np.zeros(2)},
         lambda weights: {"k": np.pad(weights["a"], 1)},
     ],

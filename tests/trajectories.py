@@ -192,7 +192,9 @@ def check_same_numbers(framework: str, path: Path) -> None:
         goal = [exact[name] for name in centered]
         far = rms_distance([us[name] for name in centered], goal)
         their_far = rms_distance([them[name] for name in centered], goal)
-        assert far <= 1.1 * their_far, f"{far:.1e}, but theirs {their_far:.1e}"
+        # Where ν starts at 1, and they don't divide by little, nothing cancels.
+        limit = 1.1 if framework == "stable_baselines3" else 0.5
+        assert far <= limit * their_far, f"{far:.1e}, but theirs {their_far:.1e}"
 
 
 # Arguments of ours that theirs do not have; each docstring says why.

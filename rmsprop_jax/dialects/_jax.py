@@ -56,11 +56,6 @@ def optax(
     References:
         optax 0.2.8, ``optax.rmsprop``; compared with it running.
     """
-    if bias_correction and isinstance(initial_scale, int | float) and initial_scale:
-        raise ValueError(
-            "initial_scale must be 0 with bias_correction, which forgets where the "
-            f"second moment began, but it was {initial_scale}. Leave one of them out."
-        )
     return transformation(
         Rule(
             learning_rate=learning_rate,

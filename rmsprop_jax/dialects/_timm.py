@@ -56,7 +56,8 @@ def timm(
             elsewhere by as much as this leaves out (Liang et al. 2024). The buffer is
             not touched. Real leaves only.
         max_lr: The largest rate, which timm reads from the ``lr`` it is made with. Only
-            for ``corrected_weight_decay``, and only needed where ``lr`` is a schedule.
+            for ``corrected_weight_decay``, and only needed where ``lr`` is a schedule
+            or an array (as under ``optax.inject_hyperparams``).
 
     Returns:
         A gradient transformation with an `RMSPropState`.
@@ -106,10 +107,11 @@ def timm(
 
 
 def _max_lr(lr: Any, max_lr: Any) -> Any:
-    if max_lr is None and callable(lr):
+    if max_lr is None and not isinstance(lr, int | float):
+        # An injected rate is the present one, and its square over itself no correction.
         raise ValueError(
-            "max_lr must be given with corrected_weight_decay where lr is a schedule: "
-            "the largest rate of the schedule."
+            "max_lr must be given with corrected_weight_decay where lr is a schedule "
+            "or an array: the largest rate of the run."
         )
     max_lr = lr if max_lr is None else max_lr
     if isinstance(max_lr, int | float) and not max_lr > 0:
