@@ -224,6 +224,8 @@ def test_other_narrow_parameters_are_refused():
 
 
 def test_narrow_state_moves_fewer_bytes_and_makes_no_temporary():
+    if jax.__version_info__ < (0, 10):
+        pytest.skip("the compiler of jax 0.7 keeps what is rounded a second time")
     size = 1 << 14
 
     def program(dtype, **options) -> Any:
@@ -245,10 +247,10 @@ def test_narrow_state_moves_fewer_bytes_and_makes_no_temporary():
         {"momentum": 0.9, "centered": True},
     ):
         narrow, wide = program("bfloat16", **options), program("float32", **options)
-        # The count, which several kernels read, is copied: that is all.
-        assert narrow.memory_analysis().temp_size_in_bytes <= 8, options
         saved = (
             wide.cost_analysis()["bytes accessed"]
             - narrow.cost_analysis()["bytes accessed"]
         )
-        assert saved > 5.9 * size, options  # a narrow word is read twice, written once
+        # A narrow word is read twice and written once; the count is copied.
+        assert saved > 5.9 * size, options
+        assert narrow.memory_analysis().temp_size_in_bytes <= 8, options
