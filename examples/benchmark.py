@@ -66,7 +66,8 @@ class Run:
         """Milliseconds, and words moved and held per parameter."""
         words = 4 * self.gradients.size
         moved = (self.step.cost_analysis() or {}).get("bytes accessed", float("nan"))
-        held = self.step.memory_analysis().temp_size_in_bytes
+        memory = self.step.memory_analysis()
+        held = memory.temp_size_in_bytes if memory else float("nan")
         milliseconds = 1e3 * statistics.median(self.times)
         return f"{milliseconds:9.2f} {moved / words:6.1f} {held / words:6.1f}"
 
