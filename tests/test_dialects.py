@@ -181,6 +181,13 @@ def test_timm_leaves_integers_and_absent_gradients_alone():
             "max_lr must be given with corrected_weight_decay where lr is a schedule",
         ),
         (
+            # As inject_hyperparams would give it: the present rate, not the largest.
+            lambda: dialects.timm(
+                jnp.asarray(0.1), decoupled_decay=True, corrected_weight_decay=True
+            ),
+            "max_lr must be given with corrected_weight_decay .* or an array",
+        ),
+        (
             lambda: dialects.timm(
                 0.0, decoupled_decay=True, corrected_weight_decay=True
             ),
