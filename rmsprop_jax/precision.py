@@ -86,6 +86,13 @@ def _mixed(x: jax.Array) -> jax.Array:
     return x ^ (x >> 16)
 
 
+def _is_narrow(p: Any) -> bool:
+    """Whether a parameter is a floating-point one of 16 bits or fewer."""
+    if p is None or not jnp.issubdtype(p.dtype, jnp.inexact):
+        return False
+    return jnp.finfo(p.dtype).bits < 32
+
+
 def _lands_on(target: jax.Array, p: jax.Array) -> jax.Array:
     """The update, in float32, with which optax.apply_updates makes p the target."""
     return target.astype(jnp.float32) - p.astype(jnp.float32)
@@ -137,8 +144,14 @@ def stochastic_rounding() -> optax.GradientTransformationExtraArgs:
 
         def rounded(path, u, p):
             place = next(places)
-            if u is None or not _is_narrow(path, p):
+            if u is None or not _is_narrow(p):
                 return u
+            if p.dtype != jnp.bfloat16:
+                raise ValueError(
+                    "stochastic_rounding is for bfloat16 parameters, but leaf "
+                    f"{jax.tree_util.keystr(path) or 'the root'} was {p.dtype}. Keep "
+                    "it in bfloat16, or wrap the optimizer in master_weights instead."
+                )
             exact = p.astype(jnp.float32) + u.astype(jnp.float32)
             return _lands_on(narrowed(exact, p.dtype, state.count, place), p)
 
@@ -198,20 +211,15 @@ def master_weights(
     """
     tx = optax.with_extra_args_support(tx)
 
-    def is_narrow(p):
-        if p is None or not jnp.issubdtype(p.dtype, jnp.inexact):
-            return False
-        return jnp.finfo(p.dtype).bits < 32
-
     def wide(x, p):
-        return x if x is None or not is_narrow(p) else x.astype(jnp.float32)
+        return x if x is None or not _is_narrow(p) else x.astype(jnp.float32)
 
     def tree_map(function, *trees):
         return jax.tree.map(function, *trees, is_leaf=_checks.is_none)
 
     def init(params):
         masters = tree_map(
-            lambda p: jnp.asarray(p, jnp.float32) if is_narrow(p) else None, params
+            lambda p: jnp.asarray(p, jnp.float32) if _is_narrow(p) else None, params
         )
         full = tree_map(lambda m, p: p if m is None else m, masters, params)
         return MasterWeightsState(masters, tx.init(full))
@@ -233,16 +241,3 @@ def master_weights(
         return updates, MasterWeightsState(masters, inner)
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _is_narrow(path: Any, p: Any) -> bool:
-    """Whether stochastic_rounding rounds a parameter; raises if it should but can't."""
-    if p is None or not jnp.issubdtype(p.dtype, jnp.inexact):
-        return False
-    if jnp.finfo(p.dtype).bits < 32 and p.dtype != jnp.bfloat16:
-        raise ValueError(
-            "stochastic_rounding is for bfloat16 parameters, but leaf "
-            f"{jax.tree_util.keystr(path) or 'the root'} was {p.dtype}. Keep it in "
-            "bfloat16, or wrap the optimizer in master_weights instead."
-        )
-    return p.dtype == jnp.bfloat16
