@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rmsprop_jax import _codes
+
 if TYPE_CHECKING:
     from rmsprop_jax._rule import RMSPropState, Rule
 
@@ -39,7 +41,8 @@ def options(rule: Rule) -> Rule:
             "initial_scale must be 0 with bias_correction, which forgets what the "
             f"second moment began with, but it was {start}."
         )
-    return rule._replace(**checked, state_dtype=_state_dtype(rule.state_dtype))
+    checked["state_dtype"] = _state_dtype(rule.state_dtype)
+    return rule._replace(**checked, seed=seed(rule.seed))
 
 
 def _number(name: str, value: Any) -> Any:
@@ -90,10 +93,10 @@ def _state_dtype(value: Any) -> Any:
             "squares float16 holds only those of gradients between 2e-4 and 256. "
             "'bfloat16' has as many bits, and the range of float32."
         )
-    if dtype not in (jnp.float32, jnp.float64, jnp.bfloat16):
+    if dtype not in (jnp.float32, jnp.float64, jnp.bfloat16, jnp.int8):
         raise ValueError(
-            "state_dtype must be 'float32', 'float64' or 'bfloat16', but it was "
-            f"{value!r}."
+            "state_dtype must be 'float32', 'float64', 'bfloat16' or 'int8', but it "
+            f"was {value!r}."
         )
     if jax.dtypes.canonicalize_dtype(dtype) != dtype:
         raise ValueError(
@@ -101,6 +104,19 @@ def _state_dtype(value: Any) -> Any:
             "jax_enable_x64, or leave it at 'float32'."
         )
     return dtype
+
+
+def seed(value: Any) -> Any:
+    """A seed of 32 bits; raises on what is none. That of an array passes unread."""
+    if isinstance(value, jax.Array | np.ndarray) and value.shape == ():
+        return jnp.asarray(value).astype(jnp.uint32)
+    if not isinstance(value, int | np.integer) or isinstance(value, bool):
+        raise TypeError(
+            f"seed must be an integer or a scalar array, but was {value!r}."
+        )
+    if not 0 <= value < 2**32:
+        raise ValueError(f"seed must be from 0 to 4294967295, but it was {value}.")
+    return int(value)
 
 
 def _flag(name: str, value: Any) -> bool:
@@ -126,6 +142,10 @@ def is_none(x: Any) -> bool:
     return x is None
 
 
+def _is_moment(x: Any) -> bool:
+    return x is None or _codes.is_codes(x)
+
+
 def matched(rule: Rule, updates: Any, state: RMSPropState, params: Any) -> Any:
     """Every leaf as (g, p, nu, mu, grad_mean), and the structure of the trees.
 
@@ -133,7 +153,9 @@ def matched(rule: Rule, updates: Any, state: RMSPropState, params: Any) -> Any:
     is an integer. Raises ValueError, naming the leaf, where the gradients, the
     parameters, the mask and the state do not belong together.
     """
-    named, structure = jax.tree_util.tree_flatten_with_path(state.nu, is_leaf=is_none)
+    named, structure = jax.tree_util.tree_flatten_with_path(
+        state.nu, is_leaf=_is_moment
+    )
     paths = [jax.tree_util.keystr(path) or "the root" for path, _ in named]
 
     def leaves(what, tree):
@@ -173,7 +195,9 @@ def matched(rule: Rule, updates: Any, state: RMSPropState, params: Any) -> Any:
 
 def _leaves(what: str, tree: Any, structure: Any, paths: list[str]) -> list[Any]:
     """The leaves of a tree that must be like the state's second moment."""
-    given, given_structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_none)
+    given, given_structure = jax.tree_util.tree_flatten_with_path(
+        tree, is_leaf=_is_moment
+    )
     if given_structure == structure:
         return [leaf for _, leaf in given]
     have = [jax.tree_util.keystr(path) or "the root" for path, _ in given]

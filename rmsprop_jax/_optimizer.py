@@ -25,6 +25,7 @@ def rmsprop(
     decoupled_weight_decay: bool = False,
     weight_decay_mask: Any = None,
     state_dtype: Any = "float32",
+    seed: Any = 0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""RMSProp as ``torch.optim.RMSprop`` has it, number for number.
 
@@ -76,10 +77,15 @@ def rmsprop(
             p − η·λ·p (as in AdamW), past the rule.
         weight_decay_mask: Which leaves decay: a tree of booleans like the parameters,
             or a prefix of it, or a function from the parameters to one. All by default.
-        state_dtype: The dtype of ``nu``, ``mu`` and ``grad_mean``, whatever that of
-            the parameters: ``"float32"``, ``"float64"``, or ``"bfloat16"``, rounded
-            stochastically (see `rmsprop_jax.precision`; ``grad_mean`` then is float32).
-            float64 parameters keep float64, complex ones complex64 or complex128.
+        state_dtype: How ``nu``, ``mu`` and ``grad_mean`` are kept, whatever the dtype
+            of the parameters: ``"float32"``, ``"float64"``, ``"bfloat16"``, or
+            ``"int8"``, in codes of 8 bits with scales for blocks of them (leaves of
+            fewer than 4096 elements stay float32). The latter two are rounded
+            stochastically (see `rmsprop_jax.precision`), and ``grad_mean`` is float32
+            with them. float64 parameters keep float64, complex ones complex64 or
+            complex128.
+        seed: Of the stochastic rounding: an integer or a scalar array. Runs with the
+            same one are the same to the bit.
 
     Returns:
         A gradient transformation, with an `RMSPropState` whose trees are like the
@@ -128,6 +134,7 @@ def scale_by_rmsprop(
     initial_scale: Any = 0.0,
     bias_correction: bool = False,
     state_dtype: Any = "float32",
+    seed: Any = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """`rmsprop` without the rate: the direction, neither scaled nor negated.
 

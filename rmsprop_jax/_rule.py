@@ -35,8 +35,9 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from rmsprop_jax import _checks
-from rmsprop_jax.precision import narrowed
+from rmsprop_jax import _checks, _codes
+from rmsprop_jax._codes import decoded
+from rmsprop_jax.precision import narrowed, random_bits
 
 
 class RMSPropState(NamedTuple):
@@ -79,6 +80,7 @@ class Rule(NamedTuple):
     rate_in_momentum: bool = False
     has_rate: bool = True  # or else hand out the direction, neither scaled nor negated
     state_dtype: Any = "float32"
+    seed: Any = 0
 
     @property
     def decays(self) -> bool:
@@ -162,11 +164,11 @@ def _arithmetic_dtype(*leaves: Any) -> Any:
     return jnp.float64 if wide else jnp.float32
 
 
-def _update_leaf(rule: Rule, step: Step, place: int, g, p, nu, mu, m):
+def _update_leaf(rule: Rule, step: Step, leaf: int, g, p, nu, mu, m):
     """One leaf: its update in the gradient's dtype, and the new nu, mu and m.
 
-    p is there where the leaf decays, mu and m where the rule has them. The place is
-    the leaf's in the tree.
+    p is there where the leaf decays, mu and m where the rule has them. `leaf`
+    is its number in the tree.
     """
     if g is None or nu is None:  # no news of it, or nothing to optimize
         return _no_update(g, p), nu, mu, m
@@ -182,9 +184,8 @@ def _update_leaf(rule: Rule, step: Step, place: int, g, p, nu, mu, m):
         """The formula in the arithmetic's dtype, of each real part."""
 
         def of(part):
-            return formula(
-                *(x if x is None else jnp.asarray(part(x), wide) for x in leaves)
-            )
+            read = (None if x is None else part(decoded(x)) for x in leaves)
+            return formula(*(x if x is None else jnp.asarray(x, wide) for x in read))
 
         if jnp.iscomplexobj(g):
             return lax.complex(of(jnp.real), of(jnp.imag))
@@ -192,7 +193,13 @@ def _update_leaf(rule: Rule, step: Step, place: int, g, p, nu, mu, m):
 
     def kept(slot, old, formula, *leaves):
         """What the formula makes of them, as the new value of a leaf of the state."""
-        return narrowed(compute(formula, *leaves), old.dtype, step.count, place, slot)
+        place = (rule.seed, step.count, leaf, slot)
+        if not _codes.is_codes(old):
+            return narrowed(compute(formula, *leaves), old.dtype, *place)
+        scales = _codes.scales(compute(formula, *leaves), has_low=old.low is not None)
+        scales, *leaves = _stored(scales, *leaves)
+        bits = random_bits(old.shape, *place)
+        return _codes.coded(compute(formula, *leaves), *scales, bits)
 
     alpha, weight, ratio = number(step.alpha), number(step.weight), number(step.ratio)
     eps, decay, momentum = map(number, (rule.eps, rule.weight_decay, rule.momentum))
@@ -262,7 +269,7 @@ def _no_update(g: Any, p: Any) -> Any:
     return jnp.zeros_like(like)
 
 
-def _moment(p: Any, value: Any, state_dtype: Any) -> Any:
+def _moment(p: Any, value: Any, state_dtype: Any, *, has_low: bool = False) -> Any:
     """A leaf of the state, filled with a value; None where p cannot be optimized."""
     if p is None or not jnp.issubdtype(jnp.result_type(p), jnp.inexact):
         return None
@@ -271,25 +278,34 @@ def _moment(p: Any, value: Any, state_dtype: Any) -> Any:
     if jnp.issubdtype(dtype, jnp.complexfloating):
         part = jnp.asarray(value, jnp.float64 if wide else jnp.float32)
         return jnp.full_like(p, lax.complex(part, part))
-    return jnp.full_like(p, value, dtype=jnp.float64 if wide else state_dtype)
+    if wide:
+        return jnp.full_like(p, value, dtype=jnp.float64)
+    if state_dtype != jnp.int8:
+        return jnp.full_like(p, value, dtype=state_dtype)
+    full = jnp.full_like(p, value, dtype=jnp.float32)
+    if _codes.block(full.shape) is None:
+        return full
+    scales = _codes.scales(full, has_low=has_low)
+    return _codes.coded(full, *scales, jnp.uint32(0))
 
 
 def transformation(rule: Rule) -> optax.GradientTransformationExtraArgs:
     """The gradient transformation of a rule, whose options it checks."""
     rule = _checks.options(rule)
-    wide = max(rule.state_dtype, "float32", key=lambda dtype: jnp.finfo(dtype).bits)
+    wide = jnp.float64 if rule.state_dtype == jnp.float64 else jnp.float32
 
     def init(params):
-        def moment(value=0.0, dtype=rule.state_dtype):
-            return jax.tree.map(
-                lambda p: _moment(p, value, dtype),
+        def moment(value=0.0, dtype=rule.state_dtype, *, has_low=False):
+            tree = jax.tree.map(
+                lambda p: _moment(p, value, dtype, has_low=has_low),
                 params,
                 is_leaf=_checks.is_none,
             )
+            return _codes.together(tree)
 
         return RMSPropState(
             count=jnp.zeros([], jnp.int32),
-            nu=moment(rule.initial_scale),
+            nu=moment(rule.initial_scale, has_low=True),
             mu=moment() if rule.has_momentum else None,
             # The variance is about this very mean: what rounds it to fewer bits would
             # add the variance of that rounding, 20 % at a mean of 100 deviations.
@@ -298,11 +314,12 @@ def transformation(rule: Rule) -> optax.GradientTransformationExtraArgs:
 
     def update(updates, state, params=None, **extra_args):
         del extra_args  # unused here, and allowed, for others in a chain
-        leaves, structure = _checks.matched(rule, updates, state, params)
+        old = RMSPropState(state.count, *map(_codes.apart, state[1:]))
+        leaves, structure = _checks.matched(rule, updates, old, params)
         step = _step(rule, state.count)
         results = [_update_leaf(rule, step, i, *leaf) for i, leaf in enumerate(leaves)]
         out, nu, mu, m = (
-            structure.unflatten(column)
+            _codes.together(structure.unflatten(column))
             for column in (zip(*results, strict=True) if results else [()] * 4)
         )
         return out, RMSPropState(

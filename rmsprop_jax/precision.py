@@ -5,11 +5,11 @@ last place a step does not move at all: with α = 0.999 the second moment never 
 down again. Rounded up or down at random, with the probabilities that make the mean
 right, it moves as it should on average.
 
-The random bits are a hash of the element's place in its leaf, the step, the leaf's
-place in the tree and what is rounded. So there is no key to carry, the same run has
-the same bits, and so it has them however the leaf is sharded. What lies outside the
+The random bits are a hash of the seed, the step, the leaf's place in the tree, what is
+rounded and the element's place in its leaf. So there is no key to carry, the same run
+has the same bits, and so it has them however the leaf is sharded. What lies outside the
 program's view of a leaf they can't depend on: under ``vmap``, ``pmap`` and
-``shard_map`` each part of the leaf has the same bits.
+``shard_map`` each part has the same bits, unless it has a seed of its own.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def narrowed(x: jax.Array, dtype: Any, *place: Any) -> jax.Array:
     """
     if dtype != jnp.bfloat16:
         return x.astype(dtype)
-    return _to_bfloat16(x.astype(jnp.float32), _bits(x.shape, place))
+    return _to_bfloat16(x.astype(jnp.float32), random_bits(x.shape, *place))
 
 
 @jax.custom_jvp
@@ -61,11 +61,11 @@ def _to_bfloat16_jvp(primals, tangents):
     return _to_bfloat16(*primals), tangents[0].astype(jnp.bfloat16)
 
 
-def _bits(shape: tuple[int, ...], place: tuple[Any, ...]) -> jax.Array:
+def random_bits(shape: tuple[int, ...], *place: Any) -> jax.Array:
     """32 random bits for each element, the same for the same place."""
     salt = jnp.uint32(0)
     for part in place:
-        salt = _mixed(salt + jnp.asarray(part).astype(jnp.uint32))
+        salt = _mixed(salt + jnp.asarray(part, jnp.uint32))
     strides = [
         functools.reduce(operator.mul, shape[axis + 1 :], 1) % 2**32
         for axis in range(len(shape))
@@ -104,7 +104,7 @@ class StochasticRoundingState(NamedTuple):
     count: Any
 
 
-def stochastic_rounding() -> optax.GradientTransformationExtraArgs:
+def stochastic_rounding(*, seed: Any = 0) -> optax.GradientTransformationExtraArgs:
     """For the end of a chain: bfloat16 parameters are rounded stochastically.
 
     Where an update is small beside its parameter, p + u rounded to the nearest
@@ -112,6 +112,9 @@ def stochastic_rounding() -> optax.GradientTransformationExtraArgs:
     ``optax.apply_updates`` (and so Flax's ``TrainState`` and ``nnx.Optimizer``)
     exactly to p + u rounded up or down at random, with a mean of p + u. They are
     float32; those of parameters that are not bfloat16 pass as they are.
+
+    Args:
+        seed: Of the random bits: an integer or a scalar array.
 
     Returns:
         A gradient transformation with a `StochasticRoundingState`; ``update`` needs
@@ -132,6 +135,7 @@ def stochastic_rounding() -> optax.GradientTransformationExtraArgs:
         >>> print(f"{mean:.4f}")  # 1 + 1e-4·g/√(0.01·g²)
         1.0010
     """
+    seed = _checks.seed(seed)
 
     def init(params):
         del params  # there is nothing to keep of them
@@ -153,7 +157,7 @@ def stochastic_rounding() -> optax.GradientTransformationExtraArgs:
                     "it in bfloat16, or wrap the optimizer in master_weights instead."
                 )
             exact = p.astype(jnp.float32) + u.astype(jnp.float32)
-            return _lands_on(narrowed(exact, p.dtype, state.count, place), p)
+            return _lands_on(narrowed(exact, p.dtype, seed, state.count, place), p)
 
         updates = jax.tree_util.tree_map_with_path(
             rounded, updates, params, is_leaf=_checks.is_none
