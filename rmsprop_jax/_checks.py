@@ -112,7 +112,7 @@ def seed(value: Any) -> Any:
         return jnp.asarray(value).astype(jnp.uint32)
     if not isinstance(value, int | np.integer) or isinstance(value, bool):
         raise TypeError(
-            f"seed must be an integer or a scalar array, but was {value!r}."
+            f"seed must be an integer or a scalar array, but it was {value!r}."
         )
     if not 0 <= value < 2**32:
         raise ValueError(f"seed must be from 0 to 4294967295, but it was {value}.")

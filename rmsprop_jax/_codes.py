@@ -1,7 +1,7 @@
 """A moment in 8 bits: a code for each element, and a scale for each block of them.
 
 Codes have the parameter's shape. Of the axes, the one with the largest divisor of at
-most 256 is cut into blocks of that length. A second moment is coded by its logarithm,
+most 128 is cut into blocks of that length. A second moment is coded by its logarithm,
 from the least to the largest of its block, so that every element is held to the same
 relative precision, that of the block's spread in 253 steps. A momentum buffer is coded
 in 127 even steps to either side of 0. Both have an exact 0.
@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 
 SMALLEST_LEAF = 4096
-LONGEST_BLOCK, SHORTEST_BLOCK = 256, 32
+LONGEST_BLOCK, SHORTEST_BLOCK = 128, 32
 
 # The codes of a second moment: 0, from the least to the largest, and infinity or NaN.
 _ZERO, _LEAST, _STEPS, _INFINITE = -128, -127, 253, 127
@@ -112,6 +112,7 @@ def decoded(x: Any) -> Any:
     if x.low is None:
         return jnp.where(x.codes == _NAN, jnp.nan, codes * step)
     value = jnp.exp(_spread(x.low, x.codes.shape) + (codes - _LEAST) * step)
+    value = jnp.minimum(value, jnp.finfo(jnp.float32).max)  # what rounding went beyond
     value = jnp.where(x.codes == _INFINITE, jnp.inf, value)
     return jnp.where(x.codes == _ZERO, 0, value)
 
@@ -153,8 +154,12 @@ def together(tree: Any) -> Any:
 
 
 def _is_regular(x: jax.Array) -> jax.Array:
-    """Whether it has a logarithm. A subnormal counts as 0, as it may be flushed."""
-    return jnp.isfinite(x) & (x >= jnp.finfo(x.dtype).tiny)
+    """Whether it has a logarithm; that of 0 has none.
+
+    Neither has what is so near to the subnormal numbers, which may be flushed to 0,
+    that it could become one when it is decoded.
+    """
+    return jnp.isfinite(x) & (x >= 2.0**-120)
 
 
 def _range(x: jax.Array, counts: Any) -> tuple[jax.Array, jax.Array]:

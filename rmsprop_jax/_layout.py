@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from rmsprop_jax import _codes
 from rmsprop_jax._rule import RMSPropState
 from rmsprop_jax._torch_kinds import to_array
 
@@ -123,6 +124,9 @@ def field_of(part: RMSPropState, field: str) -> Any:
     if tree is None:
         return jax.tree.map(jnp.zeros_like, field_of(part, "nu"))
     narrow = (jnp.float16, jnp.bfloat16)
-    return jax.tree.map(
-        lambda x: x.astype(jnp.float32) if x.dtype in narrow else x, tree
-    )
+
+    def wide(leaf):
+        x = _codes.decoded(leaf)
+        return x.astype(jnp.float32) if x.dtype in narrow else x
+
+    return jax.tree.map(wide, _codes.apart(tree), is_leaf=_codes.is_codes)

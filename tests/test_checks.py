@@ -14,6 +14,7 @@ from rmsprop_jax import scale_by_rmsprop
 
 # optax types states as any trees of arrays; here they are what they are.
 rmsprop: Any = rmsprop_jax.rmsprop
+stochastic_rounding: Any = rmsprop_jax.precision.stochastic_rounding
 
 NUMBERS = ["learning_rate", "alpha", "eps", "weight_decay", "momentum", "initial_scale"]
 P = {"layer": {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}}
@@ -77,6 +78,17 @@ def test_state_dtype_is_a_real_float(bad):
     for make in (rmsprop, scale_by_rmsprop):
         with refused(ValueError, "state_dtype", "must be 'float32'", repr(bad)):
             make(state_dtype=bad)
+
+
+@pytest.mark.parametrize("make", [rmsprop, scale_by_rmsprop, stochastic_rounding])
+def test_seed_is_an_integer_of_32_bits(make):
+    for bad in (1.5, True, "0", None, np.zeros(2)):
+        with refused(TypeError, "seed", "must be an integer", repr(bad)):
+            make(seed=bad)
+    for bad in (-1, 2**32):
+        with refused(ValueError, "seed", "from 0 to 4294967295", str(bad)):
+            make(seed=bad)
+    make(seed=np.int64(3))
 
 
 def test_state_dtypes_that_would_lose_the_run():

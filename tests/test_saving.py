@@ -19,6 +19,7 @@ CONFIGURATIONS = {
     "plain": {},
     "all": {"momentum": 0.9, "centered": True},
     "bfloat16": {"momentum": 0.9, "state_dtype": "bfloat16"},
+    "int8": {"momentum": 0.9, "state_dtype": "int8"},
 }
 
 
@@ -30,6 +31,7 @@ def test_fields_are_the_layout_of_saved_states():
 def params():
     return {
         "dense": {"kernel": jnp.arange(32.0).reshape(16, 2), "bias": jnp.ones(8)},
+        "embedding": jnp.linspace(-1.0, 1.0, 4096).reshape(64, 64),
         "fourier": jnp.full(8, 1 + 2j, jnp.complex64),
         "steps": jnp.arange(8),
     }
