@@ -2,7 +2,7 @@
 
 from rmsprop_jax import dialects, optax_checkpoint, precision, torch_checkpoint
 from rmsprop_jax._optimizer import rmsprop, scale_by_rmsprop
-from rmsprop_jax._rule import RMSPropState
+from rmsprop_jax._state import RMSPropState
 
 __all__ = [
     "RMSPropState",

@@ -12,7 +12,8 @@ import numpy as np
 from rmsprop_jax import _codes
 
 if TYPE_CHECKING:
-    from rmsprop_jax._rule import RMSPropState, Rule
+    from rmsprop_jax._rule import Rule
+    from rmsprop_jax._state import RMSPropState
 
 
 def options(rule: Rule) -> Rule:

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rmsprop_jax import _codes
-from rmsprop_jax._rule import RMSPropState
+from rmsprop_jax._state import RMSPropState
 from rmsprop_jax._torch_kinds import to_array
+from rmsprop_jax.precision import widened
 
 
 def apply(what: str, function: Callable[..., Any] | None, tree: Any) -> Any:
@@ -123,10 +123,4 @@ def field_of(part: RMSPropState, field: str) -> Any:
     tree = getattr(part, field)
     if tree is None:
         return jax.tree.map(jnp.zeros_like, field_of(part, "nu"))
-    narrow = (jnp.float16, jnp.bfloat16)
-
-    def wide(leaf):
-        x = _codes.decoded(leaf)
-        return x.astype(jnp.float32) if x.dtype in narrow else x
-
-    return jax.tree.map(wide, _codes.apart(tree), is_leaf=_codes.is_codes)
+    return widened(tree)

@@ -37,28 +37,8 @@ from jax import lax
 
 from rmsprop_jax import _checks, _codes
 from rmsprop_jax._codes import decoded
+from rmsprop_jax._state import RMSPropState, moment
 from rmsprop_jax.precision import narrowed, random_bits
-
-
-class RMSPropState(NamedTuple):
-    """The state of RMSProp, whatever its options.
-
-    Attributes:
-        count: int32 scalar, the number of updates so far.
-        nu: a tree like the parameters: the second moment of the gradient about the
-            origin, or about its mean (the variance) if centered. torch says
-            ``square_avg``. A complex leaf holds one moment for the real and one for
-            the imaginary part. Leaves that cannot be optimized (integers) are ``None``.
-        mu: the momentum buffer, or ``None`` without momentum. torch says
-            ``momentum_buffer``.
-        grad_mean: the mean of the gradient, or ``None`` if not centered. torch says
-            ``grad_avg``.
-    """
-
-    count: Any
-    nu: Any
-    mu: Any
-    grad_mean: Any
 
 
 class Rule(NamedTuple):
@@ -269,47 +249,27 @@ def _no_update(g: Any, p: Any) -> Any:
     return jnp.zeros_like(like)
 
 
-def _moment(p: Any, value: Any, state_dtype: Any, *, has_low: bool = False) -> Any:
-    """A leaf of the state, filled with a value; None where p cannot be optimized."""
-    if p is None or not jnp.issubdtype(jnp.result_type(p), jnp.inexact):
-        return None
-    dtype = jnp.result_type(p)
-    wide = jnp.finfo(dtype).bits == 64
-    if jnp.issubdtype(dtype, jnp.complexfloating):
-        part = jnp.asarray(value, jnp.float64 if wide else jnp.float32)
-        return jnp.full_like(p, lax.complex(part, part))
-    if wide:
-        return jnp.full_like(p, value, dtype=jnp.float64)
-    if state_dtype != jnp.int8:
-        return jnp.full_like(p, value, dtype=state_dtype)
-    full = jnp.full_like(p, value, dtype=jnp.float32)
-    if _codes.block(full.shape) is None:
-        return full
-    scales = _codes.scales(full, has_low=has_low)
-    return _codes.coded(full, *scales, jnp.uint32(0))
-
-
 def transformation(rule: Rule) -> optax.GradientTransformationExtraArgs:
     """The gradient transformation of a rule, whose options it checks."""
     rule = _checks.options(rule)
     wide = jnp.float64 if rule.state_dtype == jnp.float64 else jnp.float32
 
     def init(params):
-        def moment(value=0.0, dtype=rule.state_dtype, *, has_low=False):
-            tree = jax.tree.map(
-                lambda p: _moment(p, value, dtype, has_low=has_low),
+        def tree(value=0.0, dtype=rule.state_dtype, *, has_low=False):
+            made = jax.tree.map(
+                lambda p: moment(p, value, dtype, has_low=has_low),
                 params,
                 is_leaf=_checks.is_none,
             )
-            return _codes.together(tree)
+            return _codes.together(made)
 
         return RMSPropState(
             count=jnp.zeros([], jnp.int32),
-            nu=moment(rule.initial_scale, has_low=True),
-            mu=moment() if rule.has_momentum else None,
+            nu=tree(rule.initial_scale, has_low=True),
+            mu=tree() if rule.has_momentum else None,
             # The variance is about this very mean: what rounds it to fewer bits would
             # add the variance of that rounding, 20 % at a mean of 100 deviations.
-            grad_mean=moment(dtype=wide) if rule.centered else None,
+            grad_mean=tree(dtype=wide) if rule.centered else None,
         )
 
     def update(updates, state, params=None, **extra_args):

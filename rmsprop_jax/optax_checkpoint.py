@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rmsprop_jax._rule import RMSPropState
+from rmsprop_jax._state import RMSPropState
 from rmsprop_jax._torch_kinds import to_array, variance
 
 # optax's states, by name: not all of them are public, and Adam's has the same fields.

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from rmsprop_jax import _checks
+from rmsprop_jax import _checks, _codes
 
 
 def narrowed(x: jax.Array, dtype: Any, *place: Any) -> jax.Array:
@@ -42,6 +42,34 @@ def narrowed(x: jax.Array, dtype: Any, *place: Any) -> jax.Array:
     if dtype != jnp.bfloat16:
         return x.astype(dtype)
     return _to_bfloat16(x.astype(jnp.float32), random_bits(x.shape, *place))
+
+
+def widened(moments: Any) -> Any:
+    """A state's moments in numbers, whatever they are kept in.
+
+    Args:
+        moments: A tree of the state: its ``nu``, ``mu`` or ``grad_mean``.
+
+    Returns:
+        A tree like the parameters, of float32 arrays in place of bfloat16 ones and of
+        the codes of an int8 state. Other arrays, and None, stay as they are.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from rmsprop_jax import rmsprop
+        >>> from rmsprop_jax.precision import widened
+        >>> tx = rmsprop(state_dtype="int8")
+        >>> params = {"w": jnp.ones((64, 64))}
+        >>> _, state = tx.update(params, tx.init(params))
+        >>> state.nu.codes["w"].dtype, widened(state.nu)["w"][0, 0]
+        (dtype('int8'), Array(0.01, dtype=float32))
+    """
+
+    def wide(x):
+        x = _codes.decoded(x)
+        return x.astype(jnp.float32) if _is_narrow(x) else x
+
+    return jax.tree.map(wide, _codes.apart(moments), is_leaf=_codes.is_codes)
 
 
 @jax.custom_jvp
@@ -88,9 +116,9 @@ def _mixed(x: jax.Array) -> jax.Array:
 
 def _is_narrow(p: Any) -> bool:
     """Whether a parameter is a floating-point one of 16 bits or fewer."""
-    if p is None or not jnp.issubdtype(p.dtype, jnp.inexact):
+    if p is None or not jnp.issubdtype(jnp.result_type(p), jnp.inexact):
         return False
-    return jnp.finfo(p.dtype).bits < 32
+    return jnp.finfo(jnp.result_type(p)).bits < 32
 
 
 def _lands_on(target: jax.Array, p: jax.Array) -> jax.Array:

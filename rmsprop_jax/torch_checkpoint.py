@@ -29,7 +29,7 @@ import optax
 
 from rmsprop_jax import _layout, _torch_state_dict
 from rmsprop_jax._optimizer import rmsprop
-from rmsprop_jax._rule import RMSPropState
+from rmsprop_jax._state import RMSPropState
 from rmsprop_jax._torch_kinds import number, to_array
 from rmsprop_jax._torch_state_dict import KEYS, Parameter, names_of
 

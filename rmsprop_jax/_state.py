@@ -1,0 +1,54 @@
+"""The state, and what it holds before the first step."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+
+from rmsprop_jax import _codes
+
+
+class RMSPropState(NamedTuple):
+    """The state of RMSProp, whatever its options.
+
+    Attributes:
+        count: int32 scalar, the number of updates so far.
+        nu: a tree like the parameters: the second moment of the gradient about the
+            origin, or about its mean (the variance) if centered. torch says
+            ``square_avg``. A complex leaf holds one moment for the real and one for
+            the imaginary part. Leaves that cannot be optimized (integers) are ``None``.
+        mu: the momentum buffer, or ``None`` without momentum. torch says
+            ``momentum_buffer``.
+        grad_mean: the mean of the gradient, or ``None`` if not centered. torch says
+            ``grad_avg``.
+
+    In 8 bits ``nu`` and ``mu`` are structs of trees: ``codes`` like the parameters, and
+    the scales ``step`` and ``low``; `rmsprop_jax.precision.widened` reads them.
+    """
+
+    count: Any
+    nu: Any
+    mu: Any
+    grad_mean: Any
+
+
+def moment(p: Any, value: Any, state_dtype: Any, *, has_low: bool = False) -> Any:
+    """A leaf of the state, filled with a value; None where p cannot be optimized."""
+    if p is None or not jnp.issubdtype(jnp.result_type(p), jnp.inexact):
+        return None
+    dtype = jnp.result_type(p)
+    wide = jnp.finfo(dtype).bits == 64
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        part = jnp.asarray(value, jnp.float64 if wide else jnp.float32)
+        return jnp.full_like(p, lax.complex(part, part))
+    if wide:
+        return jnp.full_like(p, value, dtype=jnp.float64)
+    if state_dtype != jnp.int8:
+        return jnp.full_like(p, value, dtype=state_dtype)
+    full = jnp.full_like(p, value, dtype=jnp.float32)
+    if _codes.block(full.shape) is None:
+        return full
+    scales = _codes.scales(full, has_low=has_low)
+    return _codes.coded(full, *scales, jnp.uint32(0))
