@@ -1,6 +1,12 @@
 """RMSProp for JAX: the one you already know, the same numbers."""
 
-from rmsprop_jax import dialects, optax_checkpoint, precision, torch_checkpoint
+from rmsprop_jax import (
+    dialects,
+    optax_checkpoint,
+    precision,
+    sharding,
+    torch_checkpoint,
+)
 from rmsprop_jax._optimizer import rmsprop, scale_by_rmsprop
 from rmsprop_jax._state import RMSPropState
 
@@ -11,5 +17,6 @@ __all__ = [
     "precision",
     "rmsprop",
     "scale_by_rmsprop",
+    "sharding",
     "torch_checkpoint",
 ]

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 
 SMALLEST_LEAF = 4096
 LONGEST_BLOCK, SHORTEST_BLOCK = 128, 32
@@ -88,17 +89,17 @@ def coded(x: jax.Array, step: Any, low: Any, bits: Any) -> Codes:
     """A float32 array in codes of these scales, rounded up or down by random bits."""
     # From 0 up to, but not, 1, and so little less that 253 and this are not 254.
     uniform = (bits >> 16).astype(jnp.float32) * 2.0**-16
-    unit = _spread(jnp.where(step > 0, step, jnp.inf), x.shape)
+    unit = _spread(jnp.where(step > 0, step, jnp.inf), x)
     if low is None:
         code = jnp.clip(jnp.floor(x / unit + uniform), -_MOST, _MOST)
         other, usual = jnp.int8(_NAN), jnp.isfinite(x)
     else:
         # Up with a chance that is linear in the value, from one power of e to the next.
-        growth = _spread(jnp.expm1(step), x.shape)
+        growth = _spread(jnp.expm1(step), x)
         up = jnp.maximum(1 - jnp.log(1 + (1 - uniform) * growth) / unit, 0)
         usual = _is_regular(x)
         other = jnp.where(jnp.isfinite(x), jnp.int8(_ZERO), jnp.int8(_INFINITE))
-        place = (jnp.log(jnp.where(usual, x, 1)) - _spread(low, x.shape)) / unit
+        place = (jnp.log(jnp.where(usual, x, 1)) - _spread(low, x)) / unit
         code = jnp.clip(jnp.floor(place + up), 0, _STEPS) + _LEAST
     # The choice comes last, as XLA on CPU makes a mere conversion anew for each reader.
     return Codes(jnp.where(usual, code.astype(jnp.int8), other), step, low)
@@ -108,10 +109,10 @@ def decoded(x: Any) -> Any:
     """The float32 array that codes stand for; anything else as it is."""
     if not is_codes(x):
         return x
-    codes, step = x.codes.astype(jnp.float32), _spread(x.step, x.codes.shape)
+    codes, step = x.codes.astype(jnp.float32), _spread(x.step, x.codes)
     if x.low is None:
         return jnp.where(x.codes == _NAN, jnp.nan, codes * step)
-    value = jnp.exp(_spread(x.low, x.codes.shape) + (codes - _LEAST) * step)
+    value = jnp.exp(_spread(x.low, x.codes) + (codes - _LEAST) * step)
     value = jnp.minimum(value, jnp.finfo(jnp.float32).max)  # what rounding went beyond
     value = jnp.where(x.codes == _INFINITE, jnp.inf, value)
     return jnp.where(x.codes == _ZERO, 0, value)
@@ -173,15 +174,31 @@ def _range(x: jax.Array, counts: Any) -> tuple[jax.Array, jax.Array]:
     ends = (largest, -largest)
     # In one reduction of two values, as of two XLA on CPU would keep what they reduce.
     return lax.reduce(
-        tuple(jnp.where(counts, x, end).reshape(cut) for end in ends),
+        tuple(_whole_blocks(jnp.where(counts, x, end)).reshape(cut) for end in ends),
         ends,
         lambda a, b: (lax.min(a[0], b[0]), lax.max(a[1], b[1])),
         (axis + 1,),
     )
 
 
-def _spread(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def _spread(x: jax.Array, like: jax.Array) -> jax.Array:
     """Each block's number for every element of the block."""
-    axis, length = block(shape) or (0, 1)
+    axis, length = block(like.shape) or (0, 1)
     cut = (*x.shape[: axis + 1], length, *x.shape[axis + 1 :])
-    return jnp.broadcast_to(jnp.expand_dims(x, axis + 1), cut).reshape(shape)
+    spread = jnp.broadcast_to(jnp.expand_dims(x, axis + 1), cut).reshape(like.shape)
+    place = jax.typeof(like).sharding
+    same = jax.typeof(spread).sharding == place
+    return spread if same else jax.sharding.reshard(spread, place)
+
+
+def _whole_blocks(x: jax.Array) -> jax.Array:
+    """With no block across two devices, as far as the type says where it is.
+
+    On explicit axes JAX can't reshape across them; on automatic ones XLA sees to it.
+    """
+    axis, length = block(x.shape) or (0, 1)
+    sharding = jax.typeof(x).sharding
+    if sharding.shard_shape(x.shape)[axis] % length == 0:
+        return x
+    spec = [None if i == axis else names for i, names in enumerate(sharding.spec)]
+    return jax.sharding.reshard(x, sharding.update(spec=PartitionSpec(*spec)))

@@ -37,7 +37,7 @@ from jax import lax
 
 from rmsprop_jax import _checks, _codes
 from rmsprop_jax._codes import decoded
-from rmsprop_jax._state import RMSPropState, moment
+from rmsprop_jax._state import RMSPropState, moment, no_steps
 from rmsprop_jax.precision import narrowed, random_bits
 
 
@@ -264,7 +264,7 @@ def transformation(rule: Rule) -> optax.GradientTransformationExtraArgs:
             return _codes.together(made)
 
         return RMSPropState(
-            count=jnp.zeros([], jnp.int32),
+            count=no_steps(params),
             nu=tree(rule.initial_scale, has_low=True),
             mu=tree() if rule.has_momentum else None,
             # The variance is about this very mean: what rounds it to fewer bits would

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import Tracer
+from jax.sharding import NamedSharding, PartitionSpec
 
 from rmsprop_jax import _codes
 
@@ -42,13 +45,35 @@ def moment(p: Any, value: Any, state_dtype: Any, *, has_low: bool = False) -> An
     wide = jnp.finfo(dtype).bits == 64
     if jnp.issubdtype(dtype, jnp.complexfloating):
         part = jnp.asarray(value, jnp.float64 if wide else jnp.float32)
-        return jnp.full_like(p, lax.complex(part, part))
+        return _filled(p, lax.complex(part, part))
     if wide:
-        return jnp.full_like(p, value, dtype=jnp.float64)
+        return _filled(p, jnp.asarray(value, jnp.float64))
     if state_dtype != jnp.int8:
-        return jnp.full_like(p, value, dtype=state_dtype)
-    full = jnp.full_like(p, value, dtype=jnp.float32)
+        return _filled(p, jnp.asarray(value, state_dtype))
+    full = _filled(p, jnp.asarray(value, jnp.float32))
     if _codes.block(full.shape) is None:
         return full
     scales = _codes.scales(full, has_low=has_low)
     return _codes.coded(full, *scales, jnp.uint32(0))
+
+
+def _filled(p: Any, value: jax.Array) -> jax.Array:
+    """An array like p, and sharded like it, of one value."""
+    full = jnp.full_like(p, value, dtype=value.dtype)
+    if not isinstance(p, Tracer):
+        return full
+    # Under jit a constant has no sharding, and is whole on one device or on all. What
+    # is computed from p is sharded like p; behind the barrier XLA can't see that the
+    # two values are the same.
+    again = jnp.full_like(p, lax.optimization_barrier(value), dtype=value.dtype)
+    return jnp.where(jnp.isnan(p), again, full)
+
+
+def no_steps(params: Any) -> jax.Array:
+    """A count of 0: outside of jit, on every device of the parameters' mesh."""
+    device = None
+    for p in jax.tree.leaves(params):
+        sharding = None if isinstance(p, Tracer) else getattr(p, "sharding", None)
+        if isinstance(sharding, NamedSharding):
+            device = NamedSharding(sharding.mesh, PartitionSpec())
+    return jnp.zeros([], jnp.int32, device=device)

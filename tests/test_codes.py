@@ -229,9 +229,10 @@ def test_of_one_seed_the_same_run_of_another_another():
     assert np.any(members[0] != members[1])
 
 
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize("spec", [PartitionSpec("x"), PartitionSpec(None, "x")])
 @pytest.mark.parametrize("devices", [2, 8])
-def test_the_codes_are_the_same_however_the_leaf_is_sharded(devices, spec):
+def test_the_codes_are_the_same_however_the_leaf_is_sharded(devices, spec, axis_type):
     tx = rmsprop(0.1, momentum=0.9, centered=True, state_dtype="int8")
     rng = np.random.default_rng(0)
     # The blocks of (64, 1024) fit the shards, and those of (64, 64) go across.
@@ -247,7 +248,7 @@ def test_the_codes_are_the_same_however_the_leaf_is_sharded(devices, spec):
     mesh = jax.make_mesh(
         (devices,),
         ("x",),
-        axis_types=(AxisType.Auto,),
+        axis_types=(axis_type,),
         devices=jax.devices()[:devices],
     )
     sharded = jax.device_put(p, NamedSharding(mesh, spec))

@@ -1,0 +1,71 @@
+"""Meshes of eight devices, and what there is to see of a program that runs on them."""
+
+import re
+from typing import Any
+
+import jax
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+# optax types parameters as any trees of arrays; here they are what they are.
+apply_updates: Any = optax.apply_updates
+
+each_axis_type = pytest.mark.parametrize(
+    "axis_type", [AxisType.Auto, AxisType.Explicit], ids=["automatic", "explicit"]
+)
+
+OPTIONS = {
+    "plain": {},
+    "momentum": {"momentum": 0.9},
+    "centered": {"centered": True},
+    "Nesterov": {"momentum": 0.9, "nesterov": True},
+    "decay": {"weight_decay": 0.1},
+    "bfloat16": {"momentum": 0.9, "state_dtype": "bfloat16"},
+}
+each_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+
+
+def make_mesh(axis_type=AxisType.Auto, **axes):
+    """A mesh of these axes; of eight devices along "data" if none are given."""
+    axes = axes or {"data": 8}
+    return jax.make_mesh(
+        tuple(axes.values()), tuple(axes), axis_types=(axis_type,) * len(axes)
+    )
+
+
+def on(mesh, *spec):
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+
+def shardings_of(tree):
+    return jax.tree.map(lambda x: x.sharding, tree)
+
+
+def train_step(tx):
+    def step(params, state, gradients):
+        updates, state = tx.update(gradients, state, params)
+        return apply_updates(params, updates), state
+
+    return step
+
+
+def compiled(step, *args, **options) -> Any:
+    """The program of a step with these arguments."""
+    return jax.jit(step, **options).lower(*args).compile()
+
+
+def collectives(program):
+    """Every communication in a compiled program, by its kind."""
+    kinds = "all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all"
+    kinds += "|collective-broadcast"
+    return sorted(re.findall(rf" ({kinds})(?:-start)?\(", program.as_text()))
+
+
+def bytes_on_each_device(tree):
+    """The bytes of a tree of arrays, for each device that holds a part of it."""
+    held = {}
+    for x in jax.tree.leaves(tree):
+        for shard in x.addressable_shards:
+            held[shard.device] = held.get(shard.device, 0) + shard.data.nbytes
+    return held

@@ -1,0 +1,316 @@
+"""The state is where the parameters are, and an update communicates nothing."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+from jax.sharding import AbstractMesh, AxisType
+from meshes import (
+    bytes_on_each_device,
+    collectives,
+    compiled,
+    each_axis_type,
+    each_option,
+    make_mesh,
+    on,
+    shardings_of,
+    train_step,
+)
+
+import rmsprop_jax
+from rmsprop_jax import RMSPropState
+from rmsprop_jax.precision import master_weights, stochastic_rounding
+from rmsprop_jax.sharding import check, state_shardings
+
+# optax types states as any trees of arrays; here they are what they are.
+rmsprop: Any = rmsprop_jax.rmsprop
+
+# The axes of the mesh, and how a kernel, a bias and a scale are split over them.
+LAYOUTS = {
+    "data": ({"data": 8}, [(), (), ()]),
+    "tensor": ({"model": 8}, [(None, "model"), ("model",), ()]),
+    "FSDP": ({"data": 8}, [("data",), ("data",), ()]),
+    "two axes": ({"data": 4, "model": 2}, [("data", "model"), ("model",), ()]),
+    "FSDP over two axes": ({"a": 4, "b": 2}, [(None, ("a", "b")), (("b", "a"),), ()]),
+}
+each_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+SHAPES = {"kernel": (16, 32), "bias": (8,), "scale": ()}
+
+
+def parameters(layout, axis_type=AxisType.Auto):
+    axes, specs = layout
+    mesh = make_mesh(axis_type, **axes)
+    key = jax.random.key(0)
+    return {
+        name: jax.device_put(jax.random.normal(key, shape), on(mesh, *spec))
+        for (name, shape), spec in zip(SHAPES.items(), specs, strict=True)
+    }
+
+
+def expected_of(state, params):
+    """What the shardings must be, by hand: every moment's its parameter's."""
+    like = shardings_of(params)
+    return RMSPropState(
+        count=on(params["scale"].sharding.mesh),
+        nu=like,
+        mu=None if state.mu is None else like,
+        grad_mean=None if state.grad_mean is None else like,
+    )
+
+
+@each_option
+@each_axis_type
+@each_layout
+def test_the_state_is_where_the_parameters_are(layout, axis_type, options):
+    params = parameters(layout, axis_type)
+    tx = rmsprop(0.1, **options)
+    state = tx.init(params)
+    expected = expected_of(state, params)
+    check(state, expected)
+    check(jax.jit(tx.init)(params), expected)
+    structs = jax.tree.map(
+        lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=p.sharding), params
+    )
+    check(tx.init(structs), expected)
+    # Equivalent here means: the same parts on the same devices.
+    check(state, state_shardings(tx, params))
+    check(state, state_shardings(tx, structs))
+
+
+@each_option
+@each_axis_type
+@each_layout
+def test_an_update_communicates_nothing_and_donates_all(layout, axis_type, options):
+    params = parameters(layout, axis_type)
+    gradients = jax.tree.map(lambda p: p + 1, params)
+    tx = rmsprop(0.1, **options)
+    state = tx.init(params)
+    held = bytes_on_each_device((params, state)).values()
+    step = train_step(tx)
+    program = compiled(step, params, state, gradients, donate_argnums=(0, 1))
+    assert not collectives(program)
+    assert {program.memory_analysis().alias_size_in_bytes} == set(held)
+    before = shardings_of((params, state))
+    after = jax.block_until_ready(program(params, state, gradients))
+    check(after, before)
+    assert all(x.is_deleted() for x in jax.tree.leaves((params, state)))
+
+
+@each_layout
+def test_split_it_is_the_same_run(layout):
+    # Nothing of it is summed, so that it is the same to the bit.
+    params = parameters(layout)
+    tx = rmsprop(0.1, momentum=0.9, centered=True, weight_decay=0.1)
+
+    def run(params):
+        state = tx.init(params)
+        step = jax.jit(train_step(tx))
+        for _ in range(3):
+            params, state = jax.block_until_ready(step(params, state, params))
+        return jax.device_get((params, state))
+
+    alone = run(jax.device_put(params, jax.devices()[0]))
+    jax.tree.map(np.testing.assert_array_equal, run(params), alone)
+
+
+@each_option
+def test_uneven_shards(options):
+    """Ten rows on eight devices, which jit allows within a program only."""
+    mesh = make_mesh()
+    tx = rmsprop(0.1, **options)
+    p = jax.random.normal(jax.random.key(0), (10, 3))
+
+    def run(p, constrain):
+        p = constrain(p)
+        state = tx.init(p)
+        for _ in range(3):
+            updates, state = tx.update(constrain(jnp.sin(p)), state, p)
+            p = constrain(optax.apply_updates(p, updates))
+        return p, state.nu
+
+    def rows(x):
+        return jax.lax.with_sharding_constraint(x, on(mesh, "data"))
+
+    whole = jax.jit(lambda p: run(p, lambda x: x))(p)
+    everywhere = {"in_shardings": on(mesh), "out_shardings": on(mesh)}
+    split = compiled(lambda p: run(p, rows), p, **everywhere)
+    assert "f32[2,3]" in split.as_text()  # two rows each, and the last have none
+    # The two results are gathered in the end, and nothing else.
+    assert set(collectives(split)) == {"all-gather"}
+    assert len(collectives(split)) <= 2
+    jax.tree.map(np.testing.assert_array_equal, split(p), whole)
+
+
+def blocks():
+    """A link whose state is 8-bit codes and, in another shape, the blocks' scales."""
+
+    def init(params):
+        def of(p):
+            scales = p if p.ndim < 2 else p.reshape(p.shape[0], -1, 4).max(axis=-1)
+            return jnp.zeros_like(p, jnp.int8), jnp.zeros_like(scales)
+
+        return jax.tree.map(of, params)
+
+    def update(updates, state, params=None):
+        del params
+        return updates, state
+
+    return optax.GradientTransformation(init, update)
+
+
+def weights_only(params):
+    return jax.tree.map(lambda p: p.ndim > 1, params)
+
+
+CHAINS: dict[str, Any] = {
+    "chain": optax.chain(
+        optax.clip_by_global_norm(1.0), rmsprop(0.1), optax.trace(0.9)
+    ),
+    "masked": optax.masked(rmsprop(0.1, momentum=0.9), weights_only),
+    "MultiSteps": optax.MultiSteps(rmsprop(0.1, centered=True), 4),
+    "inject_hyperparams": optax.inject_hyperparams(rmsprop)(0.1, momentum=0.9),
+    "partition": optax.partition(
+        {True: rmsprop(0.1, momentum=0.9), False: optax.sgd(0.1, momentum=0.9)},
+        weights_only,
+    ),
+    "apply_if_finite": optax.apply_if_finite(rmsprop(0.1), 5),
+    "master_weights": master_weights(rmsprop(0.1)),
+    "stochastic_rounding": optax.chain(rmsprop(0.1), stochastic_rounding()),
+    "8-bit blocks": optax.chain(rmsprop(0.1), blocks()),
+}
+
+
+@pytest.mark.parametrize("tx", CHAINS.values(), ids=CHAINS)
+@each_axis_type
+def test_state_shardings_of_a_chain(tx, axis_type):
+    with jax.numpy_dtype_promotion("standard"):  # optax's own MultiSteps needs it
+        params = parameters(LAYOUTS["FSDP"], axis_type)
+        expected = state_shardings(tx, params)
+        state = jax.jit(tx.init, out_shardings=expected)(params)
+        check(state, expected)
+        named = {
+            params[name].shape: params[name].sharding for name in ("kernel", "bias")
+        }
+        mesh = params["kernel"].sharding.mesh
+        named[16, 8] = on(mesh, "data")  # the scales of the blocks
+        for x, sharding in zip(
+            jax.tree.leaves(state), jax.tree.leaves(expected), strict=True
+        ):
+            assert sharding.is_equivalent_to(named.get(x.shape, on(mesh)), x.ndim)
+        program = compiled(train_step(tx), params, state, params)
+        check(jax.block_until_ready(program(params, state, params))[1], expected)
+
+
+def test_state_shardings_on_a_mesh_without_devices():
+    mesh = AbstractMesh((64, 8), ("data", "model"))
+    p = jax.ShapeDtypeStruct(
+        (4096, 4096), jnp.float32, sharding=on(mesh, *mesh.axis_names)
+    )
+    shardings = state_shardings(rmsprop(0.1, momentum=0.9), p)
+    assert shardings.nu.shard_shape(p.shape) == (64, 512)
+    assert shardings.nu.mesh == mesh
+    assert shardings.mu == shardings.nu
+    assert shardings.count == on(mesh)
+
+
+def test_state_shardings_within_the_users_mesh():
+    if not hasattr(jax, "set_mesh"):
+        pytest.skip("this jax has no jax.set_mesh")
+    for axis_type in (AxisType.Auto, AxisType.Explicit):
+        params = parameters(LAYOUTS["two axes"], axis_type)
+        tx = rmsprop(0.1)
+        with jax.set_mesh(params["kernel"].sharding.mesh):
+            check(jax.jit(tx.init)(params), state_shardings(tx, params))
+
+
+def test_state_shardings_on_one_device():
+    params = jax.device_put({"p": jnp.ones(3)}, jax.devices()[5])
+    state = rmsprop(0.1, momentum=0.9).init(params)
+    expected = state_shardings(rmsprop(0.1, momentum=0.9), params)
+    assert expected.nu == shardings_of(params)
+    check(state._replace(count=jax.device_put(state.count, jax.devices()[5])), expected)
+
+
+def test_state_shardings_restore_a_checkpoint(tmp_path):
+    # Nothing in it is replicated but scalars: orbax 0.12 saves other replicated arrays
+    # by a jax.sharding.set_mesh that jax 0.7 does not have.
+    params = parameters(LAYOUTS["FSDP"])
+    tx = rmsprop(0.1, momentum=0.9)
+    step = jax.jit(train_step(tx))
+    _, state = step(params, tx.init(params), params)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "state", state)
+        checkpointer.wait_until_finished()
+        elsewhere = jax.tree.map(jnp.copy, parameters(LAYOUTS["tensor"]))
+        expected = state_shardings(tx, elsewhere)
+        template = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+            jax.eval_shape(tx.init, elsewhere),
+            expected,
+        )
+        restored = checkpointer.restore(tmp_path / "state", template)
+    check(restored, expected)
+    jax.tree.map(np.testing.assert_array_equal, restored, state)
+
+
+def test_state_shardings_name_the_leaf_they_cannot_place():
+    mesh, other = make_mesh(), make_mesh(model=8)
+    good = jax.device_put(jnp.ones(8), on(mesh, "data"))
+    tx = rmsprop(0.1)
+    with pytest.raises(ValueError, match=r"Leaf \['b'\] of params must have a Named"):
+        state_shardings(tx, {"a": good, "b": np.ones(8)})
+    with pytest.raises(ValueError, match=r"\['a'\] is on .*\['c'\] on .*Single"):
+        state_shardings(tx, {"a": good, "c": jnp.ones(8)})
+    with pytest.raises(ValueError, match=r"\['a'\] is on .*\['d'\] on .*model"):
+        state_shardings(tx, {"a": good, "d": jax.device_put(good, on(other))})
+    with pytest.raises(ValueError, match="params must have a leaf"):
+        state_shardings(tx, {"a": None})
+
+
+def test_check_names_the_leaves():
+    params = parameters(LAYOUTS["FSDP"])
+    mesh = params["bias"].sharding.mesh
+    tx = rmsprop(0.1, momentum=0.9)
+    state, expected = tx.init(params), state_shardings(tx, params)
+    whole = jax.device_put(state.nu["kernel"], on(mesh))
+    wrong = state._replace(nu=state.nu | {"kernel": whole})
+    with pytest.raises(ValueError, match=r"leaf .nu\['kernel'\] must be") as error:
+        check(wrong, expected)
+    assert "'data'" in str(error.value).split("but it was")[0]
+    assert "'data':" in str(error.value).split("but it was")[1]
+    assert "bias" not in str(error.value)
+    with pytest.raises(
+        ValueError, match=r"leaf .count must be .* but it was .*ndarray"
+    ):
+        check(jax.device_get(state), expected)
+    with pytest.raises(ValueError, match="; …"):
+        check(jax.device_get(state), expected)
+    with pytest.raises(ValueError, match=r"leaf .mu\['bias'\] is missing"):
+        check(state, expected._replace(mu=None))
+    with pytest.raises(ValueError, match=r"leaf .mu\['bias'\] is unexpected"):
+        check(state._replace(mu=None), expected)
+    with pytest.raises(ValueError, match="it was"):
+        check([whole], (on(mesh),))
+
+
+def test_check_takes_equivalent_shardings_for_equal():
+    mesh = make_mesh(data=4, model=2)
+    x = jax.device_put(jnp.ones((8, 8)), on(mesh, "data", None))
+    check(x, on(mesh, "data"))
+    check(x, on(make_mesh(a=4, b=2), "a"))
+    with pytest.raises(ValueError, match="leaf the root must be"):
+        check(x, on(mesh, "model"))
+    with pytest.raises(ValueError, match="leaf the root must be"):
+        check(x, on(mesh, None, "data"))
+
+
+def test_check_sees_a_moment_that_jit_made_whole():
+    """What this is all for: optax's own moments, under jit, have no sharding."""
+    params = parameters(LAYOUTS["FSDP"])
+    tx = optax.scale_by_rms()
+    with pytest.raises(ValueError, match=r"leaf .nu\['bias'\] must be"):
+        check(jax.jit(tx.init)(params), state_shardings(tx, params))
