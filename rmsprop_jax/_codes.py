@@ -110,10 +110,12 @@ def decoded(x: Any) -> Any:
     if not is_codes(x):
         return x
     codes, step = x.codes.astype(jnp.float32), _spread(x.step, x.codes)
+    largest = float(jnp.finfo(jnp.float32).max)  # which rounding may go beyond
     if x.low is None:
-        return jnp.where(x.codes == _NAN, jnp.nan, codes * step)
+        value = jnp.clip(codes * step, -largest, largest)
+        return jnp.where(x.codes == _NAN, jnp.nan, value)
     value = jnp.exp(_spread(x.low, x.codes) + (codes - _LEAST) * step)
-    value = jnp.minimum(value, jnp.finfo(jnp.float32).max)  # what rounding went beyond
+    value = jnp.minimum(value, largest)
     value = jnp.where(x.codes == _INFINITE, jnp.inf, value)
     return jnp.where(x.codes == _ZERO, 0, value)
 
