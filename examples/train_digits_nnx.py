@@ -56,7 +56,7 @@ def evaluate(model, images, labels):
 
 
 def main(argv=None):
-    """Train, print and plot; returns the accuracy at the end."""
+    """Train, print and plot."""
     args = parse(argv)
     images, test_images, labels, test_labels = load_data(args.seed)
     steps = len(images) // BATCH_SIZE  # in an epoch
@@ -75,9 +75,7 @@ def main(argv=None):
         history.append((float(np.mean(losses)), float(test_loss), float(accuracy)))
         tqdm.write(EPOCH.format(epoch, *history[-1]))
     plot(history, args.out)
-    accuracy = history[-1][-1]
-    print(f"test accuracy {accuracy:.2%}, curves in {args.out}")
-    return accuracy
+    print(f"test accuracy {history[-1][-1]:.2%}, curves in {args.out}")
 
 
 if __name__ == "__main__":

@@ -17,11 +17,10 @@ each_axis_type = pytest.mark.parametrize(
 
 OPTIONS = {
     "plain": {},
-    "momentum": {"momentum": 0.9},
-    "centered": {"centered": True},
     "Nesterov": {"momentum": 0.9, "nesterov": True},
-    "decay": {"weight_decay": 0.1},
+    "all": {"momentum": 0.9, "centered": True, "weight_decay": 0.1},
     "bfloat16": {"momentum": 0.9, "state_dtype": "bfloat16"},
+    "int8": {"momentum": 0.9, "state_dtype": "int8"},
 }
 each_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 

@@ -20,6 +20,7 @@ from meshes import (
 )
 
 import rmsprop_jax
+from rmsprop_jax.precision import widened
 from rmsprop_jax.sharding import check, state_shardings
 
 # optax types states as any trees of arrays; here they are what they are.
@@ -27,8 +28,8 @@ rmsprop: Any = rmsprop_jax.rmsprop
 zero1: Any = rmsprop_jax.sharding.zero1
 
 # Split along the first dimension, the second, neither; of each, elements and zeros.
-SHAPES = {"in": (16, 24), "middle": (24,), "out": (3, 8), "odd": (3, 5), "scale": ()}
-PARTS = {"in": 48, "middle": 3, "out": 3, "odd": 2, "scale": 1}
+SHAPES = {"in": (16, 256), "middle": (256,), "out": (3, 8), "odd": (3, 5), "scale": ()}
+PARTS = {"in": 512, "middle": 32, "out": 3, "odd": 2, "scale": 1}
 
 
 def parameters(mesh, dtype=jnp.float32):
@@ -117,8 +118,11 @@ def test_each_device_holds_its_part(axis_type, options):
     state = tx.init(params)
     moments = (state.nu, state.mu, state.grad_mean)
     number = sum(moment is not None for moment in moments)
-    size = 2 if "state_dtype" in options else 4
+    size = 2 if options.get("state_dtype") == "bfloat16" else 4
     one = number * size * sum(PARTS.values()) + state.count.nbytes
+    if options.get("state_dtype") == "int8":
+        # Of "in" a byte an element; of its four blocks nu has two scales, mu one.
+        one += number * PARTS["in"] * (1 - 4) + (2 + 1) * 4 * 4
     held = dict.fromkeys(mesh.devices.flat, one)
     assert bytes_on_each_device(state) == held
     expected = state_shardings(tx, params)
@@ -152,8 +156,8 @@ def test_scatters_gradients_and_gathers_updates(axis_type, options):
     assert set(collectives(program)) <= {"all-gather", "all-reduce", "reduce-scatter"}
     assert len(collectives(program)) <= split + len(SHAPES)
     # No device takes the root of a whole leaf.
-    assert "f32[2,24]{1,0} sqrt(" in program.as_text()
-    assert "f32[16,24]{1,0} sqrt(" not in program.as_text()
+    assert "f32[2,256]{1,0} sqrt(" in program.as_text()
+    assert "f32[16,256]{1,0} sqrt(" not in program.as_text()
     # The parameters, and the parts of the state, stay where they are.
     held = bytes_on_each_device((params, state)).values()
     assert {program.memory_analysis().alias_size_in_bytes} == set(held)
@@ -175,10 +179,10 @@ def test_what_is_padded_never_matters(options):
     updates, state = update(params, clean, params)
     poisoned, after = update(params, jax.tree.map(poison, clean), params)
     jax.tree.map(np.testing.assert_array_equal, poisoned, updates)
-    assert np.isnan(after.nu["odd"][0, 15])
-    assert np.isfinite(after.nu["odd"][0, :15]).all()
-    # And left alone, it stays zero.
-    assert state.nu["odd"][0, 15] == 0
+    odd, left_alone = widened(after.nu)["odd"], widened(state.nu)["odd"]
+    assert np.isnan(odd[0, 15])
+    assert np.isfinite(odd[0, :15]).all()
+    assert left_alone[0, 15] == 0
 
 
 def test_rounds_at_random_as_the_unsplit_run():
