@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -51,8 +52,11 @@ def moment(p: Any, value: Any, state_dtype: Any, *, has_low: bool = False) -> An
     if state_dtype != jnp.int8:
         return _filled(p, jnp.asarray(value, state_dtype))
     full = _filled(p, jnp.asarray(value, jnp.float32))
-    if _codes.block(full.shape) is None:
-        return full
+    return full if _codes.block(full.shape) is None else _coded(full, has_low=has_low)
+
+
+@partial(jax.jit, static_argnames="has_low")  # of many operations, outside of jit
+def _coded(full: jax.Array, *, has_low: bool) -> Any:
     scales = _codes.scales(full, has_low=has_low)
     return _codes.coded(full, *scales, jnp.uint32(0))
 

@@ -1,6 +1,7 @@
 """A moment in 8 bits: its codes, and the rule with them."""
 
 import functools
+import importlib
 import os
 from typing import Any
 
@@ -313,7 +314,7 @@ def test_torch_gets_numbers():
 def test_nu_is_nearer_than_that_of_bitsandbytes(sigma):
     """Homogeneous gradients and lognormal ones, 200 steps, on the CPU."""
     try:
-        import bitsandbytes  # pyright: ignore
+        bitsandbytes: Any = importlib.import_module("bitsandbytes")
         import torch
     except ImportError:
         required = os.environ.get("RMSPROP_JAX_PEERS") == "required"
