@@ -111,6 +111,8 @@ def main(argv=None):
         accuracy = (logits_of(ends[name], test_images).argmax(-1) == test_labels).mean()
         sizes = map(kilobytes_on_a_device, held)
         print(ROW.format(name, f"{accuracy:.2%}", f"{away:.1e}", *sizes))
+        if away > 1e-9:
+            raise SystemExit(f"{name} does not agree with pmap")
 
 
 if __name__ == "__main__":

@@ -7,9 +7,9 @@ A seed gives the initial parameters and the order of the data, so that every run
 float32 run to be compared with. Prints tables of final losses and draws the differences
 in fewer_bits.png, in some ten minutes on two CPU cores.
 
-Training is chaotic: runs that differ at all part. How far is what "nudged" shows, all
-float32 from parameters a millionth larger. Differences no larger than its own say
-nothing about the bits.
+Training may be chaotic, so that runs that differ at all part. How far is what "nudged"
+shows, all float32 from parameters a millionth larger. Differences no larger than its
+own say nothing about the bits.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from sklearn.datasets import load_sample_images
 from tqdm import tqdm
 from train_digits import Network, load_data
 
-from rmsprop_jax import precision, rmsprop
+from rmsprop_jax import RMSPropState, precision, rmsprop
 
 
 class Task(NamedTuple):
@@ -105,15 +105,18 @@ def photographs():
 
 
 def rounded_to_nearest(tx):
-    """The same with all of its state rounded to the nearest bfloat16 at every step."""
+    """The same with its moments rounded to the nearest bfloat16 at every step."""
+
+    def cast(state, dtype):
+        moments = (optax.tree.cast(moment, dtype) for moment in state[1:])
+        return RMSPropState(state.count, *moments)
 
     def init(params):
-        return optax.tree.cast(tx.init(params), jnp.bfloat16)
+        return cast(tx.init(params), jnp.bfloat16)
 
     def update(updates, state, params=None):
-        state = optax.tree.cast(state, jnp.float32)
-        updates, state = tx.update(updates, state, params)
-        return updates, optax.tree.cast(state, jnp.bfloat16)
+        updates, state = tx.update(updates, cast(state, jnp.float32), params)
+        return updates, cast(state, jnp.bfloat16)
 
     return optax.GradientTransformation(init, update)
 
@@ -224,7 +227,7 @@ def plot(tables, path):
 def main(argv=None):
     """Train, print and plot."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=5, help="two or more")
     parser.add_argument(
         "--quick", action="store_true", help="too short to say anything"
     )

@@ -109,11 +109,14 @@ def _state_dtype(value: Any) -> Any:
 
 def seed(value: Any) -> Any:
     """A seed of 32 bits; raises on what is none. That of an array passes unread."""
-    if isinstance(value, jax.Array | np.ndarray) and value.shape == ():
+    if isinstance(value, np.ndarray) and value.shape == ():
+        value = value[()]
+    is_scalar = isinstance(value, jax.Array) and value.shape == ()
+    if is_scalar and jnp.issubdtype(value.dtype, jnp.integer):
         return jnp.asarray(value).astype(jnp.uint32)
     if not isinstance(value, int | np.integer) or isinstance(value, bool):
         raise TypeError(
-            f"seed must be an integer or a scalar array, but it was {value!r}."
+            f"seed must be an integer or a scalar array of one, but it was {value!r}."
         )
     if not 0 <= value < 2**32:
         raise ValueError(f"seed must be from 0 to 4294967295, but it was {value}.")

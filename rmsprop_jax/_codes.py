@@ -3,8 +3,10 @@
 Codes have the parameter's shape. Of the axes, the one with the largest divisor of at
 most 128 is cut into blocks of that length. A second moment is coded by its logarithm,
 from the least to the largest of its block, so that every element is held to the same
-relative precision, that of the block's spread in 253 steps. A momentum buffer is coded
-in 127 even steps to either side of 0. Both have an exact 0.
+relative precision, that of the block's spread in 253 steps. One that is less than e⁻²⁸
+of the largest, as where no gradients come any more, is coded as that much: a wider
+spread would cost all the others their precision. A momentum buffer is coded in 127 even
+steps to either side of 0. Both have an exact 0.
 
 Rounding is stochastic, and without bias in the value itself: at α = 0.99 an average
 moves by 1 % a step, less than one step of most codes, so that rounded to nearest it
@@ -26,6 +28,7 @@ LONGEST_BLOCK, SHORTEST_BLOCK = 128, 32
 
 # The codes of a second moment: 0, from the least to the largest, and infinity or NaN.
 _ZERO, _LEAST, _STEPS, _INFINITE = -128, -127, 253, 127
+_SPREAD = 28.0  # at most, in powers of e
 # Those of a momentum buffer: from −127 to 127 steps, and what is not finite.
 _MOST, _NAN = 127, -128
 
@@ -74,15 +77,17 @@ def block(shape: tuple[int, ...]) -> tuple[int, int] | None:
 
 
 def scales(x: jax.Array, *, has_low: bool) -> tuple[Any, Any]:
-    """The step and the low of every block of a float32 array."""
+    """The step and the low of every block of a float32 array; without derivatives."""
+    x = lax.stop_gradient(x)
     if not has_low:
         least, most = _range(x, jnp.isfinite(x))
         largest = jnp.maximum(-least, most)
         return jnp.where(least <= most, largest, 0) / _MOST, None
     least, most = _range(x, _is_regular(x))
     some = least <= most
-    low = jnp.where(some, jnp.log(least), 0)
-    return jnp.where(some, (jnp.log(most) - low) / _STEPS, 0), low
+    high = jnp.log(most)
+    low = jnp.where(some, jnp.maximum(jnp.log(least), high - _SPREAD), 0)
+    return jnp.where(some, (high - low) / _STEPS, 0), low
 
 
 def coded(x: jax.Array, step: Any, low: Any, bits: Any) -> Codes:
@@ -200,7 +205,7 @@ def _whole_blocks(x: jax.Array) -> jax.Array:
     """
     axis, length = block(x.shape) or (0, 1)
     sharding = jax.typeof(x).sharding
-    if sharding.shard_shape(x.shape)[axis] % length == 0:
+    if sharding.spec[axis] is None or sharding.shard_shape(x.shape)[axis] % length == 0:
         return x
     spec = [None if i == axis else names for i, names in enumerate(sharding.spec)]
     return jax.sharding.reshard(x, sharding.update(spec=PartitionSpec(*spec)))

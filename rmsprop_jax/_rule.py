@@ -176,10 +176,13 @@ def _update_leaf(rule: Rule, step: Step, leaf: int, g, p, nu, mu, m):
         place = (rule.seed, step.count, leaf, slot)
         if not _codes.is_codes(old):
             return narrowed(compute(formula, *leaves), old.dtype, *place)
-        scales = _codes.scales(compute(formula, *leaves), has_low=old.low is not None)
+
+        def wanted(*leaves):
+            return compute(formula, *leaves).astype(jnp.float32)
+
+        scales = _codes.scales(wanted(*leaves), has_low=old.low is not None)
         scales, *leaves = _stored(scales, *leaves)
-        bits = random_bits(old.shape, *place)
-        return _codes.coded(compute(formula, *leaves), *scales, bits)
+        return _codes.coded(wanted(*leaves), *scales, random_bits(old.shape, *place))
 
     alpha, weight, ratio = number(step.alpha), number(step.weight), number(step.ratio)
     eps, decay, momentum = map(number, (rule.eps, rule.weight_decay, rule.momentum))

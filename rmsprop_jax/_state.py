@@ -74,10 +74,12 @@ def _filled(p: Any, value: jax.Array) -> jax.Array:
 
 
 def no_steps(params: Any) -> jax.Array:
-    """A count of 0: outside of jit, on every device of the parameters' mesh."""
+    """A count of 0: outside of jit, on the parameters' device or all their mesh's."""
     device = None
     for p in jax.tree.leaves(params):
         sharding = None if isinstance(p, Tracer) else getattr(p, "sharding", None)
         if isinstance(sharding, NamedSharding):
             device = NamedSharding(sharding.mesh, PartitionSpec())
+        elif sharding is not None and getattr(p, "committed", True):
+            device = sharding
     return jnp.zeros([], jnp.int32, device=device)

@@ -37,7 +37,8 @@ def narrowed(x: jax.Array, dtype: Any, *place: Any) -> jax.Array:
 
     Returns:
         An array of the same shape. bfloat16 values, infinities and NaN stay what they
-        are; a finite value stays finite. Derivatives pass as if there was no rounding.
+        are; a finite float32 value stays finite. Derivatives pass as if there was no
+        rounding.
     """
     if dtype != jnp.bfloat16:
         return x.astype(dtype)
@@ -52,7 +53,8 @@ def widened(moments: Any) -> Any:
 
     Returns:
         A tree like the parameters, of float32 arrays in place of bfloat16 ones and of
-        the codes of an int8 state. Other arrays, and None, stay as they are.
+        the codes of an int8 state. Other arrays, and None, stay as they are. Codes that
+        were made within ``vmap`` or ``shard_map`` are to be read within it.
 
     Example:
         >>> import jax.numpy as jnp
@@ -146,7 +148,7 @@ def stochastic_rounding(*, seed: Any = 0) -> optax.GradientTransformationExtraAr
 
     Returns:
         A gradient transformation with a `StochasticRoundingState`; ``update`` needs
-        ``params``.
+        ``params``. ``optax.apply_if_finite`` goes inside the chain, before it.
 
     Raises:
         ValueError: From ``update``, where params are missing, or a parameter is in
@@ -216,10 +218,11 @@ def master_weights(
 
     The inner transformation sees the masters as its parameters (so decay acts on them)
     and float32 gradients. The updates take ``optax.apply_updates`` exactly to the
-    masters rounded to the nearest value of the parameter's dtype.
+    masters rounded to the nearest value of the parameter's dtype (or, from a parameter
+    a thousand times larger, as near as float32 holds the difference).
 
     Args:
-        tx: The whole optimizer.
+        tx: The whole optimizer, with ``optax.apply_if_finite`` if you want it.
 
     Returns:
         A gradient transformation with a `MasterWeightsState`; ``update`` needs

@@ -25,6 +25,8 @@ from jax.sharding import (
     SingleDeviceSharding,
 )
 
+from rmsprop_jax import _checks, _codes
+
 
 def state_shardings(tx: optax.GradientTransformation, params: Any) -> Any:
     """The shardings of ``tx.init(params)``, without making it.
@@ -128,15 +130,18 @@ def zero1(
     axis each updates 1/N of every leaf, and then they share the updates: XLA scatters
     the gradients' sum (or slices it), and gathers the updates.
 
-    A leaf is split along its first dimension that N divides. If there is none, its
-    state is of shape ``(1, ..., 1, size)``, with zeros at the end up to a multiple of
+    A leaf is split along its first dimension that N divides without cutting a block of
+    8-bit state. If there is none, its state is of shape ``(1, ..., 1, size)``, with
+    zeros at the end up to a multiple of N; so the shapes of the state may differ with
     N. Scalars and integers are not split. The numbers are those of the unsplit run but
-    for rounding, as XLA may fuse the two differently.
+    for rounding, as XLA may fuse the two differently, and for 8-bit state, whose blocks
+    are others in a leaf of another shape.
 
     Args:
         tx: The whole chain, of elementwise transformations such as `rmsprop`, or such
             as reduce by sums (``optax.clip_by_global_norm``). Its functions of the
             parameters (masks) see leaves of the same rank, but maybe another shape.
+            Extra arguments reach it as they are.
         mesh: The ``jax.sharding.Mesh`` that the parameters are on.
         axis: The name of the mesh's axis to split over.
 
@@ -145,7 +150,9 @@ def zero1(
 
     Raises:
         ValueError: If the mesh has no such axis. From ``init``, where a leaf is seen
-            not to be replicated.
+            not to be replicated, or to be on another mesh; under ``jit`` on automatic
+            axes neither is. From ``update``, where an update and its parameter differ
+            in shape.
 
     References:
         Rajbhandari et al., ZeRO: Memory Optimizations Toward Training Trillion
@@ -184,11 +191,16 @@ def zero1(
     def is_split(x):
         return jnp.size(x) > 1 and jnp.issubdtype(x.dtype, jnp.inexact)
 
+    def can_be_split(shape, dimension):
+        cut, length = _codes.block(shape) or (None, 1)
+        whole = length if dimension == cut else 1
+        return shape[dimension] % (number * whole) == 0
+
     def split(x):
         if not is_split(x):
             return x
-        for dimension, size in enumerate(x.shape):
-            if size % number == 0:
+        for dimension in range(x.ndim):
+            if can_be_split(x.shape, dimension):
                 return placed(x, *[None] * dimension, axis)
         ones = [1] * (x.ndim - 1)
         x = jnp.pad(jnp.ravel(x), (0, -x.size % number)).reshape(*ones, -1)
@@ -209,12 +221,30 @@ def zero1(
             if sharding is not None and not sharding.is_fully_replicated:
                 raise ValueError(
                     f"Leaf {_name(path)} of params must be replicated for zero1, but "
-                    f"it was {_described(p)}. Where the parameters are split, so is "
-                    "their state: leave zero1 out."
+                    f"it was {_described(known)}. Where the parameters are split, so "
+                    "is their state: leave zero1 out."
+                )
+            its_mesh = getattr(sharding, "mesh", mesh)
+            if not its_mesh.empty and its_mesh.shape != mesh.shape:
+                raise ValueError(
+                    f"Leaf {_name(path)} of params must be on zero1's mesh, of "
+                    f"{dict(mesh.shape)}, but it was on one of "
+                    f"{dict(its_mesh.shape)}. Give zero1 the parameters' mesh."
                 )
         return tx.init(jax.tree.map(split, params))
 
     def update(updates, state, params=None, **extra_args):
+        def compare(path, u, p):
+            if u is not None and jnp.shape(u) != jnp.shape(p):
+                raise ValueError(
+                    f"The update of leaf {_name(path)} must have its parameter's "
+                    f"shape, {jnp.shape(p)}, but it was {jnp.shape(u)}."
+                )
+
+        if params is not None:
+            jax.tree_util.tree_map_with_path(
+                compare, updates, params, is_leaf=_checks.is_none
+            )
         parts, state = tx.update(
             jax.tree.map(split, updates),
             state,
@@ -240,6 +270,7 @@ def check(state: Any, expected: Any) -> None:
 
     Raises:
         ValueError: Naming the leaves, where the trees differ or a leaf is elsewhere.
+        TypeError: Where a leaf of ``expected`` is not a sharding.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -258,6 +289,13 @@ def check(state: Any, expected: Any) -> None:
         ...
         ValueError: The state is not sharded as expected: leaf .nu must be ...
     """
+    for path, sharding in jax.tree_util.tree_leaves_with_path(expected):
+        if not isinstance(sharding, Sharding):
+            raise TypeError(
+                f"Leaf {_name(path)} of expected must be a sharding, but it was "
+                f"{sharding!r}. Make it with state_shardings(tx, params), or with "
+                "NamedSharding(mesh, PartitionSpec(...))."
+            )
     have, structure = jax.tree_util.tree_flatten_with_path(state)
     want, expected_structure = jax.tree_util.tree_flatten_with_path(expected)
     if structure != expected_structure:
@@ -270,12 +308,15 @@ def check(state: Any, expected: Any) -> None:
             f"expected must be a tree of shardings like the state, but {_few(odd)}. "
             "Make it with state_shardings(tx, params), for the same tx and params."
         )
-    wrong = [
-        f"leaf {_name(path)} must be {_described(sharding)}, but it was {_described(x)}"
-        for (path, x), (_, sharding) in zip(have, want, strict=True)
-        if not isinstance(getattr(x, "sharding", None), Sharding)
-        or not x.sharding.is_equivalent_to(sharding, x.ndim)
-    ]
+    wrong = []
+    for (path, x), (_, sharding) in zip(have, want, strict=True):
+        is_array = isinstance(getattr(x, "sharding", None), Sharding)
+        if is_array and x.sharding.is_equivalent_to(sharding, x.ndim):
+            continue
+        must, was = _described(sharding), _described(x)
+        if must == was and isinstance(sharding, NamedSharding):
+            must, was = _in_full(sharding), _in_full(x.sharding)
+        wrong.append(f"leaf {_name(path)} must be {must}, but it was {was}")
     if wrong:
         raise ValueError(
             f"The state is not sharded as expected: {_few(wrong)}. Make it with "
@@ -290,6 +331,12 @@ def _name(path: Any) -> str:
 
 def _few(sentences: list[str]) -> str:
     return "; ".join(sentences[:4]) + "; …" * (len(sentences) > 4)
+
+
+def _in_full(sharding: Any) -> str:
+    """A sharding with its memory and its devices, for an error."""
+    devices = [device.id for device in sharding.mesh.devices.flat]
+    return f"{_described(sharding)} in {sharding.memory_kind} of devices {devices}"
 
 
 def _described(x: Any) -> str:

@@ -17,7 +17,6 @@ each_axis_type = pytest.mark.parametrize(
 
 OPTIONS = {
     "plain": {},
-    "Nesterov": {"momentum": 0.9, "nesterov": True},
     "all": {"momentum": 0.9, "centered": True, "weight_decay": 0.1},
     "bfloat16": {"momentum": 0.9, "state_dtype": "bfloat16"},
     "int8": {"momentum": 0.9, "state_dtype": "int8"},

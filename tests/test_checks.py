@@ -82,10 +82,10 @@ def test_state_dtype_is_a_real_float(bad):
 
 @pytest.mark.parametrize("make", [rmsprop, scale_by_rmsprop, stochastic_rounding])
 def test_seed_is_an_integer_of_32_bits(make):
-    for bad in (1.5, True, "0", None, np.zeros(2)):
+    for bad in (1.5, True, "0", None, np.zeros(2), jnp.float32(1.5)):
         with refused(TypeError, "seed", "must be an integer", repr(bad)):
             make(seed=bad)
-    for bad in (-1, 2**32):
+    for bad in (-1, 2**32, np.array(2**40)):
         with refused(ValueError, "seed", "from 0 to 4294967295", str(bad)):
             make(seed=bad)
     make(seed=np.int64(3))

@@ -213,6 +213,29 @@ def test_updates_land_exactly():
     assert int(after.count) == 1
 
 
+@pytest.mark.parametrize(
+    "around",
+    [lambda tx: optax.chain(tx, stochastic_rounding()), master_weights],
+    ids=["stochastic_rounding", "master_weights"],
+)
+def test_a_bad_step_is_skipped_inside(around):
+    tx = around(optax.apply_if_finite(rmsprop(0.1, momentum=0.9), 5))
+    p = {"w": jnp.linspace(1.0, 2.0, 64).astype(BF16)}
+
+    @jax.jit
+    def step(p, state, g):
+        updates, state = tx.update(g, state, p)
+        with jax.numpy_dtype_promotion("standard"):
+            return apply_updates(p, updates), state
+
+    p, state = step(p, tx.init(p), p)
+    q, after = step(p, state, {"w": p["w"].at[3].set(jnp.nan)})
+    chex.assert_trees_all_equal(q, p)
+    for name in ("nu", "mu"):
+        before, now = (optax.tree.get(s, name) for s in (state, after))
+        chex.assert_trees_all_equal(now, before)
+
+
 def test_other_narrow_parameters_are_refused():
     tx = stochastic_rounding()
     p = {"w": jnp.ones(2, jnp.float16)}

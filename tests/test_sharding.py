@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
-from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 from meshes import (
     bytes_on_each_device,
     collectives,
@@ -222,7 +222,7 @@ def test_state_shardings_on_one_device():
     state = rmsprop(0.1, momentum=0.9).init(params)
     expected = state_shardings(rmsprop(0.1, momentum=0.9), params)
     assert expected.nu == shardings_of(params)
-    check(state._replace(count=jax.device_put(state.count, jax.devices()[5])), expected)
+    check(state, expected)
 
 
 def test_state_shardings_restore_a_checkpoint(tmp_path):
@@ -230,7 +230,7 @@ def test_state_shardings_restore_a_checkpoint(tmp_path):
     # by a jax.sharding.set_mesh that jax 0.7 does not have.
     one, other = "both", "FSDP over both"
     params = parameters(names=(one, other, "scale"))
-    tx = rmsprop(0.1, momentum=0.9)
+    tx = optax.chain(rmsprop(0.1), rmsprop(0.1, momentum=0.9, state_dtype="int8"))
     step = jax.jit(train_step(tx))
     _, state = step(params, tx.init(params), params)
     with ocp.StandardCheckpointer() as checkpointer:
@@ -286,6 +286,8 @@ def test_check_names_the_leaves():
         check(state._replace(mu=None), expected)
     with pytest.raises(ValueError, match="it was"):
         check([whole], (on(mesh),))
+    with pytest.raises(TypeError, match=r"Leaf .count of expected .* but it was P"):
+        check(state, expected._replace(count=PartitionSpec()))
 
 
 def test_check_takes_equivalent_shardings_for_equal():
@@ -297,6 +299,10 @@ def test_check_takes_equivalent_shardings_for_equal():
         check(x, on(mesh, "model"))
     with pytest.raises(ValueError, match="leaf the root must be"):
         check(x, on(mesh, None, "data"))
+    x = jax.device_put(x, on(mesh, "data"))
+    backwards = jax.sharding.Mesh(mesh.devices[::-1], mesh.axis_names)
+    with pytest.raises(ValueError, match=r"devices \[6, 7, .* but .* devices \[0, 1,"):
+        check(x, on(backwards, "data"))
 
 
 def test_check_sees_a_moment_that_jit_made_whole():

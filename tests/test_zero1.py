@@ -195,9 +195,6 @@ def test_leaves_without_state_and_masks_by_rank():
     params = jax.device_put(params, on(mesh))
     gradients = params | {"middle": None}
 
-    def matrices(params):
-        return jax.tree.map(lambda p: p.ndim == 2, params)
-
     tx = rmsprop(0.01, weight_decay=0.1, weight_decay_mask=matrices)
     expected, _ = tx.update(gradients, tx.init(params), params)
     tx = zero1(tx, mesh)
@@ -234,10 +231,73 @@ def test_refuses_what_is_split_already(axis_type):
     mesh = make_mesh(axis_type)
     params = {"a": jnp.ones(8), "b": jax.device_put(jnp.ones(8), on(mesh, "data"))}
     tx = zero1(rmsprop(0.01), mesh)
-    with pytest.raises(ValueError, match=r"Leaf \['b'\] of params must be replicated"):
+    with pytest.raises(ValueError, match=r"Leaf \['b'\] .* it was P.*'data'") as error:
         tx.init(params)
+    assert "must be replicated" in str(error.value)
     with pytest.raises(ValueError, match=r"Leaf \['b'\] of params must be replicated"):
         state_shardings(tx, jax.device_put(params, on(mesh, "data")) | {"a": None})
+
+
+@each_axis_type
+def test_refuses_another_mesh(axis_type):
+    params = jax.device_put(jnp.ones(8), on(make_mesh(axis_type, data=4)))
+    with pytest.raises(ValueError, match=r"on zero1's mesh, .*8.* but .*4"):
+        zero1(rmsprop(0.01), make_mesh(axis_type)).init(params)
+
+
+def test_refuses_an_update_of_another_shape():
+    """Both would be padded to the same one."""
+    params = {"p": jax.device_put(jnp.ones((2, 3)), on(make_mesh()))}
+    tx = zero1(rmsprop(0.01), make_mesh())
+    with pytest.raises(
+        ValueError, match=r"leaf \['p'\] must have .*\(2, 3\), .*\(1, 3\)"
+    ):
+        tx.update({"p": jnp.ones((1, 3))}, tx.init(params), params)
+
+
+@each_axis_type
+@pytest.mark.parametrize("shape", [(512, 10), (128, 64)])
+def test_no_8_bit_block_is_cut(shape, axis_type):
+    """They have blocks of 128 down their columns, which eight devices would cut."""
+    mesh = make_mesh(axis_type)
+    p = jax.device_put(jnp.ones(shape), on(mesh))
+    tx = zero1(rmsprop(0.01, state_dtype="int8"), mesh)
+    state = tx.init(p)
+    check(state, state_shardings(tx, p))
+    program = compiled(train_step(tx), p, state, p)
+    assert collectives(program) == ["all-gather"]
+    held = sum(x.nbytes for x in jax.tree.leaves(state[1:])) / 8
+    held += state.count.nbytes
+    assert bytes_on_each_device(state) == dict.fromkeys(mesh.devices.flat, held)
+
+
+def matrices(params):
+    return jax.tree.map(lambda p: p.ndim == 2, params)
+
+
+WRAPPERS: dict[str, Any] = {
+    "masked MultiSteps": lambda tx: optax.MultiSteps(optax.masked(tx, matrices), 2),
+    "partition": lambda tx: optax.partition(
+        {True: tx, False: optax.sgd(0.1)}, matrices
+    ),
+    "inject_hyperparams": lambda tx: optax.chain(
+        tx, optax.inject_hyperparams(rmsprop)(optax.linear_schedule(0.1, 0.01, 5))
+    ),
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS.values(), ids=WRAPPERS)
+def test_around_what_is_around_rmsprop(x64, wrapper):
+    mesh = make_mesh()
+    params, x = parameters(mesh, jnp.float64), batch(mesh, jnp.float64)
+    tx = wrapper(rmsprop(0.01, momentum=0.9, weight_decay=0.1))
+    with jax.numpy_dtype_promotion("standard"):  # for optax's own
+        expected = trained(tx, params, x, 5)
+        jax.tree.map(
+            lambda p, q: np.testing.assert_allclose(p, q, rtol=0, atol=1e-8),
+            trained(zero1(tx, mesh), params, x, 5),
+            expected,
+        )
 
 
 def test_refuses_an_axis_that_is_not_there():
