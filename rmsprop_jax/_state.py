@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.core import Tracer
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from rmsprop_jax import _codes
 
@@ -80,6 +80,7 @@ def no_steps(params: Any) -> jax.Array:
         sharding = None if isinstance(p, Tracer) else getattr(p, "sharding", None)
         if isinstance(sharding, NamedSharding):
             device = NamedSharding(sharding.mesh, PartitionSpec())
-        elif sharding is not None and getattr(p, "committed", True):
-            device = sharding
+        elif isinstance(sharding, SingleDeviceSharding) and device is None:
+            # Where nothing is said to be anywhere, neither is the count.
+            device = sharding if getattr(p, "committed", True) else None
     return jnp.zeros([], jnp.int32, device=device)
