@@ -256,8 +256,10 @@ def test_refuses_an_update_of_another_shape():
 
 
 @each_axis_type
-@pytest.mark.parametrize("shape", [(512, 10), (128, 64)])
-def test_no_8_bit_block_is_cut(shape, axis_type):
+@pytest.mark.parametrize(
+    ("shape", "kept"), [((512, 10), (1, 5120)), ((128, 64), (128, 64))]
+)
+def test_no_8_bit_block_is_cut(shape, kept, axis_type):
     """They have blocks of 128 down their columns, which eight devices would cut."""
     mesh = make_mesh(axis_type)
     p = jax.device_put(jnp.ones(shape), on(mesh))
@@ -269,6 +271,9 @@ def test_no_8_bit_block_is_cut(shape, axis_type):
     held = sum(x.nbytes for x in jax.tree.leaves(state[1:])) / 8
     held += state.count.nbytes
     assert bytes_on_each_device(state) == dict.fromkeys(mesh.devices.flat, held)
+    assert state.nu.shape == kept
+    # In float32 there are no blocks, and the leaf keeps its shape.
+    assert zero1(rmsprop(0.01), mesh).init(p).nu.shape == shape
 
 
 def matrices(params):
