@@ -17,7 +17,12 @@ each_axis_type = pytest.mark.parametrize(
 
 OPTIONS = {
     "plain": {},
-    "all": {"momentum": 0.9, "centered": True, "weight_decay": 0.1},
+    "all": {
+        "momentum": 0.9,
+        "nesterov": True,
+        "centered": True,
+        "weight_decay": 0.1,
+    },
     "bfloat16": {"momentum": 0.9, "state_dtype": "bfloat16"},
     "int8": {"momentum": 0.9, "state_dtype": "int8"},
 }

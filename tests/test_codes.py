@@ -177,13 +177,15 @@ def test_a_square_that_overflows_stays_alone():
 
 
 def test_an_element_that_dies_does_not_spoil_its_block():
-    """Of what falls for ever its block would become as wide."""
-    gs = gradients(3000, 4096)
+    """Of what falls for ever its block would become as wide: here 21 %, and more."""
+    gs = gradients(5000, 4096)
     gs = gs.at[200:, ::64].set(0.0)
     exact, narrow = run(gs)[0].nu, widened(run(gs, state_dtype="int8")[0].nu)
     error = np.abs(np.asarray(narrow / exact) - 1)
     assert np.median(np.delete(error, np.s_[::64])) < 0.16
-    # In two thousand steps more it would be twice that, but no more than this is kept.
+
+
+def test_what_is_far_below_its_block_is_held():
     x = np.full((32, 128), 1.0, np.float32)
     x[:, 0] = 1e-30
     np.testing.assert_allclose(kept(x, 1, has_low=True)[:, 0], np.exp(-28), rtol=1e-3)
