@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rmsprop_jax import _codes, _names
+from rmsprop_jax import _codes, _errors
 
 if TYPE_CHECKING:
     from rmsprop_jax._rule import Rule
@@ -160,7 +160,7 @@ def matched(rule: Rule, updates: Any, state: RMSPropState, params: Any) -> Any:
     named, structure = jax.tree_util.tree_flatten_with_path(
         state.nu, is_leaf=_is_moment
     )
-    paths = [_names.leaf(path) for path, _ in named]
+    paths = [_errors.leaf(path) for path, _ in named]
 
     def leaves(what, tree):
         return _leaves(what, tree, structure, paths)
@@ -204,7 +204,7 @@ def _leaves(what: str, tree: Any, structure: Any, paths: list[str]) -> list[Any]
     )
     if given_structure == structure:
         return [leaf for _, leaf in given]
-    odd = _names.difference([_names.leaf(path) for path, _ in given], paths)
+    odd = _errors.difference([_errors.leaf(path) for path, _ in given], paths)
     odd = odd or f"it was {given_structure} where the parameters were {structure}"
     raise ValueError(
         f"{what} must be a tree like the parameters that init was given, but {odd}. "

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rmsprop_jax import _names
+from rmsprop_jax import _errors
 from rmsprop_jax._state import RMSPropState
 from rmsprop_jax._torch_kinds import to_array
 from rmsprop_jax.precision import widened
@@ -74,7 +74,7 @@ def check_alike(labels: Any, made: Any, key: str) -> None:
         if np.shape(leaf) != np.shape(like):
             raise ValueError(
                 "to_params must treat all buffers of a parameter alike, but in leaf "
-                f"{_names.leaf(path)} of {key!r} it made the shape "
+                f"{_errors.leaf(path)} of {key!r} it made the shape "
                 f"{np.shape(leaf)}, and {np.shape(like)} of others with the same "
                 "shape. It must not look at the values."
             )

@@ -11,7 +11,7 @@ from jax import lax
 from jax.core import Tracer
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from rmsprop_jax import _checks, _codes, _names
+from rmsprop_jax import _checks, _codes, _errors
 
 
 def zero1(
@@ -116,14 +116,14 @@ def zero1(
             sharding = getattr(known, "sharding", None)
             if sharding is not None and not sharding.is_fully_replicated:
                 raise ValueError(
-                    f"Leaf {_names.leaf(path)} of params must be replicated for "
-                    f"zero1, but it was {_names.place(known)}. Where the parameters "
+                    f"Leaf {_errors.leaf(path)} of params must be replicated for "
+                    f"zero1, but it was {_errors.sharding(known)}. Where the parameters "
                     "are split, so is their state: leave zero1 out."
                 )
             its_mesh = getattr(sharding, "mesh", mesh)
             if not its_mesh.empty and its_mesh.shape != mesh.shape:
                 raise ValueError(
-                    f"Leaf {_names.leaf(path)} of params must be on zero1's mesh, of "
+                    f"Leaf {_errors.leaf(path)} of params must be on zero1's mesh, of "
                     f"{dict(mesh.shape)}, but it was on one of "
                     f"{dict(its_mesh.shape)}. Give zero1 the parameters' mesh."
                 )
@@ -133,7 +133,7 @@ def zero1(
         def compare(path, u, p):
             if u is not None and jnp.shape(u) != jnp.shape(p):
                 raise ValueError(
-                    f"The update of leaf {_names.leaf(path)} must have its parameter's "
+                    f"The update of leaf {_errors.leaf(path)} must have its parameter's "
                     f"shape, {jnp.shape(p)}, but it was {jnp.shape(u)}."
                 )
 

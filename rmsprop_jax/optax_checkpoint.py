@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rmsprop_jax import _names
+from rmsprop_jax import _errors
 from rmsprop_jax._state import RMSPropState
 from rmsprop_jax._torch_kinds import to_array, variance
 
@@ -149,7 +149,7 @@ def _tree(formula: Any, tree: Any, *others: Any) -> Any:
         if jnp.issubdtype(dtype, jnp.complexfloating):
             raise ValueError(
                 f"opt_state must be of real parameters, but leaf "
-                f"{_names.leaf(path)} is {dtype}: optax keeps one second "
+                f"{_errors.leaf(path)} is {dtype}: optax keeps one second "
                 "moment of a complex number, and we keep one of each part."
             )
         if not jnp.issubdtype(dtype, jnp.inexact):

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from rmsprop_jax import _checks, _codes, _names
+from rmsprop_jax import _checks, _codes, _errors
 
 
 def narrowed(x: jax.Array, dtype: Any, *place: Any) -> jax.Array:
@@ -183,7 +183,7 @@ def stochastic_rounding(*, seed: Any = 0) -> optax.GradientTransformationExtraAr
             if p.dtype != jnp.bfloat16:
                 raise ValueError(
                     "stochastic_rounding is for bfloat16 parameters, but leaf "
-                    f"{_names.leaf(path)} was {p.dtype}. Keep "
+                    f"{_errors.leaf(path)} was {p.dtype}. Keep "
                     "it in bfloat16, or wrap the optimizer in master_weights instead."
                 )
             exact = p.astype(jnp.float32) + u.astype(jnp.float32)

@@ -22,7 +22,7 @@ from jax.sharding import (
     SingleDeviceSharding,
 )
 
-from rmsprop_jax import _names
+from rmsprop_jax import _errors
 from rmsprop_jax._zero1 import zero1
 
 __all__ = ["check", "state_shardings", "zero1"]
@@ -93,7 +93,7 @@ def _home(params: Any) -> Any:
     """The one mesh, or the one device, that all the parameters are on."""
     first, home = "", None
     for path, p in jax.tree_util.tree_leaves_with_path(params):
-        name = _names.leaf(path)
+        name = _errors.leaf(path)
         sharding = getattr(p, "sharding", None)
         if isinstance(sharding, NamedSharding):
             here = sharding.mesh
@@ -102,7 +102,7 @@ def _home(params: Any) -> Any:
         else:
             raise ValueError(
                 f"Leaf {name} of params must have a NamedSharding, but it was "
-                f"{_names.place(p)}. Put it on the mesh with jax.device_put(params, "
+                f"{_errors.sharding(p)}. Put it on the mesh with jax.device_put(params, "
                 "NamedSharding(mesh, PartitionSpec(...))), or give "
                 "jax.ShapeDtypeStruct(shape, dtype, sharding=...) instead."
             )
@@ -153,16 +153,16 @@ def check(state: Any, expected: Any) -> None:
     for path, sharding in jax.tree_util.tree_leaves_with_path(expected):
         if not isinstance(sharding, Sharding):
             raise TypeError(
-                f"Leaf {_names.leaf(path)} of expected must be a sharding, but it was "
+                f"Leaf {_errors.leaf(path)} of expected must be a sharding, but it was "
                 f"{sharding!r}. Make it with state_shardings(tx, params), or with "
                 "NamedSharding(mesh, PartitionSpec(...))."
             )
     have, structure = jax.tree_util.tree_flatten_with_path(state)
     want, expected_structure = jax.tree_util.tree_flatten_with_path(expected)
     if structure != expected_structure:
-        odd = _names.difference(
-            [_names.leaf(path) for path, _ in want],
-            [_names.leaf(path) for path, _ in have],
+        odd = _errors.difference(
+            [_errors.leaf(path) for path, _ in want],
+            [_errors.leaf(path) for path, _ in have],
         )
         odd = odd or f"it was {expected_structure} where the state is {structure}"
         raise ValueError(
@@ -174,13 +174,13 @@ def check(state: Any, expected: Any) -> None:
         is_array = isinstance(getattr(x, "sharding", None), Sharding)
         if is_array and x.sharding.is_equivalent_to(sharding, x.ndim):
             continue
-        must, was = _names.place(sharding), _names.place(x)
+        must, was = _errors.sharding(sharding), _errors.sharding(x)
         if must == was and isinstance(sharding, NamedSharding):
             must, was = _in_full(sharding), _in_full(x.sharding)
-        wrong.append(f"leaf {_names.leaf(path)} must be {must}, but it was {was}")
+        wrong.append(f"leaf {_errors.leaf(path)} must be {must}, but it was {was}")
     if wrong:
         raise ValueError(
-            f"The state is not sharded as expected: {_names.few(wrong)}. Make it with "
+            f"The state is not sharded as expected: {_errors.few(wrong)}. Make it with "
             "jax.jit(tx.init, out_shardings=expected), or move it there with "
             "jax.device_put(state, expected)."
         )
@@ -189,4 +189,4 @@ def check(state: Any, expected: Any) -> None:
 def _in_full(sharding: Any) -> str:
     """A sharding with its memory and its devices, for an error."""
     devices = [device.id for device in sharding.mesh.devices.flat]
-    return f"{_names.place(sharding)} in {sharding.memory_kind} of devices {devices}"
+    return f"{_errors.sharding(sharding)} in {sharding.memory_kind} of devices {devices}"

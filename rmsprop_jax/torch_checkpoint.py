@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rmsprop_jax import _layout, _names, _torch_state_dict
+from rmsprop_jax import _errors, _layout, _torch_state_dict
 from rmsprop_jax._optimizer import rmsprop
 from rmsprop_jax._state import RMSPropState
 from rmsprop_jax._torch_kinds import number, to_array
@@ -257,7 +257,7 @@ def _groups_of_leaves(
     """The group that each leaf of to_params is of, by the labels of its parameters."""
     groups, used = [], [0] * len(parameters)
     for path, leaf in jax.tree_util.tree_leaves_with_path(labels):
-        where = f"leaf {_names.leaf(path)}"
+        where = f"leaf {_errors.leaf(path)}"
         found = _layout.labels_in("to_params", where, leaf, len(parameters))
         owners = [parameters[n] for n in sorted(found)]
         mixed = sorted({p.group for p in owners})

@@ -1,31 +1,32 @@
-"""How errors name leaves and shardings."""
+"""How errors name leaves, differences of trees, and shardings."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 from jax.sharding import NamedSharding, Sharding
+from jax.tree_util import KeyPath
 
 
-def leaf(path: Any) -> str:
+def leaf(path: KeyPath) -> str:
     """A leaf's path in its tree."""
     return jax.tree_util.keystr(path) or "the root"
 
 
-def few(sentences: list[str]) -> str:
+def few(sentences: Sequence[str]) -> str:
     """The first of many, in one line."""
     return "; ".join(sentences[:4]) + "; …" * (len(sentences) > 4)
 
 
-def difference(have: list[str], must: list[str]) -> str:
+def difference(have: Sequence[str], must: Sequence[str]) -> str:
     """Which leaves a tree has too many or too few of; empty where it has the same."""
     odd = [f"leaf {name} is missing" for name in must if name not in have]
     odd += [f"leaf {name} is unexpected" for name in have if name not in must]
     return few(odd)
 
 
-def place(x: Any) -> str:
+def sharding(x: object) -> str:
     """A sharding, or that of an array."""
     x = getattr(x, "sharding", x)
     if isinstance(x, NamedSharding):
