@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import optax
+from jax.typing import ArrayLike, DTypeLike
 
-from rmsprop_jax._rule import Rule, transformation
+from rmsprop_jax._options import Mask, Options, Seed
+from rmsprop_jax._transform import transformation
 
 
 def rmsprop(
-    learning_rate: Any = 0.01,
-    alpha: Any = 0.99,
-    eps: Any = 1e-8,
-    weight_decay: Any = 0.0,
-    momentum: Any = 0.0,
+    learning_rate: optax.ScalarOrSchedule = 0.01,
+    alpha: optax.ScalarOrSchedule = 0.99,
+    eps: optax.ScalarOrSchedule = 1e-8,
+    weight_decay: optax.ScalarOrSchedule = 0.0,
+    momentum: optax.ScalarOrSchedule = 0.0,
     centered: bool = False,
     *,
     maximize: bool = False,
     nesterov: bool = False,
     eps_in_sqrt: bool = False,
-    initial_scale: Any = 0.0,
+    initial_scale: ArrayLike = 0.0,
     bias_correction: bool = False,
     decoupled_weight_decay: bool = False,
-    weight_decay_mask: Any = None,
-    state_dtype: Any = "float32",
-    seed: Any = 0,
+    weight_decay_mask: Mask | None = None,
+    state_dtype: DTypeLike = "float32",
+    seed: Seed = 0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""RMSProp as ``torch.optim.RMSprop`` has it, number for number.
 
@@ -49,18 +49,20 @@ def rmsprop(
     unlike optax, TensorFlow and Keras. The two differ as soon as the rate changes.
 
     The arithmetic is in float32, or in float64 where a gradient or a parameter is.
-    Every number may be a Python number or a traced scalar: a jit argument, under
-    ``jax.vmap``, ``jax.grad`` or ``optax.inject_hyperparams``.
+    The rate, α, ε, the decay and the momentum may each be a Python number, a traced
+    scalar (a jit argument, under ``jax.vmap``, ``jax.grad`` or
+    ``optax.inject_hyperparams``), or a schedule: a function from the count of updates
+    (from 0) to a scalar.
 
     Args:
-        learning_rate: η, torch's ``lr``: a number, a scalar array, or a function from
-            the count of updates (from 0) to one (an optax schedule).
-        alpha: α, how much of the second moment (and of the mean) a step keeps.
+        learning_rate: η, torch's ``lr``.
+        alpha: α, how much of the second moment (and of the mean) a step keeps. With
+            bias correction it can't be a schedule.
         eps: ε, added to the root of the second moment, in units of the gradient.
         weight_decay: λ, added to the gradient as λ·p (coupled, L2); then ``update``
             needs ``params``.
         momentum: μ, how much of the momentum buffer a step keeps. A Python 0 means no
-            buffer; a traced one keeps it.
+            buffer; a traced one and a schedule keep it.
         centered: Whether to divide by the deviation of the gradient from its mean
             rather than from 0 (Graves 2013).
         maximize: Whether to go up the gradient: its sign is turned before the decay.
@@ -69,7 +71,7 @@ def rmsprop(
         eps_in_sqrt: Whether the divisor is √(ν + ε), as in TensorFlow and Keras,
             rather than √ν + ε. Then ε is in units of the gradient squared.
         initial_scale: The second moment before the first step: 0, or 1 in TensorFlow 1.
-            With bias correction it must be 0.
+            A number or a scalar array. With bias correction it must be 0.
         bias_correction: Whether the moments are weighted means from the first step
             on, as in Adam, rather than leaning towards where they began. If centered,
             the variance of the first gradient alone is 0, and the first step g/ε.
@@ -119,23 +121,41 @@ def rmsprop(
         Graves, *Generating Sequences With Recurrent Neural Networks*,
         arXiv:1308.0850, 2013, equations 38-45 (centered).
     """
-    return transformation(Rule(**locals()))
+    return transformation(
+        Options(
+            learning_rate=learning_rate,
+            alpha=alpha,
+            eps=eps,
+            weight_decay=weight_decay,
+            momentum=momentum,
+            centered=centered,
+            maximize=maximize,
+            nesterov=nesterov,
+            eps_in_sqrt=eps_in_sqrt,
+            initial_scale=initial_scale,
+            bias_correction=bias_correction,
+            decoupled_weight_decay=decoupled_weight_decay,
+            weight_decay_mask=weight_decay_mask,
+            state_dtype=state_dtype,
+            seed=seed,
+        )
+    )
 
 
 def scale_by_rmsprop(
-    alpha: Any = 0.99,
-    eps: Any = 1e-8,
-    momentum: Any = 0.0,
+    alpha: optax.ScalarOrSchedule = 0.99,
+    eps: optax.ScalarOrSchedule = 1e-8,
+    momentum: optax.ScalarOrSchedule = 0.0,
     centered: bool = False,
     *,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
+    weight_decay: optax.ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
     nesterov: bool = False,
     eps_in_sqrt: bool = False,
-    initial_scale: Any = 0.0,
+    initial_scale: ArrayLike = 0.0,
     bias_correction: bool = False,
-    state_dtype: Any = "float32",
-    seed: Any = 0,
+    state_dtype: DTypeLike = "float32",
+    seed: Seed = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """`rmsprop` without the rate: the direction, neither scaled nor negated.
 
@@ -155,4 +175,20 @@ def scale_by_rmsprop(
         >>> updates["w"]  # g / √((1 − α)·g²) = ±1/0.5
         Array([ 2., -2.], dtype=float32)
     """
-    return transformation(Rule(**locals(), has_rate=False))
+    return transformation(
+        Options(
+            alpha=alpha,
+            eps=eps,
+            weight_decay=weight_decay,
+            momentum=momentum,
+            centered=centered,
+            nesterov=nesterov,
+            eps_in_sqrt=eps_in_sqrt,
+            initial_scale=initial_scale,
+            bias_correction=bias_correction,
+            weight_decay_mask=weight_decay_mask,
+            state_dtype=state_dtype,
+            seed=seed,
+            has_rate=False,
+        )
+    )

@@ -7,11 +7,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import lax
 from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.typing import ArrayLike, DTypeLike
 
-from rmsprop_jax import _codes
+from rmsprop_jax import _storage
 
 
 class RMSPropState(NamedTuple):
@@ -28,37 +30,45 @@ class RMSPropState(NamedTuple):
         grad_mean: the mean of the gradient, or ``None`` if not centered. torch says
             ``grad_avg``.
 
-    In 8 bits ``nu`` and ``mu`` are structs of trees: ``codes`` like the parameters, and
-    the scales ``step`` and ``low``; `rmsprop_jax.precision.widened` reads them.
+    In 8 bits a leaf of ``nu`` or ``mu`` is itself a small tree: ``codes`` in the
+    parameter's shape, and the scales ``step`` and ``low``.
+    `rmsprop_jax.precision.widened` reads it.
     """
 
-    count: Any
+    count: jax.Array
+    # Trees like the user's parameters, whose type only the user knows.
     nu: Any
     mu: Any
     grad_mean: Any
 
 
-def moment(p: Any, value: Any, state_dtype: Any, *, has_low: bool = False) -> Any:
+def moments(
+    params: optax.Params, value: ArrayLike, field: str, state_dtype: DTypeLike
+) -> Any:
+    """A tree like the parameters: the state's field before the first step."""
+    return jax.tree.map(
+        lambda p: _moment(p, value, field, state_dtype),
+        params,
+        is_leaf=lambda x: x is None,
+    )
+
+
+def _moment(p: Any, value: ArrayLike, field: str, state_dtype: DTypeLike) -> Any:
     """A leaf of the state, filled with a value; None where p cannot be optimized."""
     if p is None or not jnp.issubdtype(jnp.result_type(p), jnp.inexact):
         return None
     dtype = jnp.result_type(p)
-    wide = jnp.finfo(dtype).bits == 64
+    wide = jnp.float64 if jnp.finfo(dtype).bits == 64 else jnp.float32
+    number = jnp.asarray(value, wide)
     if jnp.issubdtype(dtype, jnp.complexfloating):
-        part = jnp.asarray(value, jnp.float64 if wide else jnp.float32)
-        return _filled(p, lax.complex(part, part))
-    if wide:
-        return _filled(p, jnp.asarray(value, jnp.float64))
-    if state_dtype != jnp.int8:
-        return _filled(p, jnp.asarray(value, state_dtype))
-    full = _filled(p, jnp.asarray(value, jnp.float32))
-    return full if _codes.block(full.shape) is None else _coded(full, has_low=has_low)
+        return _filled(p, lax.complex(number, number))
+    if wide == jnp.float64:
+        return _filled(p, number)
+    return _started(_filled(p, number), field, str(jnp.dtype(state_dtype)))
 
 
-@partial(jax.jit, static_argnames="has_low")  # of many operations, outside of jit
-def _coded(full: jax.Array, *, has_low: bool) -> Any:
-    scales = _codes.scales(full, has_low=has_low)
-    return _codes.coded(full, *scales, jnp.uint32(0))
+# Of many operations, outside of jit.
+_started = partial(jax.jit, static_argnums=(1, 2))(_storage.started)
 
 
 def _filled(p: Any, value: jax.Array) -> jax.Array:
@@ -73,7 +83,7 @@ def _filled(p: Any, value: jax.Array) -> jax.Array:
     return jnp.where(jnp.isnan(p), again, full)
 
 
-def no_steps(params: Any) -> jax.Array:
+def no_steps(params: optax.Params) -> jax.Array:
     """A count of 0: outside of jit, on the parameters' device or all their mesh's."""
     device = None
     for p in jax.tree.leaves(params):

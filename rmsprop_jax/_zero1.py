@@ -11,7 +11,7 @@ from jax import lax
 from jax.core import Tracer
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from rmsprop_jax import _checks, _codes, _errors
+from rmsprop_jax import _errors, _storage, _trees
 
 
 def zero1(
@@ -84,16 +84,12 @@ def zero1(
     def is_split(x):
         return jnp.size(x) > 1 and jnp.issubdtype(x.dtype, jnp.inexact)
 
-    def in_parts(tree, state):
-        codes = _codes.is_codes
-        in_8_bits = any(map(codes, jax.tree.leaves(state, is_leaf=codes)))
-
-        def split(x):
+    def in_parts(tree: Any, state: Any) -> Any:
+        def split(x: jax.Array) -> jax.Array:
             if not is_split(x):
                 return x
-            block_axis, length = (in_8_bits and _codes.block(x.shape)) or (None, 1)
-            for dimension, size in enumerate(x.shape):
-                unit = length if dimension == block_axis else 1
+            units = _storage.unit(state, x.shape)
+            for dimension, (size, unit) in enumerate(zip(x.shape, units, strict=True)):
                 if size % (number * unit) == 0:
                     return placed(x, *[None] * dimension, axis)
             ones = [1] * (x.ndim - 1)
@@ -117,8 +113,8 @@ def zero1(
             if sharding is not None and not sharding.is_fully_replicated:
                 raise ValueError(
                     f"Leaf {_errors.leaf(path)} of params must be replicated for "
-                    f"zero1, but it was {_errors.sharding(known)}. Where the parameters "
-                    "are split, so is their state: leave zero1 out."
+                    f"zero1, but it was {_errors.sharding(known)}. Where the parameters are "
+                    "split, so is their state: leave zero1 out."
                 )
             its_mesh = getattr(sharding, "mesh", mesh)
             if not its_mesh.empty and its_mesh.shape != mesh.shape:
@@ -133,13 +129,13 @@ def zero1(
         def compare(path, u, p):
             if u is not None and jnp.shape(u) != jnp.shape(p):
                 raise ValueError(
-                    f"The update of leaf {_errors.leaf(path)} must have its parameter's "
-                    f"shape, {jnp.shape(p)}, but it was {jnp.shape(u)}."
+                    f"The update of leaf {_errors.leaf(path)} must have its "
+                    f"parameter's shape, {jnp.shape(p)}, but it was {jnp.shape(u)}."
                 )
 
         if params is not None:
             jax.tree_util.tree_map_with_path(
-                compare, updates, params, is_leaf=_checks.is_none
+                compare, updates, params, is_leaf=_trees.is_none
             )
         # Said to be whole first, or XLA may keep them split from step to step; of two
         # constraints without a barrier between it would heed the last.

@@ -5,47 +5,28 @@ last place a step does not move at all: with α = 0.999 the second moment never 
 down again. Rounded up or down at random, with the probabilities that make the mean
 right, it moves as it should on average.
 
-The random bits are a hash of the seed, the step, the leaf's place in the tree, what is
-rounded and the element's place in its leaf. So there is no key to carry, the same run
-has the same bits, and so it has them however the leaf is sharded. What lies outside the
-program's view of a leaf they can't depend on: under ``vmap``, ``pmap`` and
-``shard_map`` each part has the same bits, unless it has a seed of its own.
+The random bits are a hash of the seed, the step, the leaf and the element. So there is
+no key to carry. The same run has the same bits, however a leaf is sharded. Under
+``vmap``, ``pmap`` and ``shard_map`` each part has the same bits, unless it has a seed
+of its own.
 """
 
 from __future__ import annotations
 
-import functools
-import operator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 
-from rmsprop_jax import _checks, _codes, _errors
-
-
-def narrowed(x: jax.Array, dtype: Any, *place: Any) -> jax.Array:
-    """`x` in another dtype; if that is bfloat16 rounded stochastically.
-
-    Args:
-        x: A real array, float32 or wider.
-        dtype: A real floating-point dtype.
-        *place: Integers, Python's or int32 scalars, that tell this rounding from
-            others: the step, the leaf, what of it is rounded.
-
-    Returns:
-        An array of the same shape. bfloat16 values, infinities and NaN stay what they
-        are; a finite float32 value stays finite. Derivatives pass as if there was no
-        rounding.
-    """
-    if dtype != jnp.bfloat16:
-        return x.astype(dtype)
-    return _to_bfloat16(x.astype(jnp.float32), random_bits(x.shape, *place))
+from rmsprop_jax import _errors, _options, _storage, _trees
+from rmsprop_jax._options import Seed
+from rmsprop_jax._storage import Salt
+from rmsprop_jax._storage.formats import bfloat16
 
 
-def widened(moments: Any) -> Any:
+def widened(moments: optax.Params) -> Any:
     """A state's moments in numbers, whatever they are kept in.
 
     Args:
@@ -63,57 +44,14 @@ def widened(moments: Any) -> Any:
         >>> tx = rmsprop(state_dtype="int8")
         >>> params = {"w": jnp.ones((64, 64))}
         >>> _, state = tx.update(params, tx.init(params))
-        >>> state.nu.codes["w"].dtype, widened(state.nu)["w"][0, 0]
+        >>> state.nu["w"].codes.dtype, widened(state.nu)["w"][0, 0]
         (dtype('int8'), Array(0.01, dtype=float32))
     """
 
-    def wide(x):
-        x = _codes.decoded(x)
-        return x.astype(jnp.float32) if _is_narrow(x) else x
+    def read(x: Any) -> Any:
+        return _storage.read(x) if _storage.is_kept(x) else x
 
-    return jax.tree.map(wide, _codes.apart(moments), is_leaf=_codes.is_codes)
-
-
-@jax.custom_jvp
-def _to_bfloat16(x: jax.Array, bits: jax.Array) -> jax.Array:
-    # bfloat16 is the upper half of a float32. Adding as much to the lower half, in the
-    # integers, carries into the upper one as often as the lower half is large.
-    raised = lax.bitcast_convert_type(x, jnp.uint32) + (bits >> 16)
-    upper = lax.bitcast_convert_type(raised & jnp.uint32(0xFFFF0000), jnp.float32)
-    # A carry may have made it infinite; no arithmetic, which may flush subnormals.
-    largest = float(jnp.finfo(jnp.bfloat16).max)
-    upper = jnp.where(jnp.isinf(upper), jnp.where(x < 0, -largest, largest), upper)
-    return jnp.where(jnp.isfinite(x), upper, x).astype(jnp.bfloat16)
-
-
-@_to_bfloat16.defjvp
-def _to_bfloat16_jvp(primals, tangents):
-    return _to_bfloat16(*primals), tangents[0].astype(jnp.bfloat16)
-
-
-def random_bits(shape: tuple[int, ...], *place: Any) -> jax.Array:
-    """32 random bits for each element, the same for the same place."""
-    salt = jnp.uint32(0)
-    for part in place:
-        salt = _mixed(salt + jnp.asarray(part, jnp.uint32))
-    strides = [
-        functools.reduce(operator.mul, shape[axis + 1 :], 1) % 2**32
-        for axis in range(len(shape))
-    ]
-    index = jnp.zeros(shape, jnp.uint32)
-    for axis, stride in enumerate(strides):
-        index += lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)
-    return _mixed(index ^ salt)
-
-
-def _mixed(x: jax.Array) -> jax.Array:
-    """A hash of 32 bits to 32 bits, in which each depends on all.
-
-    The multipliers are the "lowbias32" of Ellis and Wellons' hash prospector (2018).
-    """
-    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
-    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
-    return x ^ (x >> 16)
+    return jax.tree.map(read, moments, is_leaf=_storage.is_kept)
 
 
 def _is_narrow(p: Any) -> bool:
@@ -131,10 +69,10 @@ def _lands_on(target: jax.Array, p: jax.Array) -> jax.Array:
 class StochasticRoundingState(NamedTuple):
     """The state of `stochastic_rounding`: the number of updates, an int32 scalar."""
 
-    count: Any
+    count: jax.Array
 
 
-def stochastic_rounding(*, seed: Any = 0) -> optax.GradientTransformationExtraArgs:
+def stochastic_rounding(*, seed: Seed = 0) -> optax.GradientTransformationExtraArgs:
     """For the end of a chain: bfloat16 parameters are rounded stochastically.
 
     Where an update is small beside its parameter, p + u rounded to the nearest
@@ -165,37 +103,48 @@ def stochastic_rounding(*, seed: Any = 0) -> optax.GradientTransformationExtraAr
         >>> print(f"{mean:.4f}")  # 1 + 1e-4·g/√(0.01·g²)
         1.0010
     """
-    seed = _checks.seed(seed)
+    seed = _options.seed(seed)
 
-    def init(params):
+    def init(params: optax.Params) -> StochasticRoundingState:
         del params  # there is nothing to keep of them
         return StochasticRoundingState(jnp.zeros([], jnp.int32))
 
-    def update(updates, state, params=None, **extra_args):
+    def update(
+        updates: optax.Updates,
+        state: StochasticRoundingState,
+        params: optax.Params | None = None,
+        **extra_args: object,
+    ) -> tuple[optax.Updates, StochasticRoundingState]:
         del extra_args  # unused here, and allowed, for others in a chain
-        _checks.params_given("stochastic_rounding", params)
-        places = iter(range(len(jax.tree.leaves(updates, is_leaf=_checks.is_none))))
-
-        def rounded(path, u, p):
-            place = next(places)
-            if u is None or not _is_narrow(p):
-                return u
-            if p.dtype != jnp.bfloat16:
+        _trees.params_given("stochastic_rounding", params)
+        us, structure = jax.tree.flatten(updates, is_leaf=_trees.is_none)
+        ps = structure.flatten_up_to(params)
+        salts = _storage.salts(seed, state.count, leaves=len(us), use="parameters")
+        new = []
+        for i, (u, p, salt) in enumerate(zip(us, ps, salts, strict=True)):
+            narrow = u is not None and _is_narrow(p)
+            if narrow and p.dtype != jnp.bfloat16:
+                named = jax.tree_util.tree_leaves_with_path(
+                    updates, is_leaf=_trees.is_none
+                )
                 raise ValueError(
                     "stochastic_rounding is for bfloat16 parameters, but leaf "
-                    f"{_errors.leaf(path)} was {p.dtype}. Keep "
-                    "it in bfloat16, or wrap the optimizer in master_weights instead."
+                    f"{_errors.leaf(named[i][0])} was {p.dtype}. Keep it in bfloat16, "
+                    "or wrap the optimizer in master_weights instead."
                 )
-            exact = p.astype(jnp.float32) + u.astype(jnp.float32)
-            return _lands_on(narrowed(exact, p.dtype, seed, state.count, place), p)
-
-        updates = jax.tree_util.tree_map_with_path(
-            rounded, updates, params, is_leaf=_checks.is_none
-        )
-        count = jnp.asarray(optax.safe_increment(state.count))
-        return updates, StochasticRoundingState(count)
+            new.append(_rounded(u, p, salt) if narrow else u)
+        count = _storage.advanced(state.count)
+        return structure.unflatten(new), StochasticRoundingState(count)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+@jax.jit
+def _rounded(u: jax.Array, p: jax.Array, salt: Salt) -> jax.Array:
+    """The update with which p becomes p + u, rounded to bfloat16 at random."""
+    exact = p.astype(jnp.float32) + u.astype(jnp.float32)
+    bits = _storage.random_bits(p.shape, salt) >> 16
+    return _lands_on(bfloat16.rounded(exact, bits), p)
 
 
 class MasterWeightsState(NamedTuple):
@@ -207,8 +156,8 @@ class MasterWeightsState(NamedTuple):
         inner: The state of the inner transformation.
     """
 
-    masters: Any
-    inner: Any
+    masters: optax.Params
+    inner: optax.OptState
 
 
 def master_weights(
@@ -246,29 +195,34 @@ def master_weights(
     """
     tx = optax.with_extra_args_support(tx)
 
-    def wide(x, p):
+    def wide(x: Any, p: Any) -> Any:
         return x if x is None or not _is_narrow(p) else x.astype(jnp.float32)
 
-    def tree_map(function, *trees):
-        return jax.tree.map(function, *trees, is_leaf=_checks.is_none)
+    def tree_map(function: Callable[..., Any], *trees: Any) -> Any:
+        return jax.tree.map(function, *trees, is_leaf=_trees.is_none)
 
-    def init(params):
+    def init(params: optax.Params) -> MasterWeightsState:
         masters = tree_map(
             lambda p: jnp.asarray(p, jnp.float32) if _is_narrow(p) else None, params
         )
         full = tree_map(lambda m, p: p if m is None else m, masters, params)
         return MasterWeightsState(masters, tx.init(full))
 
-    def update(updates, state, params=None, **extra_args):
-        _checks.params_given("master_weights", params)
+    def update(
+        updates: optax.Updates,
+        state: MasterWeightsState,
+        params: optax.Params | None = None,
+        **extra_args: object,
+    ) -> tuple[optax.Updates, MasterWeightsState]:
+        _trees.params_given("master_weights", params)
         full = tree_map(lambda m, p: p if m is None else m, state.masters, params)
         updates = tree_map(wide, updates, params)
         updates, inner = tx.update(updates, state.inner, full, **extra_args)
 
-        def trained(u, m):
+        def trained(u: Any, m: Any) -> Any:
             return m if m is None or u is None else m + u
 
-        def landing(u, m, p):
+        def landing(u: Any, m: Any, p: Any) -> Any:
             return u if m is None or u is None else _lands_on(m.astype(p.dtype), p)
 
         masters = tree_map(trained, updates, state.masters)

@@ -102,9 +102,9 @@ def _home(params: Any) -> Any:
         else:
             raise ValueError(
                 f"Leaf {name} of params must have a NamedSharding, but it was "
-                f"{_errors.sharding(p)}. Put it on the mesh with jax.device_put(params, "
-                "NamedSharding(mesh, PartitionSpec(...))), or give "
-                "jax.ShapeDtypeStruct(shape, dtype, sharding=...) instead."
+                f"{_errors.sharding(p)}. Put it on the mesh with "
+                "jax.device_put(params, NamedSharding(mesh, PartitionSpec(...))), or "
+                "give jax.ShapeDtypeStruct(shape, dtype, sharding=...) instead."
             )
         if home is None:
             first, home = name, here
@@ -189,4 +189,6 @@ def check(state: Any, expected: Any) -> None:
 def _in_full(sharding: Any) -> str:
     """A sharding with its memory and its devices, for an error."""
     devices = [device.id for device in sharding.mesh.devices.flat]
-    return f"{_errors.sharding(sharding)} in {sharding.memory_kind} of devices {devices}"
+    return (
+        f"{_errors.sharding(sharding)} in {sharding.memory_kind} of devices {devices}"
+    )

@@ -5,21 +5,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from jax.typing import ArrayLike
+from optax import GradientTransformationExtraArgs, ScalarOrSchedule
 
-from optax import GradientTransformationExtraArgs
-
-from rmsprop_jax._rule import Rule, transformation
+from rmsprop_jax._options import Options
+from rmsprop_jax._transform import transformation
 
 
 def optax(
-    learning_rate: Any,
-    decay: Any = 0.9,
-    eps: Any = 1e-8,
-    initial_scale: Any = 0.0,
+    learning_rate: ScalarOrSchedule,
+    decay: ScalarOrSchedule = 0.9,
+    eps: ScalarOrSchedule = 1e-8,
+    initial_scale: ArrayLike = 0.0,
     eps_in_sqrt: bool = True,
     centered: bool = False,
-    momentum: Any = None,
+    momentum: ScalarOrSchedule | None = None,
     nesterov: bool = False,
     bias_correction: bool = False,
 ) -> GradientTransformationExtraArgs:
@@ -57,7 +57,7 @@ def optax(
         optax 0.2.8, ``optax.rmsprop``; compared with it running.
     """
     return transformation(
-        Rule(
+        Options(
             learning_rate=learning_rate,
             alpha=decay,
             eps=eps,
@@ -68,12 +68,16 @@ def optax(
             initial_scale=initial_scale,
             bias_correction=bias_correction,
             rate_in_momentum=True,
+            names={"alpha": "decay"},
         )
     )
 
 
 def jax_example_libraries(
-    step_size: Any, gamma: Any = 0.9, eps: Any = 1e-8, momentum: Any = 0.0
+    step_size: ScalarOrSchedule,
+    gamma: ScalarOrSchedule = 0.9,
+    eps: ScalarOrSchedule = 1e-8,
+    momentum: ScalarOrSchedule = 0.0,
 ) -> GradientTransformationExtraArgs:
     """``rmsprop`` and ``rmsprop_momentum`` of ``jax.example_libraries.optimizers``.
 
@@ -94,12 +98,13 @@ def jax_example_libraries(
         jax 0.10.2, ``jax/example_libraries/optimizers.py``; compared with it running.
     """
     return transformation(
-        Rule(
+        Options(
             learning_rate=step_size,
             alpha=gamma,
             eps=eps,
             momentum=momentum,
             eps_in_sqrt=True,
             rate_in_momentum=True,
+            names={"learning_rate": "step_size", "alpha": "gamma"},
         )
     )

@@ -9,16 +9,16 @@ where every number comes from, and says "unverified" where we could not read the
 
 from __future__ import annotations
 
-from typing import Any
+from optax import GradientTransformationExtraArgs, ScalarOrSchedule
 
-from optax import GradientTransformationExtraArgs
-
-from rmsprop_jax._rule import Rule, transformation
+from rmsprop_jax._options import Options
+from rmsprop_jax._transform import transformation
 from rmsprop_jax.dialects._tensorflow_order import tensorflow
-from rmsprop_jax.dialects._torch_order import torch
 
 
-def hinton(learning_rate: Any, decay: Any = 0.9) -> GradientTransformationExtraArgs:
+def hinton(
+    learning_rate: ScalarOrSchedule, decay: ScalarOrSchedule = 0.9
+) -> GradientTransformationExtraArgs:
     """Lecture 6e, slide 29: the gradient over the root of its mean square, no ε.
 
     MeanSquare(w, t) = 0.9·MeanSquare(w, t−1) + 0.1·(∂E/∂w)². The slide gives no rate,
@@ -36,11 +36,18 @@ def hinton(learning_rate: Any, decay: Any = 0.9) -> GradientTransformationExtraA
         Tieleman and Hinton, *Lecture 6.5: RMSProp*, Neural Networks for Machine
         Learning, Coursera, 2012; unverified: quoted by others, the slide was not read.
     """
-    return transformation(Rule(learning_rate=learning_rate, alpha=decay, eps=0.0))
+    return transformation(
+        Options(
+            learning_rate=learning_rate, alpha=decay, eps=0.0, names={"alpha": "decay"}
+        )
+    )
 
 
 def graves(
-    lr: Any = 1e-4, alpha: Any = 0.95, momentum: Any = 0.9, eps: Any = 1e-4
+    lr: ScalarOrSchedule = 1e-4,
+    alpha: ScalarOrSchedule = 0.95,
+    momentum: ScalarOrSchedule = 0.9,
+    eps: ScalarOrSchedule = 1e-4,
 ) -> GradientTransformationExtraArgs:
     """Graves 2013, equations 38 to 45: centered, with momentum.
 
@@ -64,7 +71,7 @@ def graves(
         ``rmsprop_graves.py`` at a8e15cb, which cites it and which we compared with.
     """
     return transformation(
-        Rule(
+        Options(
             learning_rate=lr,
             alpha=alpha,
             eps=eps,
@@ -72,14 +79,15 @@ def graves(
             centered=True,
             eps_in_sqrt=True,
             rate_in_momentum=True,
+            names={"learning_rate": "lr"},
         )
     )
 
 
 def nature_dqn(
-    learning_rate: Any = 0.00025,
-    squared_gradient_momentum: Any = 0.95,
-    min_squared_gradient: Any = 0.01,
+    learning_rate: ScalarOrSchedule = 0.00025,
+    squared_gradient_momentum: ScalarOrSchedule = 0.95,
+    min_squared_gradient: ScalarOrSchedule = 0.01,
 ) -> GradientTransformationExtraArgs:
     """DQN of Mnih et al. 2015: centered, from 0, ε of 0.01 inside the root.
 
@@ -102,21 +110,22 @@ def nature_dqn(
         read in copies of the released ``NeuralQLearner.lua``, the rate is from memory.
     """
     return transformation(
-        Rule(
+        Options(
             learning_rate=learning_rate,
             alpha=squared_gradient_momentum,
             eps=min_squared_gradient,
             centered=True,
             eps_in_sqrt=True,
+            names={"alpha": "squared_gradient_momentum", "eps": "min_squared_gradient"},
         )
     )
 
 
 def dopamine(
-    learning_rate: Any = 0.00025,
-    decay: Any = 0.95,
-    momentum: Any = 0.0,
-    epsilon: Any = 0.00001,
+    learning_rate: ScalarOrSchedule = 0.00025,
+    decay: ScalarOrSchedule = 0.95,
+    momentum: ScalarOrSchedule = 0.0,
+    epsilon: ScalarOrSchedule = 0.00001,
     centered: bool = True,
 ) -> GradientTransformationExtraArgs:
     """Dopamine's DQN: TensorFlow's centered rule. It begins at 1; ε is 1e-5, inside.
@@ -141,10 +150,10 @@ def dopamine(
 
 
 def impala(
-    learning_rate: Any = 0.00048,
-    decay: Any = 0.99,
-    momentum: Any = 0.0,
-    epsilon: Any = 0.1,
+    learning_rate: ScalarOrSchedule = 0.00048,
+    decay: ScalarOrSchedule = 0.99,
+    momentum: ScalarOrSchedule = 0.0,
+    epsilon: ScalarOrSchedule = 0.1,
 ) -> GradientTransformationExtraArgs:
     """IMPALA, DeepMind's scalable_agent: TensorFlow's rule, ε of 0.1 inside the root.
 
@@ -168,10 +177,10 @@ def impala(
 
 
 def torchbeast(
-    learning_rate: Any = 0.00048,
-    alpha: Any = 0.99,
-    momentum: Any = 0.0,
-    epsilon: Any = 0.01,
+    learning_rate: ScalarOrSchedule = 0.00048,
+    alpha: ScalarOrSchedule = 0.99,
+    momentum: ScalarOrSchedule = 0.0,
+    epsilon: ScalarOrSchedule = 0.01,
 ) -> GradientTransformationExtraArgs:
     """TorchBeast's IMPALA: torch's rule, ε of 0.01 outside the root.
 
@@ -191,11 +200,21 @@ def torchbeast(
     References:
         facebookresearch/torchbeast, flags of ``monobeast.py`` at 1c881b8; read.
     """
-    return torch(learning_rate, alpha, epsilon, momentum=momentum)
+    return transformation(
+        Options(
+            learning_rate=learning_rate,
+            alpha=alpha,
+            eps=epsilon,
+            momentum=momentum,
+            names={"eps": "epsilon"},
+        )
+    )
 
 
 def a3c(
-    learning_rate: Any = 0.0007, decay: Any = 0.99, epsilon: Any = 0.1
+    learning_rate: ScalarOrSchedule = 0.0007,
+    decay: ScalarOrSchedule = 0.99,
+    epsilon: ScalarOrSchedule = 0.1,
 ) -> GradientTransformationExtraArgs:
     """A3C's shared RMSProp: from 0, ε of 0.1 inside the root, no momentum.
 
@@ -216,15 +235,21 @@ def a3c(
         project reports from its authors, the rest is from memory.
     """
     return transformation(
-        Rule(learning_rate=learning_rate, alpha=decay, eps=epsilon, eps_in_sqrt=True)
+        Options(
+            learning_rate=learning_rate,
+            alpha=decay,
+            eps=epsilon,
+            eps_in_sqrt=True,
+            names={"alpha": "decay", "eps": "epsilon"},
+        )
     )
 
 
 def efficientnet(
-    learning_rate: Any,
-    decay: Any = 0.9,
-    epsilon: Any = 0.001,
-    momentum: Any = 0.9,
+    learning_rate: ScalarOrSchedule,
+    decay: ScalarOrSchedule = 0.9,
+    epsilon: ScalarOrSchedule = 0.001,
+    momentum: ScalarOrSchedule = 0.9,
 ) -> GradientTransformationExtraArgs:
     """EfficientNet: TensorFlow's rule, momentum 0.9, ε of 0.001 inside the root.
 
@@ -251,10 +276,10 @@ def efficientnet(
 
 
 def tf_slim(
-    learning_rate: Any = 0.01,
-    rmsprop_decay: Any = 0.9,
-    rmsprop_momentum: Any = 0.9,
-    opt_epsilon: Any = 1.0,
+    learning_rate: ScalarOrSchedule = 0.01,
+    rmsprop_decay: ScalarOrSchedule = 0.9,
+    rmsprop_momentum: ScalarOrSchedule = 0.9,
+    opt_epsilon: ScalarOrSchedule = 1.0,
 ) -> GradientTransformationExtraArgs:
     """TF-Slim's trainer (Inception, MobileNet): TensorFlow's rule, ε of 1 inside.
 
@@ -274,4 +299,19 @@ def tf_slim(
     References:
         tensorflow/models, flags of ``slim/train_image_classifier.py`` at 07ed366; read.
     """
-    return tensorflow(learning_rate, rmsprop_decay, rmsprop_momentum, opt_epsilon)
+    return transformation(
+        Options(
+            learning_rate=learning_rate,
+            alpha=rmsprop_decay,
+            eps=opt_epsilon,
+            momentum=rmsprop_momentum,
+            eps_in_sqrt=True,
+            initial_scale=1.0,
+            rate_in_momentum=True,
+            names={
+                "alpha": "rmsprop_decay",
+                "eps": "opt_epsilon",
+                "momentum": "rmsprop_momentum",
+            },
+        )
+    )

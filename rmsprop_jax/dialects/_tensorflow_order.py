@@ -5,18 +5,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from optax import GradientTransformationExtraArgs, ScalarOrSchedule
 
-from optax import GradientTransformationExtraArgs
-
-from rmsprop_jax._rule import Rule, transformation
+from rmsprop_jax._options import Options
+from rmsprop_jax._transform import transformation
 
 
 def tensorflow(
-    learning_rate: Any,
-    decay: Any = 0.9,
-    momentum: Any = 0.0,
-    epsilon: Any = 1e-10,
+    learning_rate: ScalarOrSchedule,
+    decay: ScalarOrSchedule = 0.9,
+    momentum: ScalarOrSchedule = 0.0,
+    epsilon: ScalarOrSchedule = 1e-10,
     *,
     centered: bool = False,
 ) -> GradientTransformationExtraArgs:
@@ -42,7 +41,7 @@ def tensorflow(
         TensorFlow 2.21, ``python/training/rmsprop.py``; compared with it running.
     """
     return transformation(
-        Rule(
+        Options(
             learning_rate=learning_rate,
             alpha=decay,
             eps=epsilon,
@@ -51,17 +50,18 @@ def tensorflow(
             eps_in_sqrt=True,
             initial_scale=1.0,
             rate_in_momentum=True,
+            names={"alpha": "decay", "eps": "epsilon"},
         )
     )
 
 
 def keras(
-    learning_rate: Any = 0.001,
-    rho: Any = 0.9,
-    momentum: Any = 0.0,
-    epsilon: Any = 1e-7,
+    learning_rate: ScalarOrSchedule = 0.001,
+    rho: ScalarOrSchedule = 0.9,
+    momentum: ScalarOrSchedule = 0.0,
+    epsilon: ScalarOrSchedule = 1e-7,
     centered: bool = False,
-    weight_decay: Any = None,
+    weight_decay: ScalarOrSchedule | None = None,
 ) -> GradientTransformationExtraArgs:
     """``keras.optimizers.RMSprop`` of Keras 3, and of tf.keras 2.11 to 2.15.
 
@@ -95,7 +95,7 @@ def keras(
         running.
     """
     return transformation(
-        Rule(
+        Options(
             learning_rate=learning_rate,
             alpha=rho,
             eps=epsilon,
@@ -105,15 +105,16 @@ def keras(
             eps_in_sqrt=True,
             decoupled_weight_decay=True,
             rate_in_momentum=True,
+            names={"alpha": "rho", "eps": "epsilon"},
         )
     )
 
 
 def keras_legacy(
-    learning_rate: Any = 0.001,
-    rho: Any = 0.9,
-    momentum: Any = 0.0,
-    epsilon: Any = 1e-7,
+    learning_rate: ScalarOrSchedule = 0.001,
+    rho: ScalarOrSchedule = 0.9,
+    momentum: ScalarOrSchedule = 0.0,
+    epsilon: ScalarOrSchedule = 1e-7,
     centered: bool = False,
 ) -> GradientTransformationExtraArgs:
     """``tf.keras.optimizers.legacy.RMSprop``, which is tf.keras up to 2.10.
@@ -152,7 +153,7 @@ def keras_legacy(
     has_momentum = not (isinstance(momentum, int | float) and momentum == 0)
     default = isinstance(epsilon, int | float) and epsilon == 0
     return transformation(
-        Rule(
+        Options(
             learning_rate=learning_rate,
             alpha=rho,
             eps=1e-7 if default else epsilon,
@@ -160,15 +161,16 @@ def keras_legacy(
             centered=centered,
             eps_in_sqrt=has_momentum,
             rate_in_momentum=True,
+            names={"alpha": "rho", "eps": "epsilon"},
         )
     )
 
 
 def sonnet(
-    learning_rate: Any,
-    decay: Any = 0.9,
-    momentum: Any = 0.0,
-    epsilon: Any = 1e-10,
+    learning_rate: ScalarOrSchedule,
+    decay: ScalarOrSchedule = 0.9,
+    momentum: ScalarOrSchedule = 0.0,
+    epsilon: ScalarOrSchedule = 1e-10,
     centered: bool = False,
 ) -> GradientTransformationExtraArgs:
     """``sonnet.optimizers.RMSProp`` of Sonnet 2: TensorFlow's, but it begins at 0.
@@ -190,7 +192,7 @@ def sonnet(
         dm-sonnet 2.0.2, ``sonnet/src/optimizers/rmsprop.py``; compared with it running.
     """
     return transformation(
-        Rule(
+        Options(
             learning_rate=learning_rate,
             alpha=decay,
             eps=epsilon,
@@ -198,18 +200,19 @@ def sonnet(
             centered=centered,
             eps_in_sqrt=True,
             rate_in_momentum=True,
+            names={"alpha": "decay", "eps": "epsilon"},
         )
     )
 
 
 def paddle(
-    learning_rate: Any,
-    rho: Any = 0.95,
-    epsilon: Any = 1e-6,
-    momentum: Any = 0.0,
+    learning_rate: ScalarOrSchedule,
+    rho: ScalarOrSchedule = 0.95,
+    epsilon: ScalarOrSchedule = 1e-6,
+    momentum: ScalarOrSchedule = 0.0,
     centered: bool = False,
     *,
-    weight_decay: Any = None,
+    weight_decay: ScalarOrSchedule | None = None,
 ) -> GradientTransformationExtraArgs:
     """``paddle.optimizer.RMSProp``, whose momentum is not Nesterov's, as its docs say.
 
@@ -233,7 +236,7 @@ def paddle(
         paddlepaddle 3.3.1, ``paddle/optimizer/rmsprop.py``; compared with it running.
     """
     return transformation(
-        Rule(
+        Options(
             learning_rate=learning_rate,
             alpha=rho,
             eps=epsilon,
@@ -242,5 +245,6 @@ def paddle(
             centered=centered,
             eps_in_sqrt=True,
             rate_in_momentum=True,
+            names={"alpha": "rho", "eps": "epsilon"},
         )
     )

@@ -5,19 +5,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from optax import GradientTransformationExtraArgs, ScalarOrSchedule
 
-from optax import GradientTransformationExtraArgs
-
-from rmsprop_jax._rule import Rule, transformation
+from rmsprop_jax._options import Options
+from rmsprop_jax._transform import transformation
 
 
 def torch(
-    lr: Any = 0.01,
-    alpha: Any = 0.99,
-    eps: Any = 1e-8,
-    weight_decay: Any = 0.0,
-    momentum: Any = 0.0,
+    lr: ScalarOrSchedule = 0.01,
+    alpha: ScalarOrSchedule = 0.99,
+    eps: ScalarOrSchedule = 1e-8,
+    weight_decay: ScalarOrSchedule = 0.0,
+    momentum: ScalarOrSchedule = 0.0,
     centered: bool = False,
     *,
     maximize: bool = False,
@@ -48,7 +47,7 @@ def torch(
         torch 2.13.0, ``torch/optim/rmsprop.py``; compared with it running.
     """
     return transformation(
-        Rule(
+        Options(
             learning_rate=lr,
             alpha=alpha,
             eps=eps,
@@ -56,16 +55,17 @@ def torch(
             momentum=momentum,
             centered=centered,
             maximize=maximize,
+            names={"learning_rate": "lr"},
         )
     )
 
 
 def stable_baselines3(
-    lr: Any = 0.01,
-    alpha: Any = 0.99,
-    eps: Any = 1e-8,
-    weight_decay: Any = 0.0,
-    momentum: Any = 0.0,
+    lr: ScalarOrSchedule = 0.01,
+    alpha: ScalarOrSchedule = 0.99,
+    eps: ScalarOrSchedule = 1e-8,
+    weight_decay: ScalarOrSchedule = 0.0,
+    momentum: ScalarOrSchedule = 0.0,
     centered: bool = False,
 ) -> GradientTransformationExtraArgs:
     """``RMSpropTFLike`` of Stable-Baselines3: TensorFlow's ε and 1, torch's momentum.
@@ -93,7 +93,7 @@ def stable_baselines3(
         it running.
     """
     return transformation(
-        Rule(
+        Options(
             learning_rate=lr,
             alpha=alpha,
             eps=eps,
@@ -102,12 +102,15 @@ def stable_baselines3(
             centered=centered,
             eps_in_sqrt=True,
             initial_scale=1.0,
+            names={"learning_rate": "lr"},
         )
     )
 
 
 def mlx(
-    learning_rate: Any, alpha: Any = 0.99, eps: Any = 1e-8
+    learning_rate: ScalarOrSchedule,
+    alpha: ScalarOrSchedule = 0.99,
+    eps: ScalarOrSchedule = 1e-8,
 ) -> GradientTransformationExtraArgs:
     """``mlx.optimizers.RMSprop``: ε outside the root, no momentum.
 
@@ -125,13 +128,13 @@ def mlx(
     References:
         mlx 0.32.4, ``mlx/optimizers/optimizers.py``; compared with it running (CPU).
     """
-    return transformation(Rule(learning_rate=learning_rate, alpha=alpha, eps=eps))
+    return transformation(Options(learning_rate=learning_rate, alpha=alpha, eps=eps))
 
 
 def chainer(
-    lr: Any = 0.01,
-    alpha: Any = 0.99,
-    eps: Any = 1e-8,
+    lr: ScalarOrSchedule = 0.01,
+    alpha: ScalarOrSchedule = 0.99,
+    eps: ScalarOrSchedule = 1e-8,
     eps_inside_sqrt: bool = False,
 ) -> GradientTransformationExtraArgs:
     """``chainer.optimizers.RMSprop``: no momentum, ε outside the root or inside.
@@ -156,17 +159,23 @@ def chainer(
         running by itself.
     """
     return transformation(
-        Rule(learning_rate=lr, alpha=alpha, eps=eps, eps_in_sqrt=eps_inside_sqrt)
+        Options(
+            learning_rate=lr,
+            alpha=alpha,
+            eps=eps,
+            eps_in_sqrt=eps_inside_sqrt,
+            names={"learning_rate": "lr", "eps_in_sqrt": "eps_inside_sqrt"},
+        )
     )
 
 
 def burn(
-    learning_rate: Any,
-    alpha: Any = 0.99,
-    momentum: Any = 0.9,
-    epsilon: Any = 1e-5,
+    learning_rate: ScalarOrSchedule,
+    alpha: ScalarOrSchedule = 0.99,
+    momentum: ScalarOrSchedule = 0.9,
+    epsilon: ScalarOrSchedule = 1e-5,
     centered: bool = False,
-    weight_decay: Any = None,
+    weight_decay: ScalarOrSchedule | None = None,
 ) -> GradientTransformationExtraArgs:
     """Burn's ``RmsPropConfig``: torch's rule, but a momentum of 0.9 by default.
 
@@ -192,12 +201,13 @@ def burn(
         compared with the numbers in its own tests.
     """
     return transformation(
-        Rule(
+        Options(
             learning_rate=learning_rate,
             alpha=alpha,
             eps=epsilon,
             weight_decay=0.0 if weight_decay is None else weight_decay,
             momentum=momentum,
             centered=centered,
+            names={"eps": "epsilon"},
         )
     )

@@ -1,0 +1,66 @@
+"""One leaf's update: the rule between what is stored and what is computed with.
+
+It is compiled by itself, so that leaves of one shape are traced once, and outside of
+``jit`` an update is one call for each leaf. All that differs from leaf to leaf or from
+step to step is an array: a Python number or a leaf's own number in it would make each
+leaf a program of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from rmsprop_jax import _rule, _storage
+from rmsprop_jax._rule import Formula, Leaf, Numbers, Rule
+from rmsprop_jax._storage import Salt, settled
+
+
+@partial(jax.jit, static_argnames="rule")
+def updated(
+    rule: Rule, numbers: jax.Array, salt: Salt | None, leaf: Leaf
+) -> tuple[jax.Array, Leaf]:
+    """A leaf's update, in its gradient's dtype, and the leaf with its new state.
+
+    Args:
+        rule: The equations.
+        numbers: `Numbers` as one vector.
+        salt: The leaf's, if its state is rounded.
+        leaf: The gradient and the parameter, and the state as it is kept.
+    """
+    g = leaf.g
+    is_wide = any(_bits(x) == 64 for x in (g, leaf.nu))
+    dtype = jnp.dtype(jnp.float64 if is_wide else jnp.float32)
+    n = Numbers(*numbers.astype(dtype))
+
+    def compute(formula: Formula, leaf: Leaf) -> jax.Array:
+        """The formula in the arithmetic's dtype, of each real part."""
+
+        def of(part: Callable[[jax.Array], jax.Array]) -> jax.Array:
+            arrays = (leaf.g, leaf.p, *map(_storage.read, leaf[2:]))
+            return formula(
+                rule,
+                n,
+                Leaf(*(x if x is None else part(x).astype(dtype) for x in arrays)),
+            )
+
+        if jnp.iscomplexobj(g):
+            return lax.complex(of(jnp.real), of(jnp.imag))
+        return of(lambda x: x)
+
+    def keep(field: str, formula: Formula, leaf: Leaf) -> Leaf:
+        wanted, old = partial(compute, formula), getattr(leaf, field)
+        new = _storage.keep(wanted, leaf, old, field, salt)
+        return settled(leaf._replace(**{field: new}))
+
+    leaf = _rule.update(rule, leaf, keep)
+    return compute(_rule.step, leaf).astype(g.dtype), leaf
+
+
+def _bits(x: jax.Array) -> int:
+    """Those of a real part."""
+    return jnp.finfo(x.dtype).bits

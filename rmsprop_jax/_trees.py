@@ -1,0 +1,173 @@
+"""Trees that belong together: matched leaf by leaf, or refused with the leaf's name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from rmsprop_jax import _errors, _storage
+from rmsprop_jax._options import Mask, Options
+from rmsprop_jax._rule import Leaf
+from rmsprop_jax._state import RMSPropState
+
+Structure = jax.tree_util.PyTreeDef
+
+
+def is_none(x: object) -> bool:
+    """For `is_leaf`, where None stands for an absent leaf rather than an empty tree."""
+    return x is None
+
+
+def params_given(what: str, params: optax.Params | None) -> None:
+    """Raises where `update` was called without the parameters, which `what` needs."""
+    if params is None:
+        raise ValueError(
+            f"params must be given, as {what} needs them, but it was None: call "
+            "update(gradients, state, params)."
+        )
+
+
+def matched(
+    options: Options,
+    updates: optax.Updates,
+    state: RMSPropState,
+    params: optax.Params | None,
+) -> tuple[list[Leaf], Structure]:
+    """Every `Leaf` as it is kept, and the structure of the trees.
+
+    What the rule does not use is None. The parameter is there where the leaf decays,
+    and where it is an integer.
+
+    Raises:
+        ValueError: Where the gradients, the parameters, the mask and the state do not
+            belong together. It names the leaf.
+    """
+    nus, structure = jax.tree.flatten(state.nu, is_leaf=_storage.is_kept)
+    rule = options.rule
+
+    def leaves(what: str, tree: Any) -> list[Any]:
+        return _leaves(what, tree, state.nu, structure)
+
+    gs = leaves("The tree of the gradients", updates)
+    mus = ps = means = [None] * len(nus)
+    decays = [False] * len(nus)
+    if rule.momentum:
+        mus = leaves("state.mu, which momentum needs,", state.mu)
+    if rule.centered:
+        means = leaves("state.grad_mean, which centered needs,", state.grad_mean)
+    if options.decays:
+        params_given("weight decay", params)
+        ps = leaves("The tree of params", params)
+        mask = _mask(options.name("weight_decay_mask"), options.weight_decay_mask)
+        decays = leaves(options.name("weight_decay_mask"), mask(params))
+    elif jax.tree.structure(params, is_leaf=is_none) == structure:
+        ps = jax.tree.leaves(params, is_leaf=is_none)
+
+    found = []
+    for i, (g, p, nu, mu, mean) in enumerate(zip(gs, ps, nus, mus, means, strict=True)):
+
+        def check(what: str, leaf: Any, i: int = i, nu: Any = nu) -> None:
+            if (None if leaf is None else jnp.shape(leaf)) != nu.shape:
+                raise ValueError(_other_shape(what, _name(state.nu, i), leaf, nu))
+
+        if g is not None:
+            _check_kind(lambda i=i: _name(state.nu, i), g, nu)
+        if g is not None and nu is not None:
+            check("The gradients", g)
+            if rule.momentum:
+                check("state.mu", mu)
+            if rule.centered:
+                check("state.grad_mean", mean)
+            if decays[i]:
+                check("params", p)
+        found.append(Leaf(g, p if decays[i] or nu is None else None, nu, mu, mean))
+    return found, structure
+
+
+def _names(tree: Any) -> list[str]:
+    paths = jax.tree_util.tree_leaves_with_path(tree, is_leaf=_storage.is_kept)
+    return [_errors.leaf(path) for path, _ in paths]
+
+
+def _name(tree: Any, i: int) -> str:
+    return _names(tree)[i]
+
+
+def _leaves(what: str, tree: Any, like: Any, structure: Structure) -> list[Any]:
+    """The leaves of a tree that must be like the state's second moment."""
+    leaves, its_structure = jax.tree.flatten(tree, is_leaf=_storage.is_kept)
+    if its_structure == structure:
+        return leaves
+    odd = _errors.difference(_names(tree), _names(like))
+    odd = odd or f"it was {its_structure} where the parameters were {structure}"
+    raise ValueError(
+        f"{what} must be a tree like the parameters that init was given, but {odd}. "
+        "If the model or the optimizer has changed, make a new state with init."
+    )
+
+
+def _mask(name: str, mask: Mask | None) -> Callable[[Any], Any]:
+    """From the parameters to a tree like them that says of each leaf if it decays."""
+
+    def whole(params: Any) -> Any:
+        # A module that can be called is a tree all the same.
+        is_one_leaf = jax.tree_util.all_leaves([mask])
+        given = mask(params) if is_one_leaf and callable(mask) else mask
+        if given is None:
+            given = True
+        elif given is mask and is_one_leaf and not jax.tree_util.all_leaves([params]):
+            raise ValueError(
+                f"{name} must be a tree of booleans like the parameters, or a function "
+                f"from them to one, but it was {mask}. optax.inject_hyperparams takes "
+                f"a function for a schedule: add static_args={name!r}."
+            )
+        try:
+            return jax.tree.map(
+                lambda decays, under: jax.tree.map(
+                    lambda p: None if p is None else bool(decays),
+                    under,
+                    is_leaf=is_none,
+                ),
+                given,
+                params,
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"{name} must be a tree of booleans like the parameters, or a prefix "
+                f"of it, or a function from them to one, but it was {given}."
+            ) from error
+
+    return whole
+
+
+def _check_kind(name: Callable[[], str], g: Any, nu: Any) -> None:
+    """Raises where a gradient is of another kind than its parameter was."""
+    dtype = g.dtype if hasattr(g, "dtype") else jnp.result_type(g)
+    optimizable = jnp.issubdtype(dtype, jnp.inexact)
+    if nu is None and optimizable:
+        raise ValueError(
+            f"The gradient of leaf {name()} was {dtype}, but its parameter was an "
+            "integer, a boolean or None when init saw it, so it has no state and "
+            "can't be optimized. Make the parameter floating-point, or leave it out "
+            "with optax.masked."
+        )
+    if nu is None:
+        return
+    if not optimizable or jnp.iscomplexobj(g) != jnp.iscomplexobj(nu):
+        kind = "complex" if jnp.iscomplexobj(nu) else "real and floating-point"
+        raise ValueError(
+            f"The gradient of leaf {name()} must be {kind}, as its parameter was when "
+            f"init saw it, but it was {dtype}."
+        )
+
+
+def _other_shape(what: str, name: str, leaf: Any, nu: Any) -> str:
+    was = "None" if leaf is None else jnp.shape(leaf)
+    return (
+        f"{what}: leaf {name} must have shape {nu.shape}, as its parameter had when "
+        f"init saw it, but it was {was}."
+    )
