@@ -1,8 +1,7 @@
-"""State_dicts as of torch made of NumPy arrays, and what they are compared by."""
+"""State_dicts as torch makes them, of NumPy arrays."""
 
 import json
 
-import jax
 import numpy as np
 
 GROUP = {"lr": 0.1, "alpha": 0.9, "eps": 1e-6, "weight_decay": 0}
@@ -52,30 +51,6 @@ def two_groups():
     state_dict["state"][0]["momentum_buffer"] = np.ones((2, 3), np.float32)
     state_dict["state"][0]["grad_avg"] = np.full((2, 3), 2, np.float32)
     return state_dict | {"param_groups": [first, second]}
-
-
-def assert_same(a, b):
-    """The same tree, kinds, dtypes and bits."""
-    leaves, structure = jax.tree.flatten(a)
-    others, other_structure = jax.tree.flatten(b)
-    assert structure == other_structure
-    for x, y in zip(leaves, others, strict=True):
-        assert type(x) is type(y)
-        if isinstance(x, np.ndarray | jax.Array):
-            assert (x.dtype, x.shape) == (y.dtype, y.shape)
-            assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
-        else:
-            assert x == y
-
-
-def assert_near(a, b, tolerance):
-    """Leaf by leaf, relative to the leaf."""
-    for (path, x), y in zip(
-        jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True
-    ):
-        x, y = np.asarray(x, float), np.asarray(y, float)
-        error = np.linalg.norm(x - y) / np.linalg.norm(y)
-        assert error <= tolerance, (jax.tree_util.keystr(path), error)
 
 
 def flat(state_dict):

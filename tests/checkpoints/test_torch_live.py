@@ -8,16 +8,22 @@ import io
 import itertools
 import json
 import os
+from typing import Any
 
-import digits
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from checkpoints import GROUP, assert_near, assert_same
+from support import digits
+from support.comparisons import assert_near, assert_same
+from support.state_dicts import GROUP
 
-from rmsprop_jax.torch_checkpoint import from_torch, to_torch
+from rmsprop_jax import checkpoints
+
+# optax types states as any trees of arrays; here they are what they are.
+from_torch: Any = checkpoints.from_torch
+to_torch: Any = checkpoints.to_torch
 
 pytestmark = pytest.mark.live
 STEPS = 20

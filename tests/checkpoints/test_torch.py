@@ -5,28 +5,31 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-import digits
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import optax
 import pytest
-from checkpoints import (
+from support import digits
+from support.comparisons import assert_near, assert_same
+from support.state_dicts import (
     GROUP,
-    assert_near,
-    assert_same,
     flat,
     made_up,
     two_groups,
     without_second_state,
 )
 
-from rmsprop_jax import rmsprop
-from rmsprop_jax.torch_checkpoint import from_torch, to_torch
+from rmsprop_jax import checkpoints, rmsprop
 
-RECORDED = Path(__file__).parent / "recorded" / "torch_checkpoint.npz"
+# optax types states as any trees of arrays; here they are what they are.
+from_torch: Any = checkpoints.from_torch
+to_torch: Any = checkpoints.to_torch
+
+RECORDED = Path(__file__).parents[1] / "recorded" / "torch_checkpoint.npz"
 
 
 def update(tx, gradients, state, params=None):
@@ -427,6 +430,6 @@ def test_it_needs_no_torch():
     """Nor does importing it bring torch in."""
     code = (
         "import sys; sys.modules['torch'] = None; "
-        "from rmsprop_jax import torch_checkpoint, optax_checkpoint"
+        "from rmsprop_jax.checkpoints import from_optax, from_torch"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,6 +1,7 @@
 """Runs of optax.rmsprop that go on with ours."""
 
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,10 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rmsprop_jax import RMSPropState, dialects, rmsprop
-from rmsprop_jax.optax_checkpoint import from_optax
+from rmsprop_jax import RMSPropState, checkpoints, dialects, rmsprop
+
+# optax types states as any trees of arrays; here they are what they are.
+from_optax: Any = checkpoints.from_optax
 
 STEPS = 12
 CONFIGURATIONS = [
