@@ -58,10 +58,10 @@ def test_recorded_run_goes_on():
     weights, state_dict = recorded("before")
     tx, state = from_torch(state_dict, digits.to_params)
     params = jax.tree.map(jnp.array, digits.to_params(weights))
-    params, state = digits.jax_steps(tx, params, state, 15)
+    params, states = digits.jax_steps({"": tx}, {"": params}, {"": state}, 15)
     weights, after = recorded("after")
-    assert_near(digits.from_params(params), weights, 1e-12)
-    handed_back = to_torch(state, digits.from_params, like=state_dict)
+    assert_near(digits.from_params(params[""]), weights, 1e-12)
+    handed_back = to_torch(states[""], digits.from_params, like=state_dict)
     assert handed_back.keys() == after.keys()
     assert json.loads(handed_back.pop("param_groups")) == json.loads(
         after.pop("param_groups")
