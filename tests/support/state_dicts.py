@@ -1,7 +1,8 @@
-"""State_dicts as torch makes them, of NumPy arrays."""
+"""State_dicts as torch makes them, of NumPy arrays, and a step from one."""
 
 import json
 
+import jax
 import numpy as np
 
 GROUP = {"lr": 0.1, "alpha": 0.9, "eps": 1e-6, "weight_decay": 0}
@@ -59,3 +60,8 @@ def flat(state_dict):
         f"state.{i}.{k}": np.asarray(v) for i, of in state for k, v in of.items()
     }
     return tensors | {"param_groups": json.dumps(state_dict["param_groups"])}
+
+
+def update(tx, gradients, state, params=None):
+    """The same as tx.update, compiled."""
+    return jax.jit(tx.update)(gradients, state, params)
