@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 
 from rmsprop_jax import rmsprop
-from rmsprop_jax.torch_checkpoint import from_torch, to_torch
+from rmsprop_jax.checkpoints import from_torch, to_torch
 
 RATE, DECAY, BATCH_SIZE = 0.002, 0.998, 64
 

@@ -14,8 +14,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import rmsprop_jax
 from rmsprop_jax import _codes
+from rmsprop_jax.checkpoints import to_torch
 from rmsprop_jax.precision import random_bits, widened
-from rmsprop_jax.torch_checkpoint import to_torch
 
 # optax types states as any trees of arrays; here they are what they are.
 rmsprop: Any = rmsprop_jax.rmsprop

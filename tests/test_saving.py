@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rmsprop_jax import RMSPropState, rmsprop
-from rmsprop_jax.torch_checkpoint import from_torch
+from rmsprop_jax.checkpoints import from_torch
 
 CONFIGURATIONS = {
     "plain": {},
@@ -102,7 +102,7 @@ def test_flax(name, place):
 
 
 def test_state_of_several_groups(tmp_path):
-    """That of optax.partition, as torch_checkpoint makes it."""
+    """That of optax.partition, as checkpoints.from_torch makes it."""
     settings = {"lr": 0.1, "alpha": 0.9, "eps": 1e-6, "weight_decay": 0}
     state_dict = {
         "state": {

@@ -3,9 +3,10 @@
     pip install torch
     python tests/recorded/record_checkpoint.py
 
-writes ``torch_checkpoint.npz`` beside this file: the small network of ``digits.py`` in
-float64, whose kernels and whose vectors are groups with different settings, after STEPS
-steps and after as many more, and the version of torch that made it.
+writes ``torch_checkpoint.npz`` beside this file: the small network of
+``support/digits.py`` in float64, after STEPS steps and after as many more, and the
+version of torch that made it. The kernels and the vectors are groups with different
+settings.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-import digits  # noqa: E402  (lies one folder up)
+from support import digits  # noqa: E402  (lies one folder up)
 
 STEPS = 15
 

@@ -1,14 +1,19 @@
 """What from_torch and to_torch refuse, naming the parameter and the key."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from checkpoints import GROUP, flat, made_up, two_groups, without_second_state
+from support.state_dicts import GROUP, flat, made_up, two_groups, without_second_state
 
-from rmsprop_jax import RMSPropState
-from rmsprop_jax.torch_checkpoint import from_torch, to_torch
+from rmsprop_jax import RMSPropState, checkpoints
+
+# optax types states as any trees of arrays; here they are what they are.
+from_torch: Any = checkpoints.from_torch
+to_torch: Any = checkpoints.to_torch
 
 
 def refused(match, state_dict, *args, error: type[Exception] = ValueError, **kwargs):

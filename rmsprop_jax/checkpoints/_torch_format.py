@@ -3,60 +3,80 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
-from rmsprop_jax._torch_kinds import (
-    is_complex,
-    mean_square,
-    number,
-    of_kind,
-    to_array,
-    variance,
-)
+from rmsprop_jax.checkpoints._arrays import as_float
 
 # What torch calls the fields of RMSPropState; the count is its "step".
 KEYS = {"nu": "square_avg", "mu": "momentum_buffer", "grad_mean": "grad_avg"}
 STEP = "step"
-# Settings of other rules in dictionaries that else look the same; timm's RMSpropTF has
+# Settings of other rules in dictionaries that else look the same. timm's RMSpropTF has
 # the first two, whatever their values.
 _TIMM = {"decoupled_decay", "lr_in_momentum"}
 _FOREIGN = {"nesterov", "decoupled_weight_decay", "caution"}
 
+# Dictionaries of dictionaries of tensors, lists and numbers, as torch itself types it.
+StateDict: TypeAlias = Mapping[str, Any]
+Settings: TypeAlias = dict[str, Any]
+# torch's own are numbers. torch.distributed.checkpoint puts the names there.
+Id: TypeAlias = int | str
+Buffers: TypeAlias = Mapping[str, npt.ArrayLike]
+Names: TypeAlias = Iterable[str] | Mapping[str, npt.ArrayLike]
+
 
 class Parameter(NamedTuple):
-    """One parameter of the optimizer: its buffers are empty before a gradient."""
+    """One parameter of the optimizer.
 
-    id: Any
+    Attributes:
+        id: What the groups' ``params`` and the ``state`` call it.
+        name: Its name in the model.
+        group: The index of its group.
+        buffers: What torch keeps of it: nothing before its first gradient.
+        weight: The weight itself where the user gave it, or None.
+    """
+
+    id: Id
     name: str
     group: int
-    state: Mapping[str, Any]
-    weight: Any  # the weight itself, where it was given, or None
+    buffers: Buffers
+    weight: npt.ArrayLike | None
 
 
-class Checkpoint(NamedTuple):
-    """A state_dict, whichever form it has."""
+class Saved(NamedTuple):
+    """A state_dict, whichever form it has.
+
+    Attributes:
+        parameters: In the optimizer's order.
+        groups: The settings of each group, with its ``params``.
+        is_flat: Whether it came with one key for each tensor, as in safetensors.
+    """
 
     parameters: list[Parameter]
-    groups: list[dict[str, Any]]
+    groups: list[Settings]
     is_flat: bool
 
-    def needs(self, field: str, group: int) -> bool:
-        """Whether torch uses what we call `field` in this group."""
-        settings = self.groups[group]
-        if field == "mu":
-            return number(settings.get("momentum", 0)) > 0
-        return field == "nu" or bool(settings.get("centered", False))
 
-    def steps(self) -> int:
-        """The steps of the optimizer: the most of any parameter, as some join late."""
-        states = (p.state for p in self.parameters if p.state)
-        return max((int(number(state[STEP])) for state in states), default=0)
+def keeps(settings: Settings) -> set[str]:
+    """Which fields of RMSPropState torch keeps with these settings."""
+    fields = {"nu"}
+    if as_float(settings.get("momentum", 0)) > 0:
+        fields.add("mu")
+    if settings.get("centered", False):
+        fields.add("grad_mean")
+    return fields
 
 
-def read(what: str, state_dict: Any, names: Any) -> Checkpoint:
+def steps(saved: Saved) -> int:
+    """The steps of the optimizer: the most of any parameter, as some join late."""
+    states = (p.buffers for p in saved.parameters if p.buffers)
+    return max((int(as_float(buffers[STEP])) for buffers in states), default=0)
+
+
+def read(what: str, state_dict: StateDict, names: Names | None) -> Saved:
     """The parameters and groups of a state_dict, `what` in the errors."""
     state, groups, is_flat = _parts(what, state_dict)
     ids = [i for group in groups for i in group["params"]]
@@ -70,27 +90,9 @@ def read(what: str, state_dict: Any, names: Any) -> Checkpoint:
         )
     found = _names(what, groups, ids, names)
     for i, name in zip(ids, found or ids, strict=True):
-        for key in state.get(i, ()):
-            if key not in (STEP, *KEYS.values()):
-                raise ValueError(
-                    f"{what} must be of torch.optim.RMSprop, but parameter {name!r} "
-                    f"holds {key!r}, where RMSprop keeps only "
-                    f"{', '.join((STEP, *KEYS.values()))}. Another optimizer's state "
-                    "can't be carried over: begin with rmsprop(...).init(params)."
-                )
-    for g, group in enumerate(groups):
-        missing = {"lr", "alpha", "eps", "weight_decay"} - set(group)
-        foreign = _TIMM & set(group) or {k for k in _FOREIGN if group.get(k)}
-        if missing or foreign:
-            raise ValueError(
-                f"{what} must be of torch.optim.RMSprop, but its group {g} "
-                + (
-                    f"has no {min(missing)!r}."
-                    if missing
-                    else f"has {min(foreign)!r}, as timm's RMSpropTF or another, which "
-                    "follows another rule."
-                )
-            )
+        _check_keys(what, name, state.get(i, {}))
+    for g, settings in enumerate(groups):
+        _check_settings(what, g, settings)
     if found is None:
         raise ValueError(
             f"names must be given, as {what} holds no 'param_names': the names of the "
@@ -103,13 +105,21 @@ def read(what: str, state_dict: Any, names: Any) -> Checkpoint:
         Parameter(i, name, group_of[i], state.get(i, {}), weights.get(name))
         for i, name in zip(ids, found, strict=True)
     ]
-    checkpoint = Checkpoint(parameters, groups, is_flat)
     for parameter in parameters:
-        _check_buffers(what, checkpoint, parameter)
-    return checkpoint
+        if parameter.buffers:
+            _check_buffers(what, parameter, keeps(groups[parameter.group]))
+    return Saved(parameters, groups, is_flat)
 
 
-def _parts(what: str, state_dict: Any) -> tuple[dict, list[dict[str, Any]], bool]:
+def flattened(state: Mapping[Id, Buffers], groups: object) -> dict[str, Any]:
+    """The flat form: one key for each buffer, and the groups as they came."""
+    flat = {f"state.{i}.{k}": v for i, of in state.items() for k, v in of.items()}
+    return {**flat, "param_groups": groups}
+
+
+def _parts(
+    what: str, state_dict: StateDict
+) -> tuple[Mapping[Id, Buffers], list[Settings], bool]:
     """The state by parameter, the groups, and whether they came flat."""
     if not isinstance(state_dict, Mapping) or "param_groups" not in state_dict:
         given = (
@@ -136,7 +146,7 @@ def _parts(what: str, state_dict: Any) -> tuple[dict, list[dict[str, Any]], bool
     if "state" in state_dict:
         return dict(state_dict["state"]), groups, False
     spelled = {str(i): i for group in groups for i in group["params"]}
-    state: dict[Any, dict[str, Any]] = {}
+    state: dict[Id, dict[str, npt.ArrayLike]] = {}
     for path, value in state_dict.items():
         if path == "param_groups":
             continue
@@ -151,13 +161,15 @@ def _parts(what: str, state_dict: Any) -> tuple[dict, list[dict[str, Any]], bool
     return state, groups, True
 
 
-def _names(what: str, groups: list, ids: list, names: Any) -> list[str] | None:
+def _names(
+    what: str, groups: list[Settings], ids: list[Id], names: Names | None
+) -> list[str] | None:
     """The parameters' names in the optimizer's order; None where nobody knows them."""
     own = None
     if groups and all(group.get("param_names") is not None for group in groups):
         own = [name for group in groups for name in group["param_names"]]
     elif ids and all(isinstance(i, str) for i in ids):
-        own = ids  # as torch.distributed.checkpoint saves it
+        own = [str(i) for i in ids]  # as torch.distributed.checkpoint saves it
     if own is not None and len(own) != len(ids):
         raise ValueError(
             f"{what} has {len(own)} 'param_names' for {len(ids)} parameters. Give the "
@@ -190,24 +202,51 @@ def _names(what: str, groups: list, ids: list, names: Any) -> list[str] | None:
     return given
 
 
-def _check_buffers(what: str, checkpoint: Checkpoint, parameter: Parameter) -> None:
-    if not parameter.state:
-        return
+def _check_keys(what: str, name: str | Id, buffers: Buffers) -> None:
+    """Raises where another optimizer made the buffers."""
+    for key in buffers:
+        if key not in (STEP, *KEYS.values()):
+            raise ValueError(
+                f"{what} must be of torch.optim.RMSprop, but parameter {name!r} "
+                f"holds {key!r}, where RMSprop keeps only "
+                f"{', '.join((STEP, *KEYS.values()))}. Another optimizer's state "
+                "can't be carried over: begin with rmsprop(...).init(params)."
+            )
+
+
+def _check_settings(what: str, g: int, settings: Settings) -> None:
+    """Raises where group `g` is of another optimizer."""
+    missing = {"lr", "alpha", "eps", "weight_decay"} - set(settings)
+    foreign = _TIMM & set(settings) or {k for k in _FOREIGN if settings.get(k)}
+    if missing or foreign:
+        raise ValueError(
+            f"{what} must be of torch.optim.RMSprop, but its group {g} "
+            + (
+                f"has no {min(missing)!r}."
+                if missing
+                else f"has {min(foreign)!r}, as timm's RMSpropTF or another, which "
+                "follows another rule."
+            )
+        )
+
+
+def _check_buffers(what: str, parameter: Parameter, kept: set[str]) -> None:
+    """Raises where one is missing, or their shapes differ."""
     shape, owner = None, ""
     if parameter.weight is not None:
         shape, owner = tuple(np.shape(parameter.weight)), "the weight in names"
     for field, key in {"count": STEP, **KEYS}.items():
-        if key not in parameter.state:
-            if field == "count" or checkpoint.needs(field, parameter.group):
+        if key not in parameter.buffers:
+            if field in {"count", *kept}:
                 raise ValueError(
                     f"{what}: parameter {parameter.name!r} has no {key!r}, which "
                     f"torch.optim.RMSprop keeps with the settings of its group "
-                    f"{parameter.group}. It holds {sorted(parameter.state)}."
+                    f"{parameter.group}. It holds {sorted(parameter.buffers)}."
                 )
             continue
         if key == STEP:
             continue
-        its_shape = tuple(np.shape(parameter.state[key]))
+        its_shape = tuple(np.shape(parameter.buffers[key]))
         if shape is None:
             shape, owner = its_shape, f"its {key!r}"
         if its_shape != shape:
@@ -217,64 +256,3 @@ def _check_buffers(what: str, checkpoint: Checkpoint, parameter: Parameter) -> N
                 "are in another order than the optimizer's, or the checkpoint is "
                 "damaged."
             )
-
-
-def moments(checkpoint: Checkpoint, parameter: Parameter) -> dict[str, Any]:
-    """The buffers under our names, as we keep them; those torch has not are zeros."""
-    if parameter.state:
-        arrays = {
-            field: to_array(parameter.state[key])
-            for field, key in KEYS.items()
-            if checkpoint.needs(field, parameter.group)
-        }
-        if "grad_mean" in arrays:
-            arrays["nu"] = variance(arrays["nu"], arrays["grad_mean"])
-        return dict.fromkeys(KEYS, np.zeros_like(arrays["nu"])) | arrays
-    if parameter.weight is None:
-        raise ValueError(
-            "names must be a dictionary from names to weights, such as "
-            f"dict(model.named_parameters()), as parameter {parameter.name!r} never "
-            "had a gradient: torch keeps no state of it, so only its weight knows its "
-            "shape."
-        )
-    return dict.fromkeys(KEYS, np.zeros_like(to_array(parameter.weight)))
-
-
-def state_of(
-    checkpoint: Checkpoint, parameter: Parameter, arrays: dict[str, Any], since: int
-) -> dict[str, Any]:
-    """The inverse: torch's state, `since` steps later, of the kinds it already has."""
-    if "grad_mean" in arrays:
-        arrays = arrays | {"nu": mean_square(arrays["nu"], arrays["grad_mean"])}
-    steps = (q.state[STEP] for q in (parameter, *checkpoint.parameters) if q.state)
-    before = number(parameter.state[STEP]) if parameter.state else 0
-    made = {STEP: of_kind(next(steps, 0.0), max(before + since, 0))}
-    for field, array in arrays.items():
-        like = parameter.state.get(KEYS[field])
-        like = _neighbour(checkpoint, parameter, array) if like is None else like
-        made[KEYS[field]] = of_kind(like, array)
-    return {**parameter.state, **made}
-
-
-def _neighbour(checkpoint: Checkpoint, parameter: Parameter, array: Any) -> Any:
-    """What the buffers of a parameter without any should be like."""
-    near = sorted(checkpoint.parameters, key=lambda p: p.group != parameter.group)
-    for like in (parameter.weight, *(p.state.get(KEYS["nu"]) for p in near)):
-        if like is not None and is_complex(like) == is_complex(array):
-            return like
-    raise ValueError(
-        "names must be a dictionary from names to weights, such as "
-        f"dict(model.named_parameters()), as like has no state that shows of which "
-        f"kind that of parameter {parameter.name!r} should be."
-    )
-
-
-def flattened(state: dict[Any, dict[str, Any]], groups: Any) -> dict[str, Any]:
-    """The flat form: one key for each buffer, and the groups as they came."""
-    flat = {f"state.{i}.{k}": v for i, of in state.items() for k, v in of.items()}
-    return {**flat, "param_groups": groups}
-
-
-def names_of(parameters: Sequence[Parameter]) -> str:
-    """For errors."""
-    return ", ".join(repr(parameter.name) for parameter in parameters)

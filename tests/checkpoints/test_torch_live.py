@@ -8,16 +8,22 @@ import io
 import itertools
 import json
 import os
+from typing import Any
 
-import digits
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from checkpoints import GROUP, assert_near, assert_same
+from support import digits
+from support.comparisons import assert_near, assert_same
+from support.state_dicts import GROUP
 
-from rmsprop_jax.torch_checkpoint import from_torch, to_torch
+from rmsprop_jax import checkpoints
+
+# optax types states as any trees of arrays; here they are what they are.
+from_torch: Any = checkpoints.from_torch
+to_torch: Any = checkpoints.to_torch
 
 pytestmark = pytest.mark.live
 STEPS = 20
@@ -44,12 +50,21 @@ def rate(step):
     return 0.001 if step % 3 == 0 else 0.003
 
 
-OPTIONS = [
-    {"momentum": momentum, "centered": centered, "weight_decay": decay, **more}
-    for momentum, centered, decay, more in itertools.product(
-        (0, 0.9), (False, True), (0, 0.01), ({"maximize": True}, {"schedule": True})
+KINDS = {
+    "plain": {},
+    "momentum": {"momentum": 0.9},
+    "centered": {"centered": True},
+    "both": {"momentum": 0.9, "centered": True},
+}
+OPTIONS = {
+    str(options): options
+    for options in (
+        {"weight_decay": decay, **more}
+        for decay, more in itertools.product(
+            (0, 0.01), ({"maximize": True}, {"schedule": True})
+        )
     )
-]
+}
 
 
 def torch_run(torch, options):
@@ -61,79 +76,102 @@ def torch_run(torch, options):
     options = dict(options)
     scheduled = options.pop("schedule", False)
     optimizer = torch.optim.RMSprop(network.named_parameters(), lr=0.003, **options)
-    return network, optimizer, (rate if scheduled else None)
+    rates = (rate, schedule) if scheduled else (None, None)
+    return network, optimizer, *rates
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_torch_to_jax_and_back_is_torch(torch, options):
-    """A third in torch, a third in JAX, a third in torch: no seam."""
-    network, optimizer, rates = torch_run(torch, options)
-    digits.torch_steps(torch, network, optimizer, STEPS, rates)
-    tx, state = from_torch(
-        optimizer.state_dict(),
-        digits.to_params,
-        learning_rate=None if rates is None else schedule,
-    )
-    params = jax.tree.map(jnp.array, digits.to_params(digits.weights_of(network)))
-    params, state = digits.jax_steps(tx, params, state, STEPS)
-    handed_back = to_torch(state, digits.from_params, like=optimizer.state_dict())
+@pytest.mark.parametrize("kind", KINDS)
+def test_torch_to_jax_and_back_is_torch(torch, kind):
+    """A run that moves to JAX and back ends at the weights of a pure torch run."""
+    runs = {name: torch_run(torch, KINDS[kind] | OPTIONS[name]) for name in OPTIONS}
+    txs, states, params = {}, {}, {}
+    for name, (network, optimizer, rates, learning_rate) in runs.items():
+        digits.torch_steps(torch, network, optimizer, STEPS, rates)
+        txs[name], states[name] = from_torch(
+            optimizer.state_dict(), digits.to_params, learning_rate=learning_rate
+        )
+        weights = digits.to_params(digits.weights_of(network))
+        params[name] = jax.tree.map(jnp.array, weights)
+    params, states = digits.jax_steps(txs, params, states, STEPS)
+    for name, (network, optimizer, rates, _) in runs.items():
+        handed_back = to_torch(
+            states[name], digits.from_params, like=optimizer.state_dict()
+        )
+        digits.torch_steps(torch, network, optimizer, STEPS, rates, STEPS)
+        weights = digits.from_params(params[name])
+        assert_near({name: weights}, {name: digits.weights_of(network)}, 1e-12)
 
-    digits.torch_steps(torch, network, optimizer, STEPS, rates, STEPS)
-    weights = digits.from_params(params)
-    assert_near(weights, digits.weights_of(network), 1e-12)
+        resumed = digits.torch_network(torch, "float64")
+        resumed.load_state_dict(
+            {n: torch.tensor(np.array(w)) for n, w in weights.items()}
+        )
+        resumed_optimizer = torch.optim.RMSprop(resumed.named_parameters())
+        resumed_optimizer.load_state_dict(handed_back)
+        for net, opt in ((network, optimizer), (resumed, resumed_optimizer)):
+            digits.torch_steps(torch, net, opt, STEPS, rates, 2 * STEPS)
+        assert_near(
+            {name: digits.weights_of(resumed)},
+            {name: digits.weights_of(network)},
+            1e-12,
+        )
+        one, other = resumed_optimizer.state_dict(), optimizer.state_dict()
+        assert one["param_groups"] == other["param_groups"]
+        for i, state in other["state"].items():
+            assert one["state"][i].keys() == state.keys()
+            assert one["state"][i]["step"] == state["step"] == 3 * STEPS
+        assert_near({name: one["state"]}, {name: other["state"]}, 1e-12)
 
-    resumed = digits.torch_network(torch, "float64")
-    resumed.load_state_dict({n: torch.tensor(np.array(w)) for n, w in weights.items()})
-    resumed_optimizer = torch.optim.RMSprop(resumed.named_parameters())
-    resumed_optimizer.load_state_dict(handed_back)
-    for net, opt in ((network, optimizer), (resumed, resumed_optimizer)):
-        digits.torch_steps(torch, net, opt, STEPS, rates, 2 * STEPS)
-    assert_near(digits.weights_of(resumed), digits.weights_of(network), 1e-12)
-    one, other = resumed_optimizer.state_dict(), optimizer.state_dict()
-    assert one["param_groups"] == other["param_groups"]
-    for i, state in other["state"].items():
-        assert one["state"][i].keys() == state.keys()
-        assert one["state"][i]["step"] == state["step"] == 3 * STEPS
-    assert_near(one["state"], other["state"], 1e-12)
 
-
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_in_float32_no_worse_than_torch(torch, options):
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_float32_no_worse_than_torch(torch, kind):
     """With the gradients of the float64 run, so that only the optimizers differ."""
-    network, optimizer, rates = torch_run(torch, options)
-    twin = copy.deepcopy(network).float()
-    settings = {k: v for k, v in options.items() if k != "schedule"}
-    narrow = torch.optim.RMSprop(twin.named_parameters(), lr=0.003, **settings)
-    gradients, checkpoint, start = [], {}, {}
-    for step in range(2 * STEPS):
-        if step == STEPS:
-            checkpoint = copy.deepcopy(narrow.state_dict())
-            start = digits.weights_of(twin)
-        digits.torch_steps(torch, network, optimizer, 1, rates, step)
-        if rates is not None:
-            narrow.param_groups[0]["lr"] = rates(step)
-        for p, q in zip(network.parameters(), twin.parameters(), strict=True):
-            q.grad = p.grad.float()
-        gradients.append({n: p.grad.numpy() for n, p in twin.named_parameters()})
-        gradients[-1] = jax.tree.map(np.array, gradients[-1])
-        narrow.step()
-    tx, state = from_torch(
-        checkpoint,
-        digits.to_params,
-        learning_rate=None if rates is None else schedule,
-    )
-    params = jax.tree.map(jnp.array, digits.to_params(start))
-    update = jax.jit(tx.update)
-    for g in gradients[STEPS:]:
-        updates, state = update(digits.to_params(g), state, params)
-        params = optax.apply_updates(params, updates)
-    truth = digits.weights_of(network)
+    truth, theirs, gradients = {}, {}, [{} for _ in range(STEPS)]
+    txs, states, params = {}, {}, {}
+    for name in OPTIONS:
+        options = KINDS[kind] | OPTIONS[name]
+        network, optimizer, rates, learning_rate = torch_run(torch, options)
+        twin = copy.deepcopy(network).float()
+        settings = {k: v for k, v in options.items() if k != "schedule"}
+        narrow = torch.optim.RMSprop(twin.named_parameters(), lr=0.003, **settings)
+        for step in range(2 * STEPS):
+            if step == STEPS:
+                txs[name], states[name] = from_torch(
+                    narrow.state_dict(), digits.to_params, learning_rate=learning_rate
+                )
+                weights = digits.to_params(digits.weights_of(twin))
+                params[name] = jax.tree.map(jnp.array, weights)
+            digits.torch_steps(torch, network, optimizer, 1, rates, step)
+            if rates is not None:
+                narrow.param_groups[0]["lr"] = rates(step)
+            for p, q in zip(network.parameters(), twin.parameters(), strict=True):
+                q.grad = p.grad.float()
+            if step >= STEPS:
+                of_step = {n: p.grad.numpy().copy() for n, p in twin.named_parameters()}
+                gradients[step - STEPS][name] = digits.to_params(of_step)
+            narrow.step()
+        truth[name] = digits.weights_of(network)
+        theirs[name] = digits.weights_of(twin)
 
-    def error(weights):
-        return np.sqrt(sum(np.sum((weights[n] - w) ** 2) for n, w in truth.items()))
+    @jax.jit
+    def update(gradients, states, params):
+        moved, new_states = {}, {}
+        for name, tx in txs.items():
+            g, p = gradients[name], params[name]
+            updates, new_states[name] = tx.update(g, states[name], p)
+            moved[name] = optax.apply_updates(p, updates)
+        return moved, new_states
 
-    assert error(digits.from_params(params)) <= 1.1 * error(digits.weights_of(twin))
+    for g in gradients:
+        params, states = update(g, states, params)
+
+    def error(weights, name):
+        far = [np.sum((weights[n] - w) ** 2) for n, w in truth[name].items()]
+        return np.sqrt(sum(far))
+
+    for name, p in params.items():
+        ours = digits.from_params(p)
+        assert error(ours, name) <= 1.1 * error(theirs[name], name), name
 
 
 def stepped(torch, parameters, **settings):

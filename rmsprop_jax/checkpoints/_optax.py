@@ -14,15 +14,19 @@ With bias correction optax keeps the moments uncorrected, and we keep them corre
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+from jax.tree_util import KeyPath
 
 from rmsprop_jax import _errors
 from rmsprop_jax._state import RMSPropState
-from rmsprop_jax._torch_kinds import to_array, variance
+from rmsprop_jax.checkpoints._arrays import as_array
+from rmsprop_jax.checkpoints._centered import variance
 
 # optax's states, by name: not all of them are public, and Adam's has the same fields.
 _MOMENTS = {
@@ -36,27 +40,29 @@ _SCHEDULE = "ScaleByScheduleState"
 
 
 def from_optax(
-    opt_state: Any, *, count: Any = None, decay: float | None = None
+    opt_state: optax.OptState,
+    *,
+    count: int | jax.Array | None = None,
+    decay: float | None = None,
 ) -> RMSPropState:
     """The state with which `dialects.optax` goes on where ``optax.rmsprop`` stopped.
 
-    That is the rule with the rate inside the momentum buffer, as optax has it;
-    `rmsprop` itself, torch's rule, has another unit there. Without momentum the state
-    is one for `rmsprop` too, with optax's ``eps`` and ``eps_in_sqrt``.
+    That dialect has the rate inside the momentum buffer, as optax has it. `rmsprop`
+    itself, torch's rule, has another unit there. Without momentum the state is one for
+    `rmsprop` too, with optax's ``eps`` and ``eps_in_sqrt``.
 
     Args:
         opt_state: The state of ``optax.rmsprop``, or of a chain of it with
             transformations that have no state, such as ``optax.clip``. From
             ``optax.inject_hyperparams`` give the ``inner_state``, and the ``count``.
-        count: The number of updates so far, where the state does not hold it: it does
-            with a learning-rate schedule or bias correction, and else optax has no use
-            for it. 0 by default.
+        count: The number of updates so far, where the state does not hold it. It does
+            with a learning-rate schedule or bias correction. 0 by default.
         decay: optax's ``decay``. Needed with bias correction, and only then.
 
     Returns:
-        The same in our terms. Leaves are float32, or float64 where optax's are, and
-        sharded as optax's are; those of integer parameters, whose moments optax keeps
-        too, are ``None``.
+        The same in our terms. Leaves are float32, or float64 where optax's are. They
+        are sharded as optax's are. optax keeps moments of integer parameters too; ours
+        are ``None``.
 
     Raises:
         ValueError: Where the state is not that of ``optax.rmsprop``; where ``count`` or
@@ -64,7 +70,7 @@ def from_optax(
 
     Example:
         >>> import jax.numpy as jnp, optax
-        >>> from rmsprop_jax.optax_checkpoint import from_optax
+        >>> from rmsprop_jax.checkpoints import from_optax
         >>> tx = optax.rmsprop(0.5, decay=0.75, momentum=0.5, eps=0.0)
         >>> params = {"w": jnp.array([1.0, -4.0])}
         >>> _, opt_state = tx.update({"w": jnp.array([3.0, -5.0])}, tx.init(params))
@@ -75,7 +81,7 @@ def from_optax(
     References:
         optax 0.2.8, ``optax/_src/alias.py``, ``rmsprop``.
     """
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {}  # their classes are not public
     _collect("opt_state", opt_state, found)
     moments = next((found[name] for name in _MOMENTS if name in found), None)
     if moments is None:
@@ -104,13 +110,13 @@ def from_optax(
     if decay and steps:  # before the first step the moments are what they are
         correction = -math.expm1(steps * math.log(decay))
 
-    def corrected_moment(x):
+    def corrected_moment(x: np.ndarray) -> np.ndarray:
         return x / correction
 
-    def corrected_variance(x, m):
+    def corrected_variance(x: np.ndarray, m: np.ndarray) -> np.ndarray:
         return variance(x / correction, m / correction)
 
-    def negated(x):
+    def negated(x: np.ndarray) -> np.ndarray:
         return 0 - x  # not −0 for 0
 
     means = getattr(moments, "mu", None)
@@ -125,7 +131,7 @@ def from_optax(
     )
 
 
-def _collect(where: str, state: Any, found: dict[str, Any]) -> None:
+def _collect(where: str, state: optax.OptState, found: dict[str, Any]) -> None:
     """The states of optax.rmsprop's links by name; refuses what would be lost."""
     name = type(state).__name__
     if type(state) is tuple:
@@ -141,10 +147,12 @@ def _collect(where: str, state: Any, found: dict[str, Any]) -> None:
         )
 
 
-def _tree(formula: Any, tree: Any, *others: Any) -> Any:
+def _tree(
+    formula: Callable[..., np.ndarray], tree: optax.Params, *others: optax.Params
+) -> optax.Params:
     """The formula, in float64, of every leaf, which stays on its devices."""
 
-    def leaf(path, *leaves):
+    def leaf(path: KeyPath, *leaves: jax.Array) -> jax.Array | None:
         dtype = leaves[0].dtype
         if jnp.issubdtype(dtype, jnp.complexfloating):
             raise ValueError(
@@ -155,7 +163,7 @@ def _tree(formula: Any, tree: Any, *others: Any) -> Any:
         if not jnp.issubdtype(dtype, jnp.inexact):
             return None  # an integer is not optimized
         wide = np.float64 if dtype == np.float64 else np.float32
-        made = formula(*(to_array(x).astype(float) for x in leaves)).astype(wide)
+        made = formula(*(as_array(x).astype(float) for x in leaves)).astype(wide)
         return jax.device_put(made, getattr(leaves[0], "sharding", None))
 
     return jax.tree_util.tree_map_with_path(leaf, tree, *others)

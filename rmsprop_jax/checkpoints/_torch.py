@@ -1,0 +1,202 @@
+"""The state_dict of ``torch.optim.RMSprop`` into our state, and back.
+
+torch itself is not needed. Its tensors are asked for their NumPy arrays, and make new
+tensors of their own kind. For each parameter:
+
+    square_avg        nu, as it is; centered, ν = E[g²] − m² and back, in float64
+    momentum_buffer   mu, as it is: both keep the momentum before the rate
+    grad_avg          grad_mean, as it is
+    step              count: the most that any parameter has, as some may join late
+
+The buffers lie in memory like the weights. So what carries the weights from torch's
+layout to that of a JAX model, and only rearranges them, carries the buffers too.
+
+A state_dict may also be flat, as safetensors keeps it. The tensors then have keys such
+as ``"state.0.square_avg"``, where 0 is among the ``params`` of a group. The groups are
+under ``"param_groups"``: a list or, from the file's metadata, its JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import optax
+
+from rmsprop_jax.checkpoints._arrays import as_float
+from rmsprop_jax.checkpoints._records import Wording, from_records, to_records
+from rmsprop_jax.checkpoints._torch_format import (
+    KEYS,
+    Names,
+    Settings,
+    StateDict,
+    flattened,
+    read,
+    steps,
+)
+from rmsprop_jax.checkpoints._torch_records import (
+    buffers_of,
+    check_fits,
+    group_of,
+    record_of,
+)
+
+_WORDING = Wording(
+    keys=KEYS,
+    to_drop="take them out of state_dict's state and its groups' 'params'.",
+    to_join="In torch, put them into one group first.",
+)
+
+
+def from_torch(
+    state_dict: StateDict,
+    to_params: Callable[[dict[str, np.ndarray]], optax.Params] | None = None,
+    *,
+    names: Names | None = None,
+    learning_rate: optax.ScalarOrSchedule
+    | Sequence[optax.ScalarOrSchedule]
+    | None = None,
+) -> tuple[optax.GradientTransformationExtraArgs, optax.OptState]:
+    """The transformation and the state with which JAX goes on where torch stopped.
+
+    Args:
+        state_dict: ``torch.optim.RMSprop(...).state_dict()``, of tensors on any device
+            or of NumPy arrays. It may be flat, as safetensors keeps it (see the
+            module). The state_dict of Stable-Baselines3's RMSpropTFLike looks the same,
+            but is of another rule.
+        to_params: The function from torch's weights, NumPy arrays by name, to the
+            model's parameters. It may rename, transpose, reshape, join, split and
+            stack. It may not cast or compute. By default the parameters are a
+            dictionary by torch's names.
+        names: torch's names of the parameters in the optimizer's order. This is the
+            order of ``model.named_parameters()`` if the optimizer was given
+            ``model.parameters()``. By default they are the ``param_names`` of the
+            groups, which torch writes since 2.6 for an optimizer made from
+            ``named_parameters()``. A dictionary from names to weights,
+            ``dict(model.named_parameters())``, does as well. It is needed where a
+            parameter never had a gradient, as only the weight knows its shape.
+        learning_rate: A number or a schedule in place of the groups' ``lr``, or a list
+            of one for each group. A schedule is evaluated at the count of updates. The
+            count starts at the largest ``step`` of any parameter.
+
+    Returns:
+        ``(tx, opt_state)``. With one group ``tx`` is an `rmsprop`. With several it is
+        an ``optax.partition`` of one for each: ``"group_0"``, ``"group_1"`` and so on.
+        The state is like that of ``tx.init(params)``. It is float32, or float64 where
+        torch's is and x64 is enabled. It shares no memory with ``state_dict``.
+
+    Raises:
+        ValueError: Where the dictionary is not one of ``torch.optim.RMSprop``, lacks
+            something, or does not tell enough; where ``names`` or ``to_params`` do not
+            fit it; where parameters of different groups end up in one leaf.
+        TypeError: Where ``names`` are not names.
+
+    Example:
+        >>> import numpy as np
+        >>> from rmsprop_jax.checkpoints import from_torch
+        >>> group = dict(lr=0.5, alpha=0.75, eps=0.0, weight_decay=0, params=[0])
+        >>> buffers = {"step": 1, "square_avg": np.array([[2.25, 6.25, 0.0]])}
+        >>> state_dict = {"state": {0: buffers}, "param_groups": [group]}
+        >>> def to_params(weights):
+        ...     return {"kernel": weights["weight"].T}
+        >>> tx, state = from_torch(state_dict, to_params, names=["weight"])
+        >>> state.count, state.nu["kernel"].shape
+        (Array(1, dtype=int32), (3, 1))
+
+    References:
+        torch 2.13.0, ``torch/optim/rmsprop.py`` and ``Optimizer.state_dict``.
+    """
+    saved = read("state_dict", state_dict, names)
+    rates = _rates(saved.groups, learning_rate)
+    groups = [group_of(s, rate) for s, rate in zip(saved.groups, rates, strict=True)]
+    records = [record_of(p, saved.groups[p.group]) for p in saved.parameters]
+    return from_records(records, groups, to_params, _WORDING)
+
+
+def to_torch(
+    opt_state: optax.OptState,
+    from_params: Callable[[Any], Mapping[str, npt.ArrayLike]] | None = None,
+    *,
+    like: StateDict,
+    names: Names | None = None,
+) -> dict[str, Any]:
+    """The state_dict with which torch goes on where JAX stopped.
+
+    Args:
+        opt_state: An `RMSPropState`, or that of an ``optax.partition`` of `rmsprop`, as
+            `from_torch` makes them. (The momentum of a dialect that holds the rate,
+            such as Keras's, has another unit. The state does not show this.)
+        from_params: The inverse of `from_torch`'s ``to_params``: from a tree like the
+            parameters to a dictionary of arrays by torch's names. By default the
+            parameters are such a dictionary.
+        like: A state_dict of the optimizer that shall load the result. The groups and
+            their settings, ``lr`` among them, are taken from it. So are the kind (torch
+            tensor or NumPy array), dtype and device of each buffer. It is not changed.
+        names: As in `from_torch`, where ``like`` has no ``param_names``. For an
+            optimizer that has not stepped yet, ``dict(model.named_parameters())``. Its
+            tensors then show the kind.
+
+    Returns:
+        A new dictionary of the form of ``like``, which ``load_state_dict`` takes. Every
+        ``step`` is that of ``like`` plus the updates since, so that the largest is our
+        count. A parameter that has no state in ``like`` gets none as long as ours is
+        all zeros: torch has none before the first gradient.
+
+    Raises:
+        ValueError: Where ``like`` is not a state_dict of ``torch.optim.RMSprop``, or
+            has not the buffers that the state has; where ``names`` or ``from_params``
+            do not fit it.
+        TypeError: Where the state is another one, or ``names`` are not names.
+
+    Example:
+        >>> import numpy as np
+        >>> from rmsprop_jax.checkpoints import from_torch, to_torch
+        >>> group = dict(lr=0.5, alpha=0.75, eps=0.0, weight_decay=0, params=[0])
+        >>> buffers = {"step": 1, "square_avg": np.array([[2.25, 6.25, 0.0]])}
+        >>> like = {"state": {0: buffers}, "param_groups": [group]}
+        >>> tx, state = from_torch(like, names=["weight"])
+        >>> gradients = {"weight": np.array([[0.5, 0.5, 1.0]], np.float32)}
+        >>> _, state = tx.update(gradients, state)
+        >>> to_torch(state, like=like, names=["weight"])["state"][0]
+        {'step': 2, 'square_avg': array([[1.75, 4.75, 0.25]])}
+    """
+    saved = read("like", like, names)
+    theirs = {parameter.name: parameter.group for parameter in saved.parameters}
+    records = to_records(opt_state, from_params, theirs)
+    before = steps(saved)
+    state = {}
+    for parameter, record in zip(saved.parameters, records, strict=True):
+        check_fits(parameter, saved.groups[parameter.group], record)
+        moments = (record.nu, record.mu, record.grad_mean)
+        if parameter.buffers or any(x is not None and x.any() for x in moments):
+            since = record.steps - before
+            state[parameter.id] = buffers_of(saved, parameter, record, since)
+    if saved.is_flat:
+        return flattened(state, like["param_groups"])
+    return {**like, "state": state, "param_groups": saved.groups}
+
+
+def _rates(
+    groups: Sequence[Settings],
+    learning_rate: optax.ScalarOrSchedule | Sequence[optax.ScalarOrSchedule] | None,
+) -> Sequence[optax.ScalarOrSchedule]:
+    """The rate of each group."""
+    own = [as_float(settings["lr"]) for settings in groups]
+    if learning_rate is None:
+        return own
+    if isinstance(learning_rate, list | tuple):
+        if len(learning_rate) != len(groups):
+            raise ValueError(
+                f"learning_rate must have one rate for each of the {len(groups)} "
+                f"groups, but it had {len(learning_rate)}."
+            )
+        return learning_rate
+    if len(set(own)) > 1:
+        raise ValueError(
+            "learning_rate must be a list of one rate or schedule for each group, as "
+            f"the groups have rates of their own, {own}, which one for all would drop, "
+            f"but it was {learning_rate!r}."
+        )
+    return [cast(optax.ScalarOrSchedule, learning_rate)] * len(groups)

@@ -1,0 +1,113 @@
+"""Parameters and groups of ``torch.optim.RMSprop`` in our terms, and back."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import optax
+
+from rmsprop_jax._optimizer import rmsprop
+from rmsprop_jax.checkpoints._arrays import as_array, as_float, is_complex, of_kind
+from rmsprop_jax.checkpoints._centered import mean_square, variance
+from rmsprop_jax.checkpoints._records import Group, Record
+from rmsprop_jax.checkpoints._torch_format import (
+    KEYS,
+    STEP,
+    Parameter,
+    Saved,
+    Settings,
+    keeps,
+)
+
+
+def group_of(settings: Settings, rate: optax.ScalarOrSchedule) -> Group:
+    """The settings in our terms, with a rate in place of their own."""
+    tx = rmsprop(
+        rate,
+        as_float(settings["alpha"]),
+        as_float(settings["eps"]),
+        as_float(settings["weight_decay"]),
+        as_float(settings.get("momentum", 0)),
+        bool(settings.get("centered", False)),
+        maximize=bool(settings.get("maximize", False)),
+    )
+    return Group(tx, keeps(settings))
+
+
+def record_of(parameter: Parameter, settings: Settings) -> Record:
+    """The parameter in our terms: zeros before its first gradient."""
+    if parameter.buffers:
+        moments = {f: as_array(parameter.buffers[KEYS[f]]) for f in keeps(settings)}
+        if "grad_mean" in moments:
+            moments["nu"] = variance(moments["nu"], moments["grad_mean"])
+        steps = int(as_float(parameter.buffers[STEP]))
+        return Record(parameter.name, parameter.group, steps, **moments)
+    if parameter.weight is None:
+        raise ValueError(
+            "names must be a dictionary from names to weights, such as "
+            f"dict(model.named_parameters()), as parameter {parameter.name!r} never "
+            "had a gradient: torch keeps no state of it, so only its weight knows its "
+            "shape."
+        )
+    zeros = np.zeros_like(as_array(parameter.weight))
+    return Record(parameter.name, parameter.group, 0, zeros)
+
+
+def buffers_of(
+    saved: Saved, parameter: Parameter, record: Record, since: int
+) -> dict[str, npt.ArrayLike]:
+    """The inverse: torch's buffers `since` steps later, of the kinds it already has.
+
+    Buffers that its settings no longer use stay as they are.
+    """
+    arrays = {field: getattr(record, field) for field in KEYS}
+    if record.grad_mean is not None:
+        arrays["nu"] = mean_square(record.nu, record.grad_mean)
+    near = (p.buffers[STEP] for p in (parameter, *saved.parameters) if p.buffers)
+    before = as_float(parameter.buffers[STEP]) if parameter.buffers else 0
+    made = {STEP: of_kind(next(near, 0.0), max(before + since, 0))}
+    for field, array in arrays.items():
+        if array is not None:
+            like = parameter.buffers.get(KEYS[field])
+            like = _neighbour(saved, parameter, array) if like is None else like
+            made[KEYS[field]] = of_kind(like, array)
+    return {**parameter.buffers, **made}
+
+
+def check_fits(parameter: Parameter, settings: Settings, record: Record) -> None:
+    """Raises where the state has not the buffers, or the shapes, that like has."""
+    kept = keeps(settings)
+    for field, key in KEYS.items():
+        array = getattr(record, field)
+        if (field in kept) != (array is not None):
+            there, here = ("has a", "has no") if field in kept else ("has no", "has a")
+            raise ValueError(
+                "like must be of an optimizer with the settings that the state was "
+                f"made with, but for {parameter.name!r} like {there} {key!r}, and the "
+                f"state {here} {field}: look at momentum and centered of group "
+                f"{parameter.group}."
+            )
+    known = parameter.weight
+    if known is None:
+        known = parameter.buffers.get(KEYS["nu"], record.nu)
+    shape = tuple(np.shape(known))
+    for field, key in KEYS.items():
+        array = getattr(record, field)
+        if array is not None and array.shape != shape:
+            raise ValueError(
+                f"from_params must make the shapes that like has, but it made "
+                f"{key!r} of {parameter.name!r} {array.shape} instead of {shape}."
+            )
+
+
+def _neighbour(saved: Saved, parameter: Parameter, array: np.ndarray) -> npt.ArrayLike:
+    """What the buffers of a parameter without any should be like."""
+    near = sorted(saved.parameters, key=lambda p: p.group != parameter.group)
+    for like in (parameter.weight, *(p.buffers.get(KEYS["nu"]) for p in near)):
+        if like is not None and is_complex(like) == is_complex(array):
+            return like
+    raise ValueError(
+        "names must be a dictionary from names to weights, such as "
+        f"dict(model.named_parameters()), as like has no state that shows of which "
+        f"kind that of parameter {parameter.name!r} should be."
+    )
