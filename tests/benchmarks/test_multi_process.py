@@ -5,10 +5,12 @@ import itertools
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
+@pytest.mark.slow
 def test_survives_kills(monkeypatch, tmp_path):
     """Of the coordinator and of others, between saves and in the middle of one.
 
