@@ -1,8 +1,9 @@
-"""Every script in examples/ runs as a user runs it, and trains what it says it does.
+"""Every script in examples/ and benchmarks/ runs as a user runs it.
 
-An example that takes longer than these tests should has ``--quick``. One that draws
-writes the pictures that it names in the current directory. One whose packages are not
-installed says how to ``pip install`` them and exits with 0.
+The examples train what they say they train. A script that takes longer than these tests
+should has ``--quick``. One that draws writes the pictures that it names in the current
+directory. One whose packages are not installed says how to ``pip install`` them and
+exits with 0.
 """
 
 import os
@@ -13,17 +14,25 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+ROOT = Path(__file__).parents[1]
 # Not strict promotion: optax's own cosine schedule takes the minimum of an int32 count
 # and a float.
 ENVIRONMENT = {"JAX_NUMPY_RANK_PROMOTION": "raise", "PYTHONWARNINGS": "error"}
 
-
+# Those that take over 10 s. What the examples among them do, quick tests do as well.
+SLOW = {"data_parallel", "fewer_bits", "hypergradient", "train_digits_nnx"}
 # multi_process.py has a test of its own, which does what it does.
-SCRIPTS = sorted(set(EXAMPLES.glob("*.py")) - {EXAMPLES / "multi_process.py"})
+SCRIPTS = [
+    pytest.param(
+        path, id=path.name, marks=[pytest.mark.slow] if path.stem in SLOW else []
+    )
+    for folder in ("examples", "benchmarks")
+    for path in sorted((ROOT / folder).glob("*.py"))
+    if path.stem != "multi_process"
+]
 
 
-@pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.name)
+@pytest.mark.parametrize("path", SCRIPTS)
 def test_runs_as_a_script(path, tmp_path):
     source = path.read_text(encoding="utf-8")
     done = subprocess.run(

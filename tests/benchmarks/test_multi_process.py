@@ -5,25 +5,28 @@ import itertools
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
+@pytest.mark.slow
 def test_survives_kills(monkeypatch, tmp_path):
     """Of the coordinator and of others, between saves and in the middle of one.
 
     In one test, as starting the processes is nearly all of its time.
     """
-    monkeypatch.syspath_prepend(EXAMPLES)
-    example = importlib.import_module("multi_process")
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    benchmark = importlib.import_module("multi_process")
 
     def train(name, *args):
         (tmp_path / name).mkdir()
-        return example.train(tmp_path / name, *args)
+        return benchmark.train(tmp_path / name, *args)
 
     end, [start] = train("undisturbed")
-    assert (start.first, start.last, start.saved) == (1, example.STEPS, example.STEPS)
-    assert end["state/count"] == example.STEPS
+    steps = benchmark.STEPS
+    assert (start.first, start.last, start.saved) == (1, steps, steps)
+    assert end["state/count"] == steps
     fields = {"params", "count", "nu", "mu", "grad_mean"}
     whole = sum(x.nbytes for x in end.values())
 
@@ -38,14 +41,14 @@ def test_survives_kills(monkeypatch, tmp_path):
             assert start.last == kill.step
             assert start.unfinished == kill.saving
             lost = start.last - start.saved
-            assert 0 < lost <= example.SAVE_EVERY
-            assert (lost == example.SAVE_EVERY) == kill.saving
+            assert 0 < lost <= benchmark.SAVE_EVERY
+            assert (lost == benchmark.SAVE_EVERY) == kill.saving
         # Split over the processes' devices, but for ten biases and the count.
         numbers = [*(kill.processes for kill in kills), processes]
         for start, n in zip(starts, numbers, strict=True):
             assert whole / n <= start.bytes < 1.05 * whole / n
 
-    kills = example.SAME_NUMBER
+    kills = benchmark.SAME_NUMBER
     same, starts = train("same number", kills, 2)
     check(starts, kills, 2)
     assert same.keys() == end.keys()
@@ -53,10 +56,10 @@ def test_survives_kills(monkeypatch, tmp_path):
         assert np.isfinite(x).all()
         assert x.tobytes() == same[name].tobytes(), name
 
-    kills = example.OTHER_NUMBERS
+    kills = benchmark.OTHER_NUMBERS
     other, starts = train("other numbers", kills, 1)
     check(starts, kills, 1)
-    off = example.differences(end, other)
+    off = benchmark.differences(end, other)
     assert off.keys() == fields
     assert off["count"] == 0
     assert all(value < 1e-5 for value in off.values()), off

@@ -1,7 +1,7 @@
 """What a step with 7 and with 70 billion parameters holds and sends, by compiling it.
 
     pip install -e .
-    python examples/internet_scale.py
+    python benchmarks/internet_scale.py
 
 A decoder of the shapes of Llama 2, 7B and 70B, in FSDP over 8 and over 512 devices: its
 weights are split over all of them, and with these their gradients, second moments and

@@ -1,7 +1,7 @@
 """Processes that die: a run over several, killed without warning, and gone on with.
 
     pip install -e ".[examples]"
-    python examples/multi_process.py
+    python benchmarks/multi_process.py
 
 Processes on this machine, joined by `jax.distributed`, train a network on the digits
 that come with scikit-learn. Parameters, state and batches are split over the devices of

@@ -1,7 +1,7 @@
 """One training step of ours beside optax.rmsprop's: time, bytes and temporaries.
 
     pip install -e ".[examples]"
-    python examples/benchmark.py
+    python benchmarks/step_cost.py
 
 On whatever device JAX finds. The two take turns, and each ratio is of the medians of
 one run, as times alone jitter. Bytes and temporaries are what the compiler says, per

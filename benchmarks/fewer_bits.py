@@ -1,7 +1,7 @@
 """Train three networks with fewer bits for the state, or for the parameters.
 
     pip install -e ".[examples]"
-    python examples/fewer_bits.py
+    python benchmarks/fewer_bits.py
 
 A seed gives the initial parameters and the order of the data, so that every run has a
 float32 run to be compared with. Prints tables of final losses and draws the differences
@@ -14,9 +14,11 @@ own say nothing about the bits.
 
 import argparse
 import os
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any, NamedTuple
 
@@ -29,9 +31,12 @@ from matplotlib.figure import Figure
 from optax import softmax_cross_entropy_with_integer_labels as cross_entropy
 from sklearn.datasets import load_sample_images
 from tqdm import tqdm
-from train_digits import Network, load_data
 
 from rmsprop_jax import RMSPropState, precision, rmsprop
+
+# One of the three networks is an example's.
+sys.path.append(str(Path(__file__).parents[1] / "examples"))
+from train_digits import Network, load_data
 
 
 class Task(NamedTuple):
