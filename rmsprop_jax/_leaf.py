@@ -33,7 +33,9 @@ def updated(
         leaf: The gradient and the parameter, and the state as it is kept.
     """
     g = leaf.g
-    is_wide = any(_bits(x) == 64 for x in (g, leaf.nu))
+    both = (g, jax.eval_shape(_storage.read, leaf.nu))
+    # The bits are those of a real part.
+    is_wide = any(jnp.finfo(x.dtype).bits == 64 for x in both)
     dtype = jnp.dtype(jnp.float64 if is_wide else jnp.float32)
     n = Numbers(*numbers.astype(dtype))
 
@@ -59,8 +61,3 @@ def updated(
 
     leaf = _rule.update(rule, leaf, keep)
     return compute(_rule.step, leaf).astype(g.dtype), leaf
-
-
-def _bits(x: jax.Array) -> int:
-    """Those of a real part."""
-    return jnp.finfo(x.dtype).bits

@@ -67,8 +67,9 @@ def _moment(p: Any, value: ArrayLike, field: str, state_dtype: DTypeLike) -> Any
     return _started(_filled(p, number), field, str(jnp.dtype(state_dtype)))
 
 
-# Of many operations, outside of jit.
-_started = partial(jax.jit, static_argnums=(1, 2))(_storage.started)
+@partial(jax.jit, static_argnums=(1, 2))  # of many operations, outside of jit
+def _started(full: jax.Array, field: str, state_dtype: str) -> Any:
+    return _storage.started(full, field, state_dtype)
 
 
 def _filled(p: Any, value: jax.Array) -> jax.Array:

@@ -157,8 +157,9 @@ def _check_kind(name: Callable[[], str], g: Any, nu: Any) -> None:
         )
     if nu is None:
         return
-    if not optimizable or jnp.iscomplexobj(g) != jnp.iscomplexobj(nu):
-        kind = "complex" if jnp.iscomplexobj(nu) else "real and floating-point"
+    is_complex = jnp.issubdtype(getattr(nu, "dtype", None), jnp.complexfloating)
+    if not optimizable or jnp.iscomplexobj(g) != is_complex:
+        kind = "complex" if is_complex else "real and floating-point"
         raise ValueError(
             f"The gradient of leaf {name()} must be {kind}, as its parameter was when "
             f"init saw it, but it was {dtype}."

@@ -13,7 +13,14 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 from flax.training.train_state import TrainState
-from meshes import collectives, compiled, make_mesh, on, shardings_of, train_step
+from support.meshes import (
+    collectives,
+    compiled,
+    make_mesh,
+    on,
+    shardings_of,
+    train_step,
+)
 
 import rmsprop_jax
 from rmsprop_jax.sharding import check, state_shardings

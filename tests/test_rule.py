@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from twin import trajectory
+from support.twin import trajectory
 
-from rmsprop_jax._rule import Rule, transformation
+from rmsprop_jax._options import Options
+from rmsprop_jax._transform import transformation
 
 STEPS, SIZE = 30, 6
 RATES = 0.01 * (1.2 + np.sin(np.arange(STEPS)))  # up and down, never a constant
@@ -72,7 +73,7 @@ def test_equals_the_twin_on_every_leaf_at_every_step(x64, centered, momentum, de
     @jax.jit
     def all_of_them(gs, start):
         return [
-            jax.vmap(lambda a, o=o: run(Rule(schedule, a, **o), gs, start))(ALPHAS)
+            jax.vmap(lambda a, o=o: run(Options(schedule, a, **o), gs, start))(ALPHAS)
             for o in options
         ]
 
@@ -112,7 +113,7 @@ def test_centered_is_right_where_the_mean_is_large(ratio, at_rest):
     rng = np.random.default_rng(3)
     gs = (rng.normal(size=(2600, 16)) + ratio).astype(np.float32)
     start = np.zeros(16, np.float32)
-    p, state = jax.jit(lambda gs: run(Rule(1.0, centered=True), gs, start))(gs)
+    p, state = jax.jit(lambda gs: run(Options(1.0, centered=True), gs, start))(gs)
     twin = trajectory(gs, start, centered=True)
     error = np.abs(np.sqrt(state.nu / np.array([nu for _, nu, _, _ in twin])) - 1)
     assert np.all(np.isfinite(p))
@@ -130,7 +131,7 @@ def test_constant_gradients_stay_finite(momentum, centered):
     def last(rule_numbers):
         def one(alpha, inside, corrected):
             tx: Any = transformation(
-                Rule(
+                Options(
                     1e-3,
                     alpha,
                     momentum=momentum,

@@ -63,11 +63,6 @@ class Codes(NamedTuple):
     def shape(self) -> tuple[int, ...]:
         return self.codes.shape
 
-    @property
-    def dtype(self) -> jnp.dtype:
-        """What it is computed with in."""
-        return jnp.dtype("float32")
-
 
 def holds(kept: object) -> bool:
     return isinstance(kept, Codes)

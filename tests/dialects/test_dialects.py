@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import tables
-import trajectories
+from support import tables, trajectories
 
 from rmsprop_jax import RMSPropState, dialects
 
@@ -154,7 +153,7 @@ def test_timm_leaves_integers_and_absent_gradients_alone():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: dialects.torch(lr=-1.0), "learning_rate must be .* not negative"),
+        (lambda: dialects.torch(lr=-1.0), "lr must be .* not negative"),
         (
             lambda: dialects.optax(0.1, initial_scale=1.0, bias_correction=True),
             r"initial_scale must be 0 with bias_correction.* but it was 1\.0",
@@ -214,7 +213,7 @@ def test_every_dialect_is_in_a_table_of_the_readme():
 
 @pytest.mark.parametrize("name", tables.TABLES)
 def test_readme_tables_are_the_code(name):
-    """Write them anew with `python tests/tables.py`."""
+    """Write them anew with `python tests/support/tables.py`."""
     found = tables.in_readme(name, tables.README.read_text())
     assert found is not None
     assert found[0] == tables.TABLES[name]()

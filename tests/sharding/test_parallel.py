@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import PartitionSpec
-from meshes import (
+from support.meshes import (
     bytes_on_each_device,
     collectives,
     compiled,

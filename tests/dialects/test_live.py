@@ -8,9 +8,9 @@ import os
 from importlib import metadata
 
 import pytest
-import trajectories
 from recorded import record
 from recorded.frameworks import FRAMEWORKS
+from support import trajectories
 
 pytestmark = pytest.mark.live
 

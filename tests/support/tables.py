@@ -1,6 +1,6 @@
 """The two tables of the README, generated from the dialects themselves.
 
-    python tests/tables.py
+    python tests/support/tables.py
 
 writes them into README.md, between the lines that `MARKERS` gives.
 """
@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
-import trajectories
+sys.path.insert(0, str(Path(__file__).parents[1]))  # as a script it has its own
+from support import trajectories
 
 from rmsprop_jax import dialects
 
-README = Path(__file__).parent.parent / "README.md"
+README = Path(__file__).parents[2] / "README.md"
 
 # What is theirs; the rest of a row is read from ours.
 FRAMEWORKS = {
@@ -120,7 +122,7 @@ def papers() -> str:
             "√(ν + ε)" if rule.eps_in_sqrt else "√ν + ε" if rule.eps else "√ν",
             f"ν from {rule.initial_scale:g}",
         ]
-        if rule.has_momentum:
+        if rule.rule.momentum:
             words.append(f"momentum {_order(rule)}")
         doc = inspect.getdoc(getattr(dialects, name)) or ""
         read = "in part" if "unverified" in doc else "yes"

@@ -22,7 +22,7 @@ from recorded.frameworks import FRAMEWORKS
 
 from rmsprop_jax import dialects
 
-RECORDED = Path(__file__).parent / "recorded"
+RECORDED = Path(__file__).parents[1] / "recorded"
 SCHEDULES = ("constant", "scheduled")
 TOLERANCE = {"float64": 1e-12, "float32": 5e-6}
 
@@ -61,8 +61,8 @@ def made_by(path: Path) -> dict[str, Any]:
 
 
 def rule(tx: optax.GradientTransformation) -> Any:
-    """The `Rule` of one of our transformations."""
-    return inspect.getclosurevars(tx.init).nonlocals["rule"]
+    """The `Options` of one of our transformations."""
+    return tx.init.args[0]
 
 
 def call(framework: str, arguments: problem.Arguments) -> Call:

@@ -9,7 +9,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
-from meshes import (
+from support.meshes import (
     bytes_on_each_device,
     collectives,
     compiled,
@@ -23,7 +23,6 @@ from meshes import (
 
 import rmsprop_jax
 from rmsprop_jax import RMSPropState
-from rmsprop_jax._codes import is_codes
 from rmsprop_jax.precision import master_weights, stochastic_rounding
 from rmsprop_jax.sharding import check, state_shardings
 
@@ -59,16 +58,14 @@ def expected_of(state, params):
 
     A block's scales are where its codes are, which the same axes say.
     """
-    like = shardings_of(params)
-    scales = {name: like[name] if params[name].ndim > 1 else None for name in like}
 
     def of(moment):
         if moment is None:
             return None
-        if not is_codes(moment):
-            return like
-        low = None if moment.low is None else scales
-        return moment._replace(codes=like, step=scales, low=low)
+        return {
+            name: jax.tree.map(lambda _, p=params[name]: p.sharding, kept)
+            for name, kept in moment.items()
+        }
 
     count = on(params["scale"].sharding.mesh)
     return RMSPropState(count, *map(of, state[1:]))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from meshes import (
+from support.meshes import (
     bytes_on_each_device,
     collectives,
     compiled,
