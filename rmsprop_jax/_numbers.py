@@ -59,13 +59,15 @@ def value_of(name: str, value: optax.ScalarOrSchedule, count: jax.Array) -> Numb
     value = value(count)
     if isinstance(value, int | float):
         return float(value)
-    if not hasattr(value, "shape") or value.shape != () or not jnp.isrealobj(value):
-        kind = f"an array of shape {value.shape} and dtype {value.dtype}"
-        raise ValueError(
-            f"{name} must be a schedule that returns a real scalar, but it returned "
-            f"{kind if hasattr(value, 'shape') else repr(value)}."
-        )
-    return jnp.asarray(value, wide)
+    is_array = isinstance(value, jax.Array | np.ndarray | np.number)
+    if is_array and value.shape == () and jnp.isrealobj(value):
+        return jnp.asarray(value, wide)
+    was = f"{value!r}"
+    if is_array:
+        was = f"an array of shape {value.shape} and dtype {value.dtype}"
+    raise ValueError(
+        f"{name} must be a schedule that returns a real scalar, but it returned {was}."
+    )
 
 
 def _corrected(alpha: Number, count: jax.Array) -> tuple[Number, Number]:

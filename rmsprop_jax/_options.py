@@ -94,9 +94,9 @@ def checked(options: Options) -> Options:
     for option in SCHEDULED:
         value = getattr(options, option)
         new[option] = value if _is_schedule(value) else number(name(option), value)
-    for option in ("initial_scale", "max_rate"):
-        value = getattr(options, option)
-        new[option] = None if value is None else number(name(option), value)
+    new["initial_scale"] = number(name("initial_scale"), options.initial_scale)
+    if options.max_rate is not None:
+        new["max_rate"] = number(name("max_rate"), options.max_rate)
     alpha, start = new["alpha"], new["initial_scale"]
     if new["bias_correction"] and _is_schedule(alpha):
         raise TypeError(

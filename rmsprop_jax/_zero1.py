@@ -113,8 +113,8 @@ def zero1(
             if sharding is not None and not sharding.is_fully_replicated:
                 raise ValueError(
                     f"Leaf {_errors.leaf(path)} of params must be replicated for "
-                    f"zero1, but it was {_errors.sharding(known)}. Where the parameters are "
-                    "split, so is their state: leave zero1 out."
+                    f"zero1, but it was {_errors.sharding(known)}. Where the "
+                    "parameters are split, so is their state: leave zero1 out."
                 )
             its_mesh = getattr(sharding, "mesh", mesh)
             if not its_mesh.empty and its_mesh.shape != mesh.shape:

@@ -1,5 +1,6 @@
 """Bad input is refused in a sentence that says what, where, and what to do."""
 
+import inspect
 import re
 from typing import Any
 
@@ -13,6 +14,7 @@ import rmsprop_jax
 from rmsprop_jax import scale_by_rmsprop
 
 # optax types states as any trees of arrays; here they are what they are.
+dialects: Any = rmsprop_jax.dialects
 rmsprop: Any = rmsprop_jax.rmsprop
 stochastic_rounding: Any = rmsprop_jax.precision.stochastic_rounding
 
@@ -47,12 +49,45 @@ def test_numbers_are_numbers(name, bad):
         rmsprop(**{name: bad})
 
 
-def test_only_the_rate_takes_a_schedule():
-    with refused(TypeError, "alpha", "schedule", "inject_hyperparams"):
-        rmsprop(alpha=lambda count: 0.9)
-    with refused(ValueError, "learning_rate", "schedule", "scalar", "shape (3,)"):
-        tx = rmsprop(lambda count: jnp.ones(3))
+def test_a_schedule_returns_a_scalar():
+    g = jnp.ones(2)
+    for name in ("learning_rate", "alpha", "eps", "weight_decay", "momentum"):
+        for bad, was in [
+            (jnp.ones(3), ["shape (3,)"]),
+            (jnp.asarray(1j), ["complex64"]),
+            ({"rate": 1.0}, ["{'rate': 1.0}"]),
+        ]:
+            tx = rmsprop(**{name: lambda count, bad=bad: bad})
+            with refused(ValueError, name, "schedule", "real scalar", *was):
+                tx.update(g, tx.init(g), g)
+
+
+def test_what_cannot_be_a_schedule():
+    with refused(TypeError, "initial_scale", "before the first step", "schedule"):
+        rmsprop(initial_scale=lambda count: 0.0)
+    with refused(TypeError, "alpha", "schedule with bias_correction", "same at every"):
+        rmsprop(alpha=lambda count: 0.9, bias_correction=True)
+    with refused(TypeError, "seed", "must be an integer"):
+        rmsprop(seed=lambda count: 0)
+
+
+def test_errors_say_the_name_that_the_user_wrote():
+    """Of every dialect, for every number that it takes."""
+    for dialect in map(dialects.__dict__.get, dialects.__all__):
+        names = inspect.signature(dialect).parameters
+        rate, *_ = names
+        for name, parameter in names.items():
+            if isinstance(parameter.default, bool) or name == "max_lr":
+                continue
+            with refused(ValueError, name, "must be a finite number, not negative"):
+                dialect(**{rate: 0.1} | {name: -1.0})
+    tx = dialects.keras(rho=lambda count: jnp.ones(2))
+    with refused(ValueError, "rho must be a schedule that returns a real scalar"):
         tx.update(P, tx.init(P))
+    with refused(ValueError, "initial_scale", "bias_correction"):
+        dialects.optax(0.1, initial_scale=1.0, bias_correction=True)
+    with refused(TypeError, "decay can't be a schedule with bias_correction"):
+        dialects.optax(0.1, decay=lambda count: 0.9, bias_correction=True)
 
 
 def test_traced_values_pass_unread():
@@ -76,7 +111,9 @@ def test_flags_are_booleans(name):
 @pytest.mark.parametrize("bad", ["int32", "complex64", bool, "no such dtype", None])
 def test_state_dtype_is_a_real_float(bad):
     for make in (rmsprop, scale_by_rmsprop):
-        with refused(ValueError, "state_dtype", "must be 'float32'", repr(bad)):
+        with refused(
+            ValueError, "state_dtype", "must be 'float64', 'float32'", repr(bad)
+        ):
             make(state_dtype=bad)
 
 

@@ -17,7 +17,8 @@ nothing else. Such a module has:
 
 ``field`` is the state's: ``"nu"``, which is never negative, ``"mu"`` or
 ``"grad_mean"``. What is kept is an array, or a pytree of arrays that has the ``shape``
-of the one that it stands for. ``bits(shape)`` are 16 random bits for each element, as uint32.
+of the one that it stands for. ``bits(shape)`` are 16 random bits for each element, as
+uint32.
 """
 
 from __future__ import annotations

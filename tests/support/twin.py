@@ -27,20 +27,28 @@ def trajectory(
     decoupled_weight_decay=False,
     rate_in_momentum=False,
 ):
-    """Yield (p, nu, mu, grad_mean) after every step, for one real leaf."""
+    """Yield (p, nu, mu, grad_mean) after every step, for one real leaf.
+
+    The rate, alpha, eps, the decay and the momentum may be functions of the step.
+    """
     p = np.array(start, np.float64)
     b = np.zeros_like(p)
-    samples = [np.zeros_like(p)]
+    samples, alphas = [np.zeros_like(p)], []
+    scheduled = (learning_rate, alpha, eps, weight_decay, momentum)
     for t, g in enumerate(np.asarray(gradients, np.float64)):
-        rate = learning_rate(t)
+        rate, alpha, eps, weight_decay, momentum = (
+            number(t) if callable(number) else number for number in scheduled
+        )
+        alphas.append(alpha)
         if maximize:
             g = -g
         if weight_decay and not decoupled_weight_decay:
             g = g + weight_decay * p
         samples.append(g)
-        age = np.arange(t + 1, -1, -1)
-        weights = (1 - alpha) * alpha**age
-        weights[0] = 0.0 if bias_correction else alpha ** (t + 1)
+        # A sample counts for 1 − α at its step, and for α of that at each step since.
+        kept = np.cumprod([1.0, *alphas[::-1]])[::-1]
+        weights = kept * (1 - np.array([0.0, *alphas]))
+        weights[0] = 0.0 if bias_correction else kept[0]
         weights = (weights / weights.sum())[:, None]
         mean = (weights * samples).sum(axis=0)
         about = mean if centered else 0.0
