@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,11 +45,8 @@ def updated(
 
         def of(part: Callable[[jax.Array], jax.Array]) -> jax.Array:
             arrays = (leaf.g, leaf.p, *map(_storage.read, leaf[2:]))
-            return formula(
-                rule,
-                n,
-                Leaf(*(x if x is None else part(x).astype(dtype) for x in arrays)),
-            )
+            parts: Any = (x if x is None else part(x).astype(dtype) for x in arrays)
+            return formula(rule, n, Leaf(*parts))
 
         if jnp.iscomplexobj(g):
             return lax.complex(of(jnp.real), of(jnp.imag))

@@ -7,6 +7,7 @@ float32, 1 − 0.999 is off by 1.3·10⁻⁵.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,6 @@ import numpy as np
 import optax
 
 from rmsprop_jax._options import Options
-from rmsprop_jax._rule import Numbers
 
 # Below the arithmetic's precision α·(g − m)² is nothing beside g².
 _LEAST = float(jnp.finfo(jnp.float32).eps)
@@ -42,9 +42,8 @@ def of_step(options: Options, count: jax.Array) -> np.ndarray | jax.Array:
         decay = decay * rate
         if options.max_rate is not None:
             decay = decay * (rate / options.max_rate)
-    numbers = Numbers(  # pyright: ignore
-        rate, alpha, weight, _ratio(alpha, weight), eps, decay, momentum
-    )
+    # In the order of `Numbers`.
+    numbers = [rate, alpha, weight, _ratio(alpha, weight), eps, decay, momentum]
     wide = jnp.result_type(float)
     if all(isinstance(number, float) for number in numbers):
         return np.array(numbers, wide)
@@ -56,15 +55,15 @@ def value_of(name: str, value: optax.ScalarOrSchedule, count: jax.Array) -> Numb
     wide = jnp.result_type(float)
     if not callable(value):
         return value if isinstance(value, float) else jnp.asarray(value, wide)
-    value = value(count)
-    if isinstance(value, int | float):
-        return float(value)
-    is_array = isinstance(value, jax.Array | np.ndarray | np.number)
-    if is_array and value.shape == () and jnp.isrealobj(value):
-        return jnp.asarray(value, wide)
-    was = f"{value!r}"
+    returned: Any = value(count)
+    if isinstance(returned, int | float):
+        return float(returned)
+    is_array = isinstance(returned, jax.Array | np.ndarray | np.number)
+    if is_array and returned.shape == () and jnp.isrealobj(returned):
+        return jnp.asarray(returned, wide)
+    was = f"{returned!r}"
     if is_array:
-        was = f"an array of shape {value.shape} and dtype {value.dtype}"
+        was = f"an array of shape {returned.shape} and dtype {returned.dtype}"
     raise ValueError(
         f"{name} must be a schedule that returns a real scalar, but it returned {was}."
     )

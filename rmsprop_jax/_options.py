@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -86,7 +86,7 @@ def checked(options: Options) -> Options:
         TypeError: On an option of the wrong kind.
     """
     name = options.name
-    new = {
+    new: dict[str, Any] = {
         option: _flag(name(option), getattr(options, option))
         for option, default in options._field_defaults.items()
         if isinstance(default, bool)
@@ -175,7 +175,7 @@ def _state_dtype(value: DTypeLike) -> DTypeLike:
     return dtype
 
 
-def seed(value: object) -> np.uint32 | jax.Array:
+def seed(value: Any) -> np.uint32 | jax.Array:
     """A seed of 32 bits; raises on what is none. That of an array passes unread."""
     if isinstance(value, np.ndarray) and value.shape == ():
         value = value[()]

@@ -35,7 +35,7 @@ class RMSPropState(NamedTuple):
     `rmsprop_jax.precision.widened` reads it.
     """
 
-    count: jax.Array
+    count: Any  # jax.Array, but every tuple has a method of that name
     # Trees like the user's parameters, whose type only the user knows.
     nu: Any
     mu: Any

@@ -40,13 +40,13 @@ def _init(options: Options, params: optax.Params) -> RMSPropState:
 def _update(
     options: Options,
     updates: optax.Updates,
-    state: RMSPropState,
+    state: Any,
     params: optax.Params | None = None,
     **extra_args: Any,
 ) -> tuple[optax.Updates, RMSPropState]:
     del extra_args  # unused here, and allowed, for others in a chain
     rule = options.rule
-    leaves, structure = _trees.matched(options, updates, state, params)
+    leaves, tree = _trees.matched(options, updates, state, params)
     numbers = _numbers.of_step(options, state.count)
     salts = [None] * len(leaves)
     if any(_storage.is_rounded(x) for leaf in leaves for x in (leaf.nu, leaf.mu)):
@@ -63,9 +63,9 @@ def _update(
         new.append(leaf)
 
     def field(name: str) -> Any:
-        return structure.unflatten(getattr(leaf, name) for leaf in new)
+        return tree(getattr(leaf, name) for leaf in new)
 
-    return structure.unflatten(out), RMSPropState(
+    return tree(out), RMSPropState(
         count=_storage.advanced(state.count),
         nu=field("nu"),
         mu=field("mu") if rule.momentum else None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -13,8 +13,6 @@ from rmsprop_jax import _errors, _storage
 from rmsprop_jax._options import Mask, Options
 from rmsprop_jax._rule import Leaf
 from rmsprop_jax._state import RMSPropState
-
-Structure = jax.tree_util.PyTreeDef
 
 
 def is_none(x: object) -> bool:
@@ -36,8 +34,8 @@ def matched(
     updates: optax.Updates,
     state: RMSPropState,
     params: optax.Params | None,
-) -> tuple[list[Leaf], Structure]:
-    """Every `Leaf` as it is kept, and the structure of the trees.
+) -> tuple[list[Leaf], Callable[[Iterable[Any]], Any]]:
+    """Every `Leaf` as it is kept, and what makes a tree like these of as many leaves.
 
     What the rule does not use is None. The parameter is there where the leaf decays,
     and where it is an integer.
@@ -46,6 +44,7 @@ def matched(
         ValueError: Where the gradients, the parameters, the mask and the state do not
             belong together. It names the leaf.
     """
+    nus: list[Any]
     nus, structure = jax.tree.flatten(state.nu, is_leaf=_storage.is_kept)
     rule = options.rule
 
@@ -53,8 +52,8 @@ def matched(
         return _leaves(what, tree, state.nu, structure)
 
     gs = leaves("The tree of the gradients", updates)
-    mus = ps = means = [None] * len(nus)
-    decays = [False] * len(nus)
+    mus: list[Any] = [None] * len(nus)
+    ps, means, decays = list(mus), list(mus), [False] * len(nus)
     if rule.momentum:
         mus = leaves("state.mu, which momentum needs,", state.mu)
     if rule.centered:
@@ -84,8 +83,9 @@ def matched(
                 check("state.grad_mean", mean)
             if decays[i]:
                 check("params", p)
-        found.append(Leaf(g, p if decays[i] or nu is None else None, nu, mu, mean))
-    return found, structure
+        row: Any = (g, p if decays[i] or nu is None else None, nu, mu, mean)
+        found.append(Leaf(*row))
+    return found, structure.unflatten
 
 
 def _names(tree: Any) -> list[str]:
@@ -97,7 +97,7 @@ def _name(tree: Any, i: int) -> str:
     return _names(tree)[i]
 
 
-def _leaves(what: str, tree: Any, like: Any, structure: Structure) -> list[Any]:
+def _leaves(what: str, tree: Any, like: Any, structure: Any) -> list[Any]:
     """The leaves of a tree that must be like the state's second moment."""
     leaves, its_structure = jax.tree.flatten(tree, is_leaf=_storage.is_kept)
     if its_structure == structure:
@@ -157,7 +157,7 @@ def _check_kind(name: Callable[[], str], g: Any, nu: Any) -> None:
         )
     if nu is None:
         return
-    is_complex = jnp.issubdtype(getattr(nu, "dtype", None), jnp.complexfloating)
+    is_complex = jnp.issubdtype(getattr(nu, "dtype", jnp.int8), jnp.complexfloating)
     if not optimizable or jnp.iscomplexobj(g) != is_complex:
         kind = "complex" if is_complex else "real and floating-point"
         raise ValueError(

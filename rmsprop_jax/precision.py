@@ -69,7 +69,7 @@ def _lands_on(target: jax.Array, p: jax.Array) -> jax.Array:
 class StochasticRoundingState(NamedTuple):
     """The state of `stochastic_rounding`: the number of updates, an int32 scalar."""
 
-    count: jax.Array
+    count: Any  # jax.Array, but every tuple has a method of that name
 
 
 def stochastic_rounding(*, seed: Seed = 0) -> optax.GradientTransformationExtraArgs:
@@ -111,7 +111,7 @@ def stochastic_rounding(*, seed: Seed = 0) -> optax.GradientTransformationExtraA
 
     def update(
         updates: optax.Updates,
-        state: StochasticRoundingState,
+        state: Any,
         params: optax.Params | None = None,
         **extra_args: object,
     ) -> tuple[optax.Updates, StochasticRoundingState]:
@@ -210,7 +210,7 @@ def master_weights(
 
     def update(
         updates: optax.Updates,
-        state: MasterWeightsState,
+        state: Any,
         params: optax.Params | None = None,
         **extra_args: object,
     ) -> tuple[optax.Updates, MasterWeightsState]:
