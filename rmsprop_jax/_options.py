@@ -67,6 +67,8 @@ class Options(NamedTuple):
             has_rate=self.has_rate,
             cautious=self.cautious,
             forgets=known_zero(self.alpha),
+            # And above what float32 may flush to 0.
+            has_eps=isinstance(self.eps, float) and self.eps > 1e-37,
         )
 
 

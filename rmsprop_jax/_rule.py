@@ -47,6 +47,7 @@ class Rule(NamedTuple):
     has_rate: bool  # or else hand out x or b', neither scaled nor negated
     cautious: bool
     forgets: bool  # α is 0
+    has_eps: bool  # ε is above 0, and so is d
 
 
 class Numbers(NamedTuple):
@@ -93,14 +94,22 @@ def second_moment(rule: Rule, n: Numbers, leaf: Leaf) -> jax.Array:
     return before + weight * jnp.square(g - about)
 
 
+@jax.custom_jvp
 def root(z: jax.Array) -> jax.Array:
     """√z for z ≥ 0, with a derivative of 0 instead of ∞ at 0."""
-    return jnp.where(z == 0, 0, jnp.sqrt(jnp.where(z == 0, 1, z)))
+    return jnp.sqrt(z)
+
+
+@root.defjvp
+def _(z: tuple[jax.Array], dz: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    y = root(*z)
+    return y, jnp.where(y == 0, 0, dz[0] / jnp.where(y == 0, 1, 2 * y))
 
 
 def direction(rule: Rule, n: Numbers, leaf: Leaf) -> jax.Array:
     d = root(leaf.nu + n.eps) if rule.eps_in_sqrt else root(leaf.nu) + n.eps
-    x = gradient(rule, n, leaf) / jnp.where(d == 0, jnp.inf, d)
+    d = d if rule.has_eps else jnp.where(d == 0, jnp.inf, d)
+    x = gradient(rule, n, leaf) / d
     return n.rate * x if rule.rate_in_momentum else x
 
 
@@ -120,8 +129,8 @@ def step(rule: Rule, n: Numbers, leaf: Leaf) -> jax.Array:
         out = jnp.where(agrees, out / share, 0)
     if not rule.has_rate:
         return out
-    out = out if rule.rate_in_momentum else n.rate * out
-    return -(out + n.decay * leaf.p if leaf.p is not None and rule.decoupled else out)
+    out = -out if rule.rate_in_momentum else -n.rate * out
+    return out - n.decay * leaf.p if leaf.p is not None and rule.decoupled else out
 
 
 def update(rule: Rule, leaf: Leaf, keep: Callable[[str, Formula, Leaf], Leaf]) -> Leaf:

@@ -47,7 +47,7 @@ def _update(
     del extra_args  # unused here, and allowed, for others in a chain
     rule = options.rule
     leaves, tree = _trees.matched(options, updates, state, params)
-    numbers = _numbers.of_step(options, state.count)
+    numbers = _storage.shared(_numbers.of_step(options, state.count))
     salts = [None] * len(leaves)
     if any(_storage.is_rounded(x) for leaf in leaves for x in (leaf.nu, leaf.mu)):
         salts = _storage.salts(

@@ -35,7 +35,7 @@ import optax
 
 from rmsprop_jax._storage import formats
 from rmsprop_jax._storage._bits import Salt, random_bits, salts
-from rmsprop_jax._storage._memory import settled
+from rmsprop_jax._storage._memory import settled, shared
 
 __all__ = [
     "Salt",
@@ -48,6 +48,7 @@ __all__ = [
     "read",
     "salts",
     "settled",
+    "shared",
     "started",
     "unit",
 ]

@@ -17,6 +17,8 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
+from rmsprop_jax._storage._memory import in_memory_on_gpu
+
 Use = Literal["state", "parameters"]
 
 
@@ -24,13 +26,13 @@ class Salt(NamedTuple):
     """What tells the bits of one leaf at one step from all others.
 
     Attributes:
-        step: uint32 scalar, of the seed and the step.
+        all: uint32, one for each leaf: a hash of the seed, the step and the leaf.
         leaf: uint32 of shape (2,): the leaf's number, and another one.
         first: uint32 of shape (1,): where in ``leaf`` its number is. That is 0, but no
             compiler can know.
     """
 
-    step: jax.Array
+    all: jax.Array
     leaf: np.ndarray | jax.Array
     first: jax.Array
 
@@ -44,46 +46,49 @@ def salts(seed: ArrayLike, count: jax.Array, *, leaves: int, use: Use) -> list[S
         leaves: How many leaves there are.
         use: What is rounded.
     """
-    step, first = _step(seed, count, np.uint32(use == "parameters"))
-    numbers = np.arange(leaves + 1, dtype=np.uint32)
-    return [Salt(step, numbers[i : i + 2], first) for i in range(leaves)]
+    numbers = np.arange(leaves, dtype=np.uint32)
+    each, first = _salts(seed, count, np.uint32(use == "parameters"), numbers)
+    both = np.stack([numbers, ~numbers], axis=1)
+    return [Salt(each, row, first) for row in both]
 
 
 @jax.jit
-def _step(
-    seed: jax.Array, count: jax.Array, use: jax.Array
+def _salts(
+    seed: jax.Array, count: jax.Array, use: jax.Array, numbers: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    salt = _mixed(_mixed(seed) + use)
+    step = _mixed(_mixed(_mixed(seed) + use) + count.astype(jnp.uint32))
     first = (count < 0).astype(jnp.uint32).reshape(1)
-    return _mixed(salt + count.astype(jnp.uint32)), first
+    return in_memory_on_gpu(_mixed(step + numbers)), first
 
 
 @partial(jax.jit, static_argnames="shape")  # traced once for both moments of a leaf
 def random_bits(shape: tuple[int, ...], salt: Salt) -> jax.Array:
     """32 random bits for each element, uint32, the same for the same salt."""
     number = lax.platform_dependent(
-        salt.leaf, salt.first, cpu=_from_memory, default=_known
+        salt.leaf, salt.first, cpu=_read_when_run, default=_known
     )
-    salted = _mixed(salt.step + number)
-    index = jnp.zeros(shape, jnp.uint32)
+    own = lax.dynamic_slice(salt.all, number, (1,)).reshape(())
+    index = jnp.full(shape, own)
     for axis in range(len(shape)):
         stride = math.prod(shape[axis + 1 :]) % 2**32
         index += lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)
-    return _mixed(index ^ salted)
+    # Of `_mixed` what an element needs whose salt is a hash already.
+    x = index * jnp.uint32(0x7FEB352D)
+    return (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
 
 
-def _from_memory(leaf: jax.Array, first: jax.Array) -> jax.Array:
-    """The leaf's number, read at a place that is only known when it runs.
+def _read_when_run(leaf: jax.Array, first: jax.Array) -> jax.Array:
+    """The leaf's number, from a place that is only known when the program runs.
 
     XLA on CPU compiles one kernel for all that are the same. A number that it knew
     would be written into the kernel, and make it one of its own for every leaf.
     """
-    return lax.dynamic_slice(leaf, first, (1,)).reshape(())
+    return lax.dynamic_slice(leaf, first, (1,))
 
 
 def _known(leaf: jax.Array, first: jax.Array) -> jax.Array:
     del first
-    return leaf[0]
+    return leaf[:1]
 
 
 def _mixed(x: jax.Array) -> jax.Array:

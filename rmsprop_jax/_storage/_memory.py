@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+import jax
+import jax.numpy as jnp
 from jax import lax
 
 Tree = TypeVar("Tree")
@@ -20,6 +22,25 @@ def settled(tree: Tree) -> Tree:
     fusing.
     """
     return lax.platform_dependent(tree, cpu=lax.optimization_barrier, default=_same)
+
+
+def in_memory_on_gpu(x: jax.Array) -> jax.Array:
+    """An array that every leaf reads from memory, on a GPU.
+
+    There XLA makes one kernel of all leaves of one shape if they read one array in
+    common. Without it each leaf is a kernel, and a small leaf's kernel is all launch.
+    """
+    barrier = lax.optimization_barrier
+    return lax.platform_dependent(x, cuda=barrier, rocm=barrier, default=_same)
+
+
+@jax.jit
+def shared(numbers: jax.Array) -> jax.Array:
+    """A vector whose first number every leaf reads from memory, on a GPU.
+
+    One is enough. The others may be constants, which make less to compile.
+    """
+    return jnp.concatenate([in_memory_on_gpu(numbers)[:1], numbers[1:]])
 
 
 def _same(tree: Tree) -> Tree:

@@ -20,6 +20,7 @@ Sources = TypeVar("Sources")
 
 DTYPES = ("bfloat16",)
 ROUNDS = True
+_LARGEST = float(jnp.finfo(jnp.bfloat16).max)
 
 
 def holds(kept: object) -> bool:
@@ -39,9 +40,9 @@ def keep(
     field: str,
     bits: Callable[[tuple[int, ...]], jax.Array],
 ) -> jax.Array:
-    del old, field  # all are rounded alike
-    x = wanted(sources)
-    return rounded(x, bits(x.shape))
+    del old
+    x = wanted(sources).astype(jnp.float32)
+    return _rounded(x, x if field == "nu" else jnp.abs(x), bits(x.shape))
 
 
 def read(kept: jax.Array) -> jax.Array:
@@ -55,28 +56,30 @@ def block(shape: tuple[int, ...]) -> tuple[int, ...]:
 def rounded(x: jax.Array, bits: jax.Array) -> jax.Array:
     """A real array, float32 or wider, in bfloat16.
 
-    bfloat16 values, infinities and NaN stay what they are; a finite float32 value stays
+    bfloat16 values, infinities and (quiet) NaN stay what they are; a finite float32 value stays
     finite. Derivatives pass as if there was no rounding.
 
     Args:
         x: The array.
         bits: uint32 below 2¹⁶, one for each element.
     """
-    return _rounded(x.astype(jnp.float32), bits)
+    x = x.astype(jnp.float32)
+    return _rounded(x, jnp.abs(x), bits)
 
 
 @jax.custom_jvp
-def _rounded(x: jax.Array, bits: jax.Array) -> jax.Array:
-    raised = lax.bitcast_convert_type(x, jnp.uint32) + bits
+def _rounded(x: jax.Array, size: jax.Array, bits: jax.Array) -> jax.Array:
+    whole = lax.bitcast_convert_type(x, jnp.uint32)
+    # What is beyond the largest bfloat16, infinite or NaN is only cut off: a carry
+    # would make of it infinity, or another number.
+    raised = whole + jnp.where(size < _LARGEST, bits, jnp.uint32(0))
     upper = lax.bitcast_convert_type(raised & jnp.uint32(0xFFFF0000), jnp.float32)
-    # A carry may have made it infinite; no arithmetic, which may flush subnormals.
-    largest = float(jnp.finfo(jnp.bfloat16).max)
-    upper = jnp.where(jnp.isinf(upper), jnp.where(x < 0, -largest, largest), upper)
-    return jnp.where(jnp.isfinite(x), upper, x).astype(jnp.bfloat16)
+    return upper.astype(jnp.bfloat16)
 
 
 @_rounded.defjvp
 def _rounded_jvp(
-    primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
+    primals: tuple[jax.Array, jax.Array, jax.Array],
+    tangents: tuple[jax.Array, jax.Array, jax.Array],
 ) -> tuple[jax.Array, jax.Array]:
     return _rounded(*primals), tangents[0].astype(jnp.bfloat16)
