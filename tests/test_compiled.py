@@ -141,8 +141,11 @@ def test_lowers_for(platform, dtype):
     state = jax.eval_shape(tx.init, p)
     step = jax.jit(train_step(tx))
     module = jax.export.export(step, platforms=[platform])(p, state, p).mlir_module()
-    # XLA's CPU compiler alone needs the barrier; to others it could only do harm.
-    assert ("optimization_barrier" in module) == (platform == "cpu")
+    # Of each stored field on CPU, and of what all leaves read on GPU. On TPU a barrier
+    # could only do harm.
+    barriers = {"cpu": 3, "cuda": 1, "rocm": 1, "tpu": 0}
+    found = re.findall("= stablehlo.optimization_barrier", module)
+    assert len(found) == barriers[platform]
     together = jax.export.export(step, platforms=["cpu", "cuda", "rocm", "tpu"])
     assert together(p, state, p).platforms == ("cpu", "cuda", "rocm", "tpu")
 

@@ -56,8 +56,8 @@ def block(shape: tuple[int, ...]) -> tuple[int, ...]:
 def rounded(x: jax.Array, bits: jax.Array) -> jax.Array:
     """A real array, float32 or wider, in bfloat16.
 
-    bfloat16 values, infinities and (quiet) NaN stay what they are; a finite float32 value stays
-    finite. Derivatives pass as if there was no rounding.
+    bfloat16 values, infinities and (quiet) NaN stay what they are. A finite float32
+    value stays finite. Derivatives pass as if there was no rounding.
 
     Args:
         x: The array.
