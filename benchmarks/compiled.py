@@ -75,7 +75,7 @@ def compiler(platform: str) -> Any:
 
 def parse() -> argparse.Namespace:
     """The options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--platform", choices=["cpu", "tpu", "h100"], default="cpu")
     parser.add_argument("--leaves", type=int, nargs="+", default=[10, 100, 1000])
     parser.add_argument("--repeat", type=int, default=3, help="the least counts")

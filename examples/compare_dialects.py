@@ -22,6 +22,7 @@ import matplotlib as mpl
 import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
+from jax.typing import ArrayLike
 from sklearn.datasets import load_digits
 
 from rmsprop_jax import dialects
@@ -33,7 +34,7 @@ RATE, DECAY, MOMENTUM, EPS = 0.002, 0.9, 0.9, 0.001
 DROP = 60  # the step at which the rate falls to a tenth
 
 
-def rate(count: jax.Array) -> jax.Array:
+def rate(count: ArrayLike) -> jax.Array:
     """0.002, and a tenth of it from step 60 on."""
     return jnp.where(count < DROP, RATE, RATE / 10)
 

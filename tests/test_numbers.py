@@ -68,7 +68,7 @@ def test_scheduled_numbers_are_those_of_each_step(x64, centered, decoupled):
     for scheduled, (p, state) in zip(
         [*each, SCHEDULES], all_of_them(gs, start), strict=True
     ):
-        numbers = CONSTANT | {
+        numbers: Any = CONSTANT | {
             name: lambda t, s=s: float(s(t)) for name, s in scheduled.items()
         }
         twin = trajectory(gs, start, **flags | numbers)
@@ -131,7 +131,7 @@ def test_no_digit_of_a_python_number_is_lost(x64):
 
 def test_one_cycle_moves_rate_and_momentum():
     """As torch's OneCycleLR does: the momentum falls while the rate rises."""
-    onecycle = optax.linear_onecycle_schedule(40, 0.1)
+    onecycle: Any = optax.linear_onecycle_schedule(40, 0.1)
 
     def rate(count):
         with jax.numpy_dtype_promotion("standard"):  # optax's own needs it

@@ -110,7 +110,7 @@ def test_graves_is_his_equations():
         g = 0.95 * g + 0.05 * e
         delta = 0.9 * delta - 1e-4 * (1 + t) * e / np.sqrt(n - g**2 + 1e-4)
         w += delta
-    tx = dialects.graves(lambda count: 1e-4 * (1 + count.astype(float)))
+    tx = dialects.graves(lambda count: 1e-4 * (1 + jnp.asarray(count).astype(float)))
     params = train(tx, jnp.zeros(8), gradients)
     np.testing.assert_allclose(params, w, rtol=2e-5, atol=1e-9)
 

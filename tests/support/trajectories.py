@@ -62,7 +62,8 @@ def made_by(path: Path) -> dict[str, Any]:
 
 def rule(tx: optax.GradientTransformation) -> Any:
     """The `Options` of one of our transformations."""
-    return tx.init.args[0]
+    init: Any = tx.init
+    return init.args[0]
 
 
 def call(framework: str, arguments: problem.Arguments) -> Call:

@@ -6,6 +6,8 @@ weight α^t, which bias correction leaves out. So nothing here shares an idea wi
 code under test but the definition itself, and nothing cancels.
 """
 
+from typing import Any
+
 import numpy as np
 
 
@@ -13,11 +15,11 @@ def trajectory(
     gradients,
     start,
     *,
-    learning_rate=lambda t: 0.01,
-    alpha=0.99,
-    eps=1e-8,
-    weight_decay=0.0,
-    momentum=0.0,
+    learning_rate: Any = lambda t: 0.01,
+    alpha: Any = 0.99,
+    eps: Any = 1e-8,
+    weight_decay: Any = 0.0,
+    momentum: Any = 0.0,
     centered=False,
     maximize=False,
     nesterov=False,
@@ -34,7 +36,7 @@ def trajectory(
     p = np.array(start, np.float64)
     b = np.zeros_like(p)
     samples, alphas = [np.zeros_like(p)], []
-    scheduled = (learning_rate, alpha, eps, weight_decay, momentum)
+    scheduled: Any = (learning_rate, alpha, eps, weight_decay, momentum)
     for t, g in enumerate(np.asarray(gradients, np.float64)):
         rate, alpha, eps, weight_decay, momentum = (
             number(t) if callable(number) else number for number in scheduled
