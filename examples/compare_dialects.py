@@ -36,7 +36,7 @@ DROP = 60  # the step at which the rate falls to a tenth
 
 def rate(count: ArrayLike) -> jax.Array:
     """0.002, and a tenth of it from step 60 on."""
-    return jnp.where(count < DROP, RATE, RATE / 10)
+    return jnp.where(jnp.asarray(count) < DROP, RATE, RATE / 10)
 
 
 OPTIMIZERS = {

@@ -44,7 +44,8 @@ def updated(
         """The formula in the arithmetic's dtype, of each real part."""
 
         def of(part: Callable[[jax.Array], jax.Array]) -> jax.Array:
-            arrays = (leaf.g, leaf.p, *map(_storage.read, leaf[2:]))
+            state = (x if x is None else _storage.read(x) for x in leaf[2:])
+            arrays = (leaf.g, leaf.p, *state)
             parts: Any = (x if x is None else part(x).astype(dtype) for x in arrays)
             return formula(rule, n, Leaf(*parts))
 

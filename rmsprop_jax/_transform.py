@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from rmsprop_jax import _numbers, _options, _storage, _trees
 from rmsprop_jax._leaf import updated
@@ -26,7 +27,7 @@ def transformation(options: Options) -> optax.GradientTransformationExtraArgs:
 def _init(options: Options, params: optax.Params) -> RMSPropState:
     rule = options.rule
 
-    def field(name: str, value: Any = 0.0) -> Any:
+    def field(name: str, value: ArrayLike = 0.0) -> Any:
         return moments(params, value, name, options.state_dtype)
 
     return RMSPropState(
@@ -42,7 +43,7 @@ def _update(
     updates: optax.Updates,
     state: Any,
     params: optax.Params | None = None,
-    **extra_args: Any,
+    **extra_args: object,
 ) -> tuple[optax.Updates, RMSPropState]:
     del extra_args  # unused here, and allowed, for others in a chain
     rule = options.rule

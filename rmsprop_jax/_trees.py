@@ -20,13 +20,14 @@ def is_none(x: object) -> bool:
     return x is None
 
 
-def params_given(what: str, params: optax.Params | None) -> None:
-    """Raises where `update` was called without the parameters, which `what` needs."""
+def given(what: str, params: optax.Params | None) -> optax.Params:
+    """The parameters, which `what` needs; raises where `update` was called without."""
     if params is None:
         raise ValueError(
             f"params must be given, as {what} needs them, but it was None: call "
             "update(gradients, state, params)."
         )
+    return params
 
 
 def matched(
@@ -48,7 +49,7 @@ def matched(
     nus, structure = jax.tree.flatten(state.nu, is_leaf=_storage.is_kept)
     rule = options.rule
 
-    def leaves(what: str, tree: Any) -> list[Any]:
+    def leaves(what: str, tree: optax.Params) -> list[Any]:
         return _leaves(what, tree, state.nu, structure)
 
     gs = leaves("The tree of the gradients", updates)
@@ -59,7 +60,7 @@ def matched(
     if rule.centered:
         means = leaves("state.grad_mean, which centered needs,", state.grad_mean)
     if options.decays:
-        params_given("weight decay", params)
+        params = given("weight decay", params)
         ps = leaves("The tree of params", params)
         mask = _mask(options.name("weight_decay_mask"), options.weight_decay_mask)
         decays = leaves(options.name("weight_decay_mask"), mask(params))
@@ -70,8 +71,10 @@ def matched(
     for i, (g, p, nu, mu, mean) in enumerate(zip(gs, ps, nus, mus, means, strict=True)):
 
         def check(what: str, leaf: Any, i: int = i, nu: Any = nu) -> None:
-            if (None if leaf is None else jnp.shape(leaf)) != nu.shape:
-                raise ValueError(_other_shape(what, _name(state.nu, i), leaf, nu))
+            shape = None if leaf is None else jnp.shape(leaf)
+            if shape != nu.shape:
+                name = _name(state.nu, i)
+                raise ValueError(_other_shape(what, name, shape, nu.shape))
 
         if g is not None:
             _check_kind(lambda i=i: _name(state.nu, i), g, nu)
@@ -88,16 +91,18 @@ def matched(
     return found, structure.unflatten
 
 
-def _names(tree: Any) -> list[str]:
+def _names(tree: optax.Params) -> list[str]:
     paths = jax.tree_util.tree_leaves_with_path(tree, is_leaf=_storage.is_kept)
     return [_errors.leaf(path) for path, _ in paths]
 
 
-def _name(tree: Any, i: int) -> str:
+def _name(tree: optax.Params, i: int) -> str:
     return _names(tree)[i]
 
 
-def _leaves(what: str, tree: Any, like: Any, structure: Any) -> list[Any]:
+def _leaves(
+    what: str, tree: optax.Params, like: optax.Params, structure: object
+) -> list[Any]:
     """The leaves of a tree that must be like the state's second moment."""
     leaves, its_structure = jax.tree.flatten(tree, is_leaf=_storage.is_kept)
     if its_structure == structure:
@@ -110,16 +115,16 @@ def _leaves(what: str, tree: Any, like: Any, structure: Any) -> list[Any]:
     )
 
 
-def _mask(name: str, mask: Mask | None) -> Callable[[Any], Any]:
+def _mask(name: str, mask: Mask | None) -> Callable[[optax.Params], optax.Params]:
     """From the parameters to a tree like them that says of each leaf if it decays."""
 
-    def whole(params: Any) -> Any:
+    def whole(params: optax.Params) -> optax.Params:
         # A module that can be called is a tree all the same.
         is_one_leaf = jax.tree_util.all_leaves([mask])
-        given = mask(params) if is_one_leaf and callable(mask) else mask
-        if given is None:
-            given = True
-        elif given is mask and is_one_leaf and not jax.tree_util.all_leaves([params]):
+        found = mask(params) if is_one_leaf and callable(mask) else mask
+        if found is None:
+            found = True
+        elif found is mask and is_one_leaf and not jax.tree_util.all_leaves([params]):
             raise ValueError(
                 f"{name} must be a tree of booleans like the parameters, or a function "
                 f"from them to one, but it was {mask}. optax.inject_hyperparams takes "
@@ -132,13 +137,13 @@ def _mask(name: str, mask: Mask | None) -> Callable[[Any], Any]:
                     under,
                     is_leaf=is_none,
                 ),
-                given,
+                found,
                 params,
             )
         except ValueError as error:
             raise ValueError(
                 f"{name} must be a tree of booleans like the parameters, or a prefix "
-                f"of it, or a function from them to one, but it was {given}."
+                f"of it, or a function from them to one, but it was {found}."
             ) from error
 
     return whole
@@ -166,9 +171,8 @@ def _check_kind(name: Callable[[], str], g: Any, nu: Any) -> None:
         )
 
 
-def _other_shape(what: str, name: str, leaf: Any, nu: Any) -> str:
-    was = "None" if leaf is None else jnp.shape(leaf)
+def _other_shape(what: str, name: str, was: object, must: object) -> str:
     return (
-        f"{what}: leaf {name} must have shape {nu.shape}, as its parameter had when "
+        f"{what}: leaf {name} must have shape {must}, as its parameter had when "
         f"init saw it, but it was {was}."
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
@@ -15,7 +13,7 @@ from rmsprop_jax import _errors, _storage, _trees
 
 
 def zero1(
-    tx: optax.GradientTransformation, mesh: Any, axis: str = "data"
+    tx: optax.GradientTransformation, mesh: jax.sharding.Mesh, axis: str = "data"
 ) -> optax.GradientTransformationExtraArgs:
     """ZeRO stage 1: every device keeps and updates its own part of the state.
 
@@ -84,7 +82,7 @@ def zero1(
     def is_split(x):
         return jnp.size(x) > 1 and jnp.issubdtype(x.dtype, jnp.inexact)
 
-    def in_parts(tree: Any, state: Any) -> Any:
+    def in_parts(tree: optax.Params, state: optax.OptState) -> optax.Params:
         def split(x: jax.Array) -> jax.Array:
             if not is_split(x):
                 return x

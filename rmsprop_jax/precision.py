@@ -49,12 +49,13 @@ def widened(moments: optax.Params) -> Any:
     """
 
     def read(x: Any) -> Any:
-        return _storage.read(x) if _storage.is_kept(x) else x
+        kept = x is not None and _storage.is_kept(x)
+        return _storage.read(x) if kept else x
 
     return jax.tree.map(read, moments, is_leaf=_storage.is_kept)
 
 
-def _is_narrow(p: Any) -> bool:
+def _is_narrow(p: jax.Array | None) -> bool:
     """Whether a parameter is a floating-point one of 16 bits or fewer."""
     if p is None or not jnp.issubdtype(jnp.result_type(p), jnp.inexact):
         return False
@@ -116,7 +117,7 @@ def stochastic_rounding(*, seed: Seed = 0) -> optax.GradientTransformationExtraA
         **extra_args: object,
     ) -> tuple[optax.Updates, StochasticRoundingState]:
         del extra_args  # unused here, and allowed, for others in a chain
-        _trees.params_given("stochastic_rounding", params)
+        params = _trees.given("stochastic_rounding", params)
         us, structure = jax.tree.flatten(updates, is_leaf=_trees.is_none)
         ps = structure.flatten_up_to(params)
         salts = _storage.salts(seed, state.count, leaves=len(us), use="parameters")
@@ -195,10 +196,12 @@ def master_weights(
     """
     tx = optax.with_extra_args_support(tx)
 
-    def wide(x: Any, p: Any) -> Any:
+    def wide(x: jax.Array | None, p: jax.Array) -> jax.Array | None:
         return x if x is None or not _is_narrow(p) else x.astype(jnp.float32)
 
-    def tree_map(function: Callable[..., Any], *trees: Any) -> Any:
+    def tree_map(
+        function: Callable[..., jax.Array | None], *trees: optax.Params
+    ) -> optax.Params:
         return jax.tree.map(function, *trees, is_leaf=_trees.is_none)
 
     def init(params: optax.Params) -> MasterWeightsState:
@@ -214,15 +217,17 @@ def master_weights(
         params: optax.Params | None = None,
         **extra_args: object,
     ) -> tuple[optax.Updates, MasterWeightsState]:
-        _trees.params_given("master_weights", params)
+        params = _trees.given("master_weights", params)
         full = tree_map(lambda m, p: p if m is None else m, state.masters, params)
         updates = tree_map(wide, updates, params)
         updates, inner = tx.update(updates, state.inner, full, **extra_args)
 
-        def trained(u: Any, m: Any) -> Any:
+        def trained(u: jax.Array | None, m: jax.Array | None) -> jax.Array | None:
             return m if m is None or u is None else m + u
 
-        def landing(u: Any, m: Any, p: Any) -> Any:
+        def landing(
+            u: jax.Array | None, m: jax.Array | None, p: jax.Array
+        ) -> jax.Array | None:
             return u if m is None or u is None else _lands_on(m.astype(p.dtype), p)
 
         masters = tree_map(trained, updates, state.masters)

@@ -26,12 +26,13 @@ from __future__ import annotations
 import importlib
 import math
 import pkgutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Protocol, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import DTypeLike
 
 from rmsprop_jax._storage import formats
 from rmsprop_jax._storage._bits import Salt, random_bits, salts
@@ -64,7 +65,7 @@ class Format(Protocol):
     ROUNDS: bool
 
     def holds(self, kept: Kept) -> bool: ...
-    def start(self, full: jax.Array, field: str, dtype: Any) -> Kept: ...
+    def start(self, full: jax.Array, field: str, dtype: DTypeLike) -> Kept: ...
     def keep(
         self,
         wanted: Callable[[Sources], jax.Array],
@@ -102,7 +103,7 @@ def _format_of(kept: Kept) -> Format:
     )
 
 
-def is_kept(x: Any) -> bool:
+def is_kept(x: object) -> bool:
     """For `is_leaf` in trees of the state: whether it is a whole leaf, or None."""
     return x is None or any(each.holds(x) for each in FORMATS)
 
@@ -112,7 +113,7 @@ def is_rounded(kept: Kept) -> bool:
     return kept is not None and _format_of(kept).ROUNDS
 
 
-def started(full: jax.Array, field: str, dtype: Any) -> Kept:
+def started(full: jax.Array, field: str, dtype: DTypeLike) -> Kept:
     """A whole leaf of the state, real and at most 32 bits wide, in its format."""
     format = next(each for each in FORMATS if jnp.dtype(dtype).name in each.DTYPES)
     return format.start(full, field, dtype)
@@ -144,19 +145,19 @@ def keep(
     return _format_of(old).keep(wanted, sources, old, field, bits)
 
 
-def read(kept: Kept) -> Any:
-    """The array that a leaf of the state stands for; None for None."""
-    return None if kept is None else _format_of(kept).read(kept)
+def read(kept: Kept) -> jax.Array:
+    """The array that a leaf of the state stands for."""
+    return _format_of(kept).read(kept)
 
 
-def unit(trees: Iterable[Any], shape: tuple[int, ...]) -> tuple[int, ...]:
+def unit(state: optax.OptState, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The sides of what must stay on one device, of a leaf of this shape.
 
     Args:
-        trees: A state, whose formats count.
+        state: Its formats count.
         shape: That of the leaf.
     """
-    leaves = jax.tree.leaves(trees, is_leaf=is_kept)
+    leaves = jax.tree.leaves(state, is_leaf=is_kept)
     present = [each for each in FORMATS if any(map(each.holds, leaves))]
     blocks = [(1,) * len(shape), *(each.block(shape) for each in present)]
     return tuple(math.lcm(*sides) for sides in zip(*blocks, strict=True))

@@ -33,15 +33,12 @@ Example:
 """
 
 from rmsprop_jax.dialects._jax import jax_example_libraries, optax
-from rmsprop_jax.dialects._papers import (
+from rmsprop_jax.dialects._papers import efficientnet, graves, hinton, tf_slim
+from rmsprop_jax.dialects._reinforcement_learning import (
     a3c,
     dopamine,
-    efficientnet,
-    graves,
-    hinton,
     impala,
     nature_dqn,
-    tf_slim,
     torchbeast,
 )
 from rmsprop_jax.dialects._tensorflow_order import (
