@@ -1,4 +1,9 @@
-"""Every test runs with strict promotion, no rank promotion, and eight CPU devices."""
+"""Tests run with strict promotion, no rank promotion, and eight CPU devices."""
+
+import os
+
+# On a machine with a GPU too, unless one asks for it. Scripts that tests start inherit.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import pytest

@@ -1,7 +1,6 @@
 """What XLA makes of an update: facts of the compiled program, which do not jitter."""
 
 import itertools
-import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import jax.export
 import jax.numpy as jnp
 import optax
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import rmsprop_jax
 
@@ -87,13 +85,8 @@ def test_moves_no_more_than_optax(momentum, nesterov, centered):
     assert words(compiled(rmsprop(0.1, **options))) <= words(compiled(theirs))
     ours = compiled(rmsprop(0.1, weight_decay=0.1, **options))
     chain = compiled(optax.chain(optax.add_decayed_weights(0.1), theirs))
-    if centered and momentum and not nesterov:
-        # As many; but optax has a temporary, as everywhere with decay.
-        assert words(ours) == words(chain)
-    else:
-        assert words(ours) < words(chain)
+    assert words(ours) <= words(chain)
     assert temporaries(ours) == 0
-    assert temporaries(chain) >= 4 * SIZE
 
 
 ROWS = {
@@ -106,20 +99,12 @@ ROWS = {
 
 
 @pytest.mark.parametrize("name", [*ROWS, *(f"{name}, coupled decay" for name in ROWS)])
-def test_the_readmes_table_of_words(name):
+def test_our_column_of_the_readmes_table_of_words(name):
     options = ROWS[name.removesuffix(", coupled decay")]
-    theirs = optax.rmsprop(0.1, **options)
-    decay = 0.0
-    if name not in ROWS:
-        decay = 0.1
-        theirs = optax.chain(optax.add_decayed_weights(decay), theirs)
-
-    def cell(tx):
-        program = compiled(tx)
-        return f"{words(program):.0f} ({temporaries(program) // (4 * SIZE)})"
-
-    row = f"| {name} | {cell(rmsprop(0.1, weight_decay=decay, **options))} "
-    assert f"{row}| {cell(theirs)} |" in README
+    decay = 0.0 if name in ROWS else 0.1
+    program = compiled(rmsprop(0.1, weight_decay=decay, **options))
+    cell = f"{words(program):.0f} ({temporaries(program) // (4 * SIZE)})"
+    assert f"| {name} | {cell} |" in README
 
 
 def test_donation_aliases_parameters_and_every_moment():
@@ -150,22 +135,35 @@ def test_lowers_for(platform, dtype):
     assert together(p, state, p).platforms == ("cpu", "cuda", "rocm", "tpu")
 
 
-COLLECTIVES = r"all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all"
+# Codes are made in two passes, which read what they are made of twice: with decay, or
+# centered without momentum, that is as much as they save.
+NARROW = [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}]
+NARROW += [{"momentum": 0.9, "centered": True}]
 
 
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
-@pytest.mark.parametrize("decay", DECAYS)
-def test_sharded_over_eight_devices_nothing_is_communicated(decay, axis_type):
-    mesh = jax.make_mesh((8,), ("x",), axis_types=(axis_type,))
-    sharding = NamedSharding(mesh, PartitionSpec("x"))
-    tx = rmsprop(
-        0.1, momentum=0.9, centered=True, bias_correction=True, **DECAYS[decay]
-    )
-    p = jax.device_put(jnp.ones((16, 4)), sharding)
-    state = tx.init(p)
-    assert state.nu.sharding.is_equivalent_to(sharding, 2)
-    program = jax.jit(train_step(tx)).lower(p, state, p).compile()
-    assert not re.findall(COLLECTIVES, program.as_text() or "")
-    _, after = program(p, state, p)
-    for moment in (after.nu, after.mu, after.grad_mean):
-        assert moment.sharding.is_equivalent_to(sharding, 2)
+@pytest.mark.parametrize(
+    ("dtype", "rules", "saved", "held"),
+    [
+        # A narrow word is read twice and written once; the count is copied.
+        (
+            "bfloat16",
+            [*NARROW, {"centered": True, "weight_decay": 0.1}],
+            5.9 * SIZE,
+            8,
+        ),
+        # Some numbers of each block are held for the second pass.
+        ("int8", NARROW, 0, 0.2 * SIZE),
+    ],
+)
+def test_narrow_state_moves_fewer_bytes_and_makes_no_temporary(
+    dtype, rules, saved, held
+):
+    if jax.__version_info__ < (0, 10):
+        pytest.skip("the compiler of jax 0.7 keeps what is rounded a second time")
+    for options in rules:
+        narrow, wide = (
+            compiled(rmsprop(0.1, state_dtype=kept, **options))
+            for kept in (dtype, "float32")
+        )
+        assert 4 * SIZE * (words(wide) - words(narrow)) > saved, options
+        assert temporaries(narrow) <= held, options

@@ -19,12 +19,13 @@ ROOT = Path(__file__).parents[1]
 # and a float.
 ENVIRONMENT = {"JAX_NUMPY_RANK_PROMOTION": "raise", "PYTHONWARNINGS": "error"}
 
-# Those that take over 10 s. What the examples among them do, quick tests do as well.
-SLOW = {"data_parallel", "fewer_bits", "hypergradient", "train_digits_nnx"}
+# One example trains as a newcomer would. What the others do quick tests do as well, and
+# what the benchmarks print is no part of the tests.
+QUICK = {"train_digits", "resume_from_torch"}
 # multi_process.py has a test of its own, which does what it does.
 SCRIPTS = [
     pytest.param(
-        path, id=path.name, marks=[pytest.mark.slow] if path.stem in SLOW else []
+        path, id=path.name, marks=[] if path.stem in QUICK else [pytest.mark.slow]
     )
     for folder in ("examples", "benchmarks")
     for path in sorted((ROOT / folder).glob("*.py"))

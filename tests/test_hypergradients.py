@@ -1,5 +1,6 @@
 """Derivatives through whole runs, with respect to every number and to the start."""
 
+import functools
 from typing import Any
 
 import chex
@@ -40,14 +41,14 @@ def with_schedule(learning_rate, **options):
 
 
 # What makes the optimizer, its flags, its numbers.
-RULES: dict[str, tuple[Any, dict, dict]] = {
-    "torch's defaults": (rmsprop, {}, DEFAULTS),
-    "nu from 1": (rmsprop, {}, NUMBERS | {"initial_scale": 1.0}),
-    "eps in the root": (rmsprop, {"eps_in_sqrt": True}, BUT_MOMENTUM),
-    "bias correction": (rmsprop, {"bias_correction": True}, NUMBERS),
-    "decoupled": (rmsprop, {"decoupled_weight_decay": True}, NUMBERS),
-    "nesterov, schedule": (with_schedule, {"nesterov": True}, NUMBERS),
-    "rate in the momentum": (dialects.keras, {}, KERAS),
+RULES: dict[str, tuple[Any, tuple[str, ...], dict]] = {
+    "torch's defaults": (rmsprop, (), DEFAULTS),
+    "nu from 1": (rmsprop, (), NUMBERS | {"initial_scale": 1.0}),
+    "eps in the root": (rmsprop, ("eps_in_sqrt",), BUT_MOMENTUM),
+    "bias correction": (rmsprop, ("bias_correction",), NUMBERS),
+    "decoupled": (rmsprop, ("decoupled_weight_decay",), NUMBERS),
+    "nesterov, schedule": (with_schedule, ("nesterov",), NUMBERS),
+    "rate in the momentum": (dialects.keras, (), KERAS),
 }
 each_rule = pytest.mark.parametrize("rule", RULES)
 plain_and_centered = pytest.mark.parametrize("centered", [False, True])
@@ -81,13 +82,31 @@ def train(make, numbers, start, wrap=lambda step: step):
     return jnp.mean(jnp.log(jnp.cosh(x[-1] @ params - y[-1])))
 
 
-def central_differences(function, point, directions):
-    """Derivatives along the directions, with an error of the step's fourth power."""
+def central_differences(several, point, directions):
+    """Derivatives along the directions, with an error of the step's fourth power.
+
+    Of a function that is mapped over two axes of points.
+    """
     step = 2e-4
     offsets = step * np.array([1.0, -1.0, 0.5, -0.5])
     points = point + np.multiply.outer(offsets, directions)
-    up, down, half_up, half_down = jax.jit(jax.vmap(jax.vmap(function)))(points)
+    up, down, half_up, half_down = several(points)
     return (8 * (half_up - half_down) - (up - down)) / (6 * step)
+
+
+@functools.cache
+def derivative_and_values(make, flags, names, centered):
+    """Of the loss by (numbers, start), compiled once for all rules of these numbers."""
+    _, unravel = ravel_pytree((dict.fromkeys(names, jnp.float64(0)), START))
+
+    def function(point):
+        numbers, start = unravel(point)
+        options = dict.fromkeys(flags, True)
+        return train(
+            lambda **n: make(**n, **options, centered=centered), numbers, start
+        )
+
+    return jax.jit(jax.grad(function)), jax.jit(jax.vmap(jax.vmap(function)))
 
 
 @plain_and_centered
@@ -95,9 +114,10 @@ def central_differences(function, point, directions):
 def test_equal_central_differences(x64, rule, centered):
     """Along every number, every parameter, and a random direction of all of them."""
     make, flags, values = RULES[rule]
-    numbers = {name: jnp.asarray(value) for name, value in values.items()}
-    point, unravel = ravel_pytree((numbers, jnp.asarray(START)))
-    names = [*sorted(numbers), *(f"start[{i}]" for i in range(SIZE))]
+    names = sorted(values)
+    gradient, several = derivative_and_values(make, flags, tuple(names), centered)
+    point = np.array([*(values[name] for name in names), *START])
+    names += [f"start[{i}]" for i in range(SIZE)]
     # Where the numbers are small, a smaller step.
     scales = {"learning_rate": 0.01, "eps": 0.01}
     scales["initial_scale"] = values.get("initial_scale") or 1e-4
@@ -105,12 +125,8 @@ def test_equal_central_differences(x64, rule, centered):
     along_all = np.random.default_rng(1).normal(size=len(names)) @ axes
     directions = np.vstack([axes, along_all])
 
-    def function(point):
-        numbers, start = unravel(point)
-        return train(lambda **n: make(**n, **flags, centered=centered), numbers, start)
-
-    ours = directions @ np.asarray(jax.jit(jax.grad(function))(point))
-    expected = central_differences(function, np.asarray(point), directions)
+    ours = directions @ np.asarray(gradient(point))
+    expected = central_differences(several, point, directions)
     for name, one, other in zip([*names, "all"], ours, expected, strict=True):
         assert abs(other) > 1e-6, f"{name} does not matter here"
         np.testing.assert_allclose(one, other, rtol=1e-6, err_msg=name)
@@ -136,37 +152,44 @@ GRADIENTS = {
 @pytest.mark.parametrize("inside", [False, True])
 @plain_and_centered
 def test_finite_where_gradients_and_moments_are_zero(centered, inside, corrected):
-    """The root's own derivative is infinite there, and times 0 would be NaN."""
+    """The root's own derivative is infinite there, and times 0 would be NaN.
 
-    def total(numbers, gradients):
-        rate, alpha, eps = numbers
+    That is what optax and torch's `differentiable` give.
+    """
+
+    def total(numbers, gradients, start):
+        rate, alpha, eps, momentum, decay = numbers
         tx = rmsprop(
             rate,
             alpha,
             eps,
-            momentum=jnp.asarray(0.9),
+            decay,
+            momentum,
             centered=centered,
             eps_in_sqrt=inside,
             bias_correction=corrected,
         )
 
-        def step(state, g):
-            updates, state = tx.update(g, state)
-            return state, updates
+        def step(carry, g):
+            p, state = carry
+            updates, state = tx.update(g, state, p)
+            return (p + updates, state), updates
 
-        return jnp.sum(jax.lax.scan(step, tx.init(gradients[0]), gradients)[1])
+        return jnp.sum(jax.lax.scan(step, (start, tx.init(start)), gradients)[1])
 
     rates, alphas, epss = jnp.meshgrid(
         jnp.array([0.1]), jnp.array([0.0, 0.5, 0.99]), jnp.array([0.0, 1e-8])
     )
-    numbers = (rates.ravel(), alphas.ravel(), epss.ravel())
-    derivative = jax.grad(total, argnums=(0, 1))
-    several = jax.jit(jax.vmap(derivative, in_axes=(0, None)))
+    rest = jnp.full(rates.size, 0.9), jnp.zeros(rates.size)
+    numbers = (rates.ravel(), alphas.ravel(), epss.ravel(), *rest)
+    derivative = jax.grad(total, argnums=(0, 1, 2))
+    several = jax.jit(jax.vmap(derivative, in_axes=(0, None, None)))
+    start = jnp.array([1.0, -1.0, 1.0, 0.0])
     for name, gradients in GRADIENTS.items():
-        by_numbers, by_gradients = several(numbers, jnp.asarray(gradients, jnp.float32))
-        assert np.all(np.isfinite(by_numbers)), name
-        assert np.all(np.isfinite(by_gradients)), name
+        by_each = several(numbers, jnp.asarray(gradients, jnp.float32), start)
+        assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(by_each)), name
         if name == "zero":
+            *by_numbers, _ = by_each[0]  # the decay makes a gradient of its own
             np.testing.assert_array_equal(by_numbers, 0)
 
 

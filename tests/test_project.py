@@ -2,6 +2,7 @@
 
 import ast
 import doctest
+import graphlib
 import importlib.metadata
 import pkgutil
 import re
@@ -96,6 +97,42 @@ def test_only_public_names_and_declared_packages_are_imported(path):
             assert root in declared, name
             if root != "rmsprop_jax":
                 assert not any(part.startswith("_") for part in rest), name
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+def test_files_are_short(path):
+    most = 150 if path.stem == "_rule" else 300
+    assert len(path.read_text().splitlines()) <= most
+
+
+def imported_by(module, path):
+    """The modules of the package that a file imports, also for type checkers only."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "imports are absolute"
+            of = [f"{node.module}.{alias.name}" for alias in node.names]
+            # Of a package either its modules or what it defines itself.
+            names = [name if name in FILES else node.module for name in of]
+        for name in names:
+            if name in FILES and name != module:
+                yield name
+
+
+FILES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(
+        ".__init__"
+    ): path
+    for path in SOURCES
+}
+
+
+def test_imports_have_no_circle():
+    graph = {module: set(imported_by(module, path)) for module, path in FILES.items()}
+    assert graph["rmsprop_jax._transform"] > {"rmsprop_jax._leaf"}  # it sees some
+    graphlib.TopologicalSorter(graph).prepare()  # which raises where there is one
 
 
 def test_the_package_is_typed():

@@ -25,14 +25,21 @@ settings.load_profile("here")
 # From the least subnormal to where squares overflow.
 finite = st.floats(-(2.0**62), 2.0**62, width=32)
 moderate = st.floats(-1e3, 1e3, width=32).map(lambda x: x if abs(x) > 1e-3 else 0.0)
-options = st.fixed_dictionaries(
-    {
-        name: st.booleans()
-        for name in ("centered", "nesterov", "eps_in_sqrt", "bias_correction")
-    }
-    | {"alpha": st.sampled_from([0.0, 0.5, 0.99])}
-    | {"momentum": st.sampled_from([0.0, 0.9])}
-)
+
+# What is drawn is tried on all of these rules, one program, which is compiled once. A
+# momentum or α that is known to be 0 makes another rule than one that is not.
+RULES = [
+    {"centered": centered, "eps_in_sqrt": inside, "bias_correction": corrected} | rest
+    for centered, inside, corrected in itertools.product([False, True], repeat=3)
+    for rest in (
+        {"momentum": 0.0},
+        {"momentum": 0.9},
+        {"momentum": 0.9, "nesterov": True},
+        {"momentum": 0.0, "nesterov": True, "alpha": 0.0},
+        {"momentum": 0.9, "alpha": 0.0},
+    )
+]
+ALPHAS = np.array([0.5, 0.99], np.float32)
 
 
 def draws(elements):
@@ -40,10 +47,10 @@ def draws(elements):
 
 
 @functools.cache
-def program(**rule):
-    @jax.jit
-    def steps(gs, start):
-        tx = rmsprop(0.1, **rule)
+def program(*, maximize):
+    def steps(alpha, eps, gs, start, rule):
+        numbers = {"alpha": alpha, "eps": eps, "maximize": maximize}
+        tx = rmsprop(0.1, **numbers | rule)
 
         def step(carry, g):
             p, state = carry
@@ -52,50 +59,71 @@ def program(**rule):
 
         return jax.lax.scan(step, (start, tx.init(start)), gs)[1]
 
-    return steps
+    @jax.jit
+    def all_of_them(eps, gs, start):
+        return [
+            jax.vmap(lambda alpha, rule=rule: steps(alpha, eps, gs, start, rule))(
+                ALPHAS
+            )
+            for rule in RULES
+        ]
+
+    return all_of_them
 
 
-def updates(gs, rule, **more):
-    return np.asarray(program(**rule, **more)(gs, np.ones(SIZE, np.float32))[0])
+def run(gs, eps=1e-8, *, maximize=False):
+    """Of each rule the updates and the states: [alpha, step, element]."""
+    return program(maximize=maximize)(np.float32(eps), gs, np.ones(SIZE, np.float32))
 
 
-@given(draws(finite), options, st.sampled_from([0.0, 1e-8]))
-def test_finite_in_finite_out(gs, rule, eps):
-    result = program(**rule, eps=eps)(gs, np.ones(SIZE, "f"))
-    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(result))
-    assert np.all(result[1].nu >= 0)
-
-
-@given(draws(finite), options, st.sampled_from([0.0, 1e-8]))
-def test_zero_gradients_give_zero_directions(gs, rule, eps):
-    rule = rule | {"momentum": 0.0}
-    assert np.all(updates(gs, rule, eps=eps)[gs == 0] == 0)
-
-
-@given(draws(moderate), options, st.integers(-20, 20))
-def test_the_scale_of_the_gradients_does_not_matter_without_eps(gs, rule, exponent):
-    scaled = updates(gs * np.float32(2.0**exponent), rule, eps=0.0)
-    np.testing.assert_array_equal(scaled, updates(gs, rule, eps=0.0))
-
-
-@given(draws(moderate), options)
-def test_turning_the_gradients_turns_the_updates(gs, rule):
-    np.testing.assert_array_equal(updates(-gs, rule), -updates(gs, rule))
-
-
-@given(draws(moderate), options)
-def test_maximizing_is_minimizing_the_negative(gs, rule):
-    np.testing.assert_array_equal(updates(gs, rule, maximize=True), updates(-gs, rule))
-
-
-@given(draws(moderate), options, st.permutations(range(SIZE)))
-def test_elements_are_independent(gs, rule, order):
-    np.testing.assert_array_equal(
-        updates(gs[:, order], rule), updates(gs, rule)[:, order]
+def updates(gs, eps=1e-8, *, maximize=False, momentum=True):
+    """[rule, alpha, step, element]."""
+    results = run(gs, eps, maximize=maximize)
+    return np.stack(
+        [
+            updates
+            for (updates, _), rule in zip(results, RULES, strict=True)
+            if momentum or not rule["momentum"]
+        ]
     )
+
+
+@given(draws(finite), st.sampled_from([0.0, 1e-8]))
+def test_finite_in_finite_out(gs, eps):
+    for (moved, state), rule in zip(run(gs, eps), RULES, strict=True):
+        for x in jax.tree.leaves((moved, state)):
+            assert np.all(np.isfinite(x)), rule
+        assert np.all(np.asarray(state.nu) >= 0), rule
+
+
+@given(draws(finite), st.sampled_from([0.0, 1e-8]))
+def test_zero_gradients_give_zero_directions(gs, eps):
+    assert np.all(updates(gs, eps, momentum=False)[..., gs == 0] == 0)
+
+
+@given(draws(moderate), st.integers(-20, 20))
+def test_the_scale_of_the_gradients_does_not_matter_without_eps(gs, exponent):
+    scaled = updates(gs * np.float32(2.0**exponent), eps=0.0)
+    np.testing.assert_array_equal(scaled, updates(gs, eps=0.0))
+
+
+@given(draws(moderate))
+def test_turning_the_gradients_turns_the_updates(gs):
+    np.testing.assert_array_equal(updates(-gs), -updates(gs))
+
+
+@given(draws(moderate))
+def test_maximizing_is_minimizing_the_negative(gs):
+    np.testing.assert_array_equal(updates(gs, maximize=True), updates(-gs))
+
+
+@given(draws(moderate), st.permutations(range(SIZE)))
+def test_elements_are_independent(gs, order):
+    expected = updates(gs)
+    np.testing.assert_array_equal(updates(gs[:, order]), expected[..., order])
     others = gs.copy()
     others[:, 1:] = 7.0
-    np.testing.assert_array_equal(updates(others, rule)[:, 0], updates(gs, rule)[:, 0])
+    np.testing.assert_array_equal(updates(others)[..., 0], expected[..., 0])
 
 
 def test_a_tree_and_its_leaves_agree():

@@ -27,14 +27,16 @@ def kept(x: Any, dtype: str, field: str, **place: int) -> np.ndarray:
     return np.asarray(_storage.read(stored(x, dtype, field, **place)), np.float64)
 
 
-def kept_at_steps(x: Any, dtype: str, field: str, steps: int, **place: int) -> Any:
-    """The same at each of the first steps: [steps, *shape]."""
+def kept_at_steps(
+    x: Any, index: Any, dtype: str, field: str, steps: int, **place: int
+) -> Any:
+    """What is kept of x[index] at each of the first steps: [steps, *its shape]."""
     x = jnp.asarray(x, jnp.float32)
     old = _storage.started(jnp.zeros_like(x), field, dtype)
 
     def at(step):
         new = _storage.keep(lambda x: x, x, old, field, salt(step=step, **place))
-        return _storage.read(new).astype(jnp.float32)
+        return _storage.read(new)[index]
 
     each: Callable[[Any], Any] = jax.jit(jax.vmap(at))
     return np.asarray(each(jnp.arange(steps)), np.float64)

@@ -35,9 +35,10 @@ def trajectory(
     """
     p = np.array(start, np.float64)
     b = np.zeros_like(p)
-    samples, alphas = [np.zeros_like(p)], []
+    gradients = np.asarray(gradients, np.float64)
+    samples, alphas = np.zeros((len(gradients) + 1, *p.shape)), []
     scheduled: Any = (learning_rate, alpha, eps, weight_decay, momentum)
-    for t, g in enumerate(np.asarray(gradients, np.float64)):
+    for t, g in enumerate(gradients):
         rate, alpha, eps, weight_decay, momentum = (
             number(t) if callable(number) else number for number in scheduled
         )
@@ -46,17 +47,17 @@ def trajectory(
             g = -g
         if weight_decay and not decoupled_weight_decay:
             g = g + weight_decay * p
-        samples.append(g)
+        samples[t + 1] = g
+        so_far = samples[: t + 2]
         # A sample counts for 1 − α at its step, and for α of that at each step since.
         kept = np.cumprod([1.0, *alphas[::-1]])[::-1]
         weights = kept * (1 - np.array([0.0, *alphas]))
         weights[0] = 0.0 if bias_correction else kept[0]
         weights = (weights / weights.sum())[:, None]
-        mean = (weights * samples).sum(axis=0)
+        mean = (weights * so_far).sum(axis=0)
         about = mean if centered else 0.0
-        nu = (weights * (np.array(samples) - about) ** 2).sum(axis=0) + weights[
-            0
-        ] * initial_scale
+        nu = (weights * (so_far - about) ** 2).sum(axis=0)
+        nu = nu + weights[0] * initial_scale
         divisor = np.sqrt(nu + eps) if eps_in_sqrt else np.sqrt(nu) + eps
         x = g / divisor
         if rate_in_momentum:
