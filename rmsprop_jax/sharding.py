@@ -28,7 +28,7 @@ from rmsprop_jax._zero1 import zero1
 __all__ = ["check", "state_shardings", "zero1"]
 
 
-def state_shardings(tx: optax.GradientTransformation, params: optax.Params) -> Any:
+def state_shardings(tx: optax.GradientTransformation, params: Any) -> Any:
     """The shardings of ``tx.init(params)``, without making it.
 
     What is made in the image of a parameter (``zeros_like``) has its sharding; all else
@@ -89,7 +89,7 @@ def state_shardings(tx: optax.GradientTransformation, params: optax.Params) -> A
     return jax.tree.map(on_the_mesh, state)
 
 
-def _home(params: optax.Params) -> Any:
+def _home(params: Any) -> Any:
     """The one mesh, or the one device, that all the parameters are on."""
     first, home = "", None
     for path, p in jax.tree_util.tree_leaves_with_path(params):
@@ -121,7 +121,7 @@ def _home(params: optax.Params) -> Any:
     return home
 
 
-def check(state: optax.OptState, expected: optax.OptState) -> None:
+def check(state: Any, expected: Any) -> None:
     """Raises where an array is not sharded as expected.
 
     Args:

@@ -1,6 +1,7 @@
 """What XLA makes of an update: facts of the compiled program, which do not jitter."""
 
 import itertools
+import re
 from pathlib import Path
 from typing import Any
 
