@@ -72,7 +72,7 @@ def _rounded(x: jax.Array, size: jax.Array, bits: jax.Array) -> jax.Array:
     whole = lax.bitcast_convert_type(x, jnp.uint32)
     # What is beyond the largest bfloat16, infinite or NaN is only cut off: a carry
     # would make of it infinity, or another number.
-    raised = whole + jnp.where(size < _LARGEST, bits, jnp.uint32(0))
+    raised = jnp.where(size < _LARGEST, whole + bits, whole)
     upper = lax.bitcast_convert_type(raised & jnp.uint32(0xFFFF0000), jnp.float32)
     return upper.astype(jnp.bfloat16)
 
