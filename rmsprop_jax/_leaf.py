@@ -24,8 +24,8 @@ from rmsprop_jax._storage import Salt, settled
 @partial(jax.jit, static_argnames="rule")
 def updated(
     rule: Rule, numbers: jax.Array, salt: Salt | None, leaf: Leaf
-) -> tuple[jax.Array, Leaf]:
-    """A leaf's update, in its gradient's dtype, and the leaf with its new state.
+) -> tuple[Any, ...]:
+    """A leaf's update, in its gradient's dtype, and its new nu, mu and grad_mean.
 
     Args:
         rule: The equations.
@@ -59,4 +59,6 @@ def updated(
         return settled(leaf._replace(**{field: new}))
 
     leaf = _rule.update(rule, leaf, keep)
-    return compute(_rule.step, leaf).astype(g.dtype), leaf
+    u = compute(_rule.step, leaf).astype(g.dtype)
+    # Outside of an outer jit, what is returned is written to memory.
+    return u, *leaf[2:]

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import ArrayLike
 
 from rmsprop_jax._options import Options
 
@@ -41,7 +42,8 @@ def of_step(options: Options, count: jax.Array) -> np.ndarray | jax.Array:
         # η·λ, or η²/max_rate·λ.
         decay = decay * rate
         if options.max_rate is not None:
-            decay = decay * (rate / options.max_rate)
+            largest = value_of(options.name("max_rate"), options.max_rate, count)
+            decay = decay * (rate / largest)
     # In the order of `Numbers`.
     numbers = [rate, alpha, weight, _ratio(alpha, weight), eps, decay, momentum]
     wide = jnp.result_type(float)
@@ -50,7 +52,9 @@ def of_step(options: Options, count: jax.Array) -> np.ndarray | jax.Array:
     return jnp.stack([jnp.asarray(number, wide) for number in numbers])
 
 
-def value_of(name: str, value: optax.ScalarOrSchedule, count: jax.Array) -> Number:
+def value_of(
+    name: str, value: optax.ScalarOrSchedule | ArrayLike, count: jax.Array
+) -> Number:
     """The number itself, or what the schedule makes of the count."""
     wide = jnp.result_type(float)
     if not callable(value):

@@ -99,7 +99,8 @@ def rmsprop(
         ValueError: On a number that is negative, infinite or NaN, an array that is not
             a scalar, or another state dtype; from ``update`` where gradients,
             parameters, mask and state do not belong together.
-        TypeError: On an argument of the wrong kind.
+        TypeError: On an argument of the wrong kind; from ``update`` on a state that
+            is not an `RMSPropState`.
 
     Example:
         >>> import jax.numpy as jnp, optax

@@ -89,7 +89,7 @@ def checked(options: Options) -> Options:
     """
     name = options.name
     new: dict[str, Any] = {
-        option: _flag(name(option), getattr(options, option))
+        option: flag(name(option), getattr(options, option))
         for option, default in options._field_defaults.items()
         if isinstance(default, bool)
     }
@@ -120,6 +120,11 @@ def checked(options: Options) -> Options:
     return options._replace(**new, seed=seed(options.seed))
 
 
+def python_number(value: Any) -> Any:
+    """A NumPy number as Python's; anything else as it is."""
+    return value.item() if isinstance(value, np.number) else value
+
+
 def _is_schedule(value: object) -> bool:
     return callable(value) and not isinstance(value, type)
 
@@ -135,8 +140,7 @@ def number(name: str, value: object) -> float | jax.Array:
     if _is_schedule(value):
         raise TypeError(
             f"{name} must be a number or a scalar array, but it was the function "
-            f"{value!r}. It is used once, before the first step, so it can't be a "
-            "schedule."
+            f"{value!r}. It is one for the whole run, so it can't be a schedule."
         )
     if not isinstance(value, jax.Array | np.ndarray):
         raise TypeError(
@@ -193,7 +197,8 @@ def seed(value: Any) -> np.uint32 | jax.Array:
     return np.uint32(value)
 
 
-def _flag(name: str, value: object) -> bool:
+def flag(name: str, value: object) -> bool:
+    """A Python boolean; raises on what is none."""
     if not isinstance(value, bool | np.bool_):
         raise TypeError(
             f"{name} must be True or False, but it was {value!r}. It decides how the "

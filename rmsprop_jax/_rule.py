@@ -14,6 +14,9 @@ For one parameter p with gradient g, where α is ``alpha``, μ ``momentum``, λ
     out = b'      or      μ·b' + x (Nesterov)      or      x (no momentum)
     p'  = p − η·out                             or p − η·(out + λ·p), decoupled
 
+timm's caution takes of out only what goes the way of g, and that larger by the share
+of all elements which do (at least 1/1000).
+
 TensorFlow and those after it put the rate into the momentum buffer instead: there
 x = η·g/d and p' = p − out.
 
@@ -94,16 +97,9 @@ def second_moment(rule: Rule, n: Numbers, leaf: Leaf) -> jax.Array:
     return before + weight * jnp.square(g - about)
 
 
-@jax.custom_jvp
 def root(z: jax.Array) -> jax.Array:
-    """√z for z ≥ 0, with a derivative of 0 instead of ∞ at 0."""
-    return jnp.sqrt(z)
-
-
-@root.defjvp
-def _(z: tuple[jax.Array], dz: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    y = root(*z)
-    return y, jnp.where(y == 0, 0, dz[0] / jnp.where(y == 0, 1, 2 * y))
+    """√z for z ≥ 0, with derivatives of 0 instead of ∞ at 0."""
+    return jnp.where(z == 0, 0, jnp.sqrt(jnp.where(z == 0, 1, z)))
 
 
 def direction(rule: Rule, n: Numbers, leaf: Leaf) -> jax.Array:
@@ -123,7 +119,6 @@ def step(rule: Rule, n: Numbers, leaf: Leaf) -> jax.Array:
     else:
         out = buffer(rule, n, leaf) if rule.nesterov else leaf.mu
     if rule.cautious:
-        # Only where the buffer goes the gradient's way, and there by as much more.
         agrees = jnp.sign(leaf.mu) * jnp.sign(gradient(rule, n, leaf)) > 0
         share = jnp.maximum(jnp.mean(agrees, dtype=out.dtype), 1e-3)
         out = jnp.where(agrees, out / share, 0)

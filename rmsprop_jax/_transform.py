@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 from rmsprop_jax import _numbers, _options, _storage, _trees
 from rmsprop_jax._leaf import updated
 from rmsprop_jax._options import Options
+from rmsprop_jax._rule import Leaf
 from rmsprop_jax._state import RMSPropState, moments, no_steps
 
 
@@ -59,7 +60,8 @@ def _update(
         if leaf.g is None or leaf.nu is None:  # no news of it, or nothing to optimize
             u = _no_update(leaf.g, leaf.p)
         else:
-            u, leaf = updated(rule, numbers, salt, leaf)
+            u, *fields = updated(rule, numbers, salt, leaf)
+            leaf = Leaf(leaf.g, leaf.p, *fields)
         out.append(u)
         new.append(leaf)
 

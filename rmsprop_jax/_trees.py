@@ -44,7 +44,14 @@ def matched(
     Raises:
         ValueError: Where the gradients, the parameters, the mask and the state do not
             belong together. It names the leaf.
+        TypeError: Where the state is another one.
     """
+    if not isinstance(state, RMSPropState):
+        raise TypeError(
+            "state must be the RMSPropState that init made, but it was "
+            f"{type(state).__name__}. Call update(gradients, state, params). Of a "
+            "chain give the part that is; checkpoints.from_optax makes one of optax's."
+        )
     nus: list[Any]
     nus, structure = jax.tree.flatten(state.nu, is_leaf=_storage.is_kept)
     rule = options.rule

@@ -12,6 +12,7 @@ import optax
 import pytest
 
 import rmsprop_jax
+from rmsprop_jax import _transform
 
 # optax types states as any trees of arrays; here they are what they are.
 rmsprop: Any = rmsprop_jax.rmsprop
@@ -168,3 +169,22 @@ def test_narrow_state_moves_fewer_bytes_and_makes_no_temporary(
         )
         assert 4 * SIZE * (words(wide) - words(narrow)) > saved, options
         assert temporaries(narrow) <= held, options
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_outside_of_jit_only_the_update_and_the_state_are_written(decay, monkeypatch):
+    """A gradient that came back from the leaf's own program would be a copy."""
+    written = []
+    inner = _transform.updated
+
+    def spy(*args):
+        program: Any = inner.lower(*args).compile()
+        written.append(program.memory_analysis().output_size_in_bytes)
+        return inner(*args)
+
+    monkeypatch.setattr(_transform, "updated", spy)
+    tx = rmsprop(0.1, momentum=0.9, weight_decay=decay)
+    p = jnp.ones(SIZE)
+    tx.update(p, tx.init(p), p)
+    assert len(written) == 1
+    assert written[0] < 12.1 * SIZE

@@ -63,7 +63,7 @@ def test_a_schedule_returns_a_scalar():
 
 
 def test_what_cannot_be_a_schedule():
-    with refused(TypeError, "initial_scale", "before the first step", "schedule"):
+    with refused(TypeError, "initial_scale", "for the whole run", "schedule"):
         rmsprop(initial_scale=lambda count: 0.0)
     with refused(TypeError, "alpha", "schedule with bias_correction", "same at every"):
         rmsprop(alpha=lambda count: 0.9, bias_correction=True)
@@ -77,7 +77,11 @@ def test_errors_say_the_name_that_the_user_wrote():
         names = inspect.signature(dialect).parameters
         rate, *_ = names
         for name, parameter in names.items():
-            if isinstance(parameter.default, bool) or name == "max_lr":
+            if isinstance(parameter.default, bool):
+                with refused(TypeError, name, "must be True or False", "'yes'"):
+                    dialect(**{rate: 0.1} | {name: "yes"})
+                continue
+            if name == "max_lr":
                 continue
             with refused(ValueError, name, "must be a finite number, not negative"):
                 dialect(**{rate: 0.1} | {name: -1.0})
@@ -232,3 +236,15 @@ def test_a_state_made_with_other_options():
     broken.mu["layer"]["b"] = jnp.ones(1)
     with refused(ValueError, "state.mu", "['layer']['b']", "(3,)", "(1,)"):
         rmsprop(momentum=0.9).update(P, broken)
+
+
+@pytest.mark.parametrize("other", ["optax", "chain", "tuple", "none"])
+def test_another_state(other):
+    states = {
+        "optax": optax.rmsprop(0.1).init(P),
+        "chain": optax.chain(optax.clip(1.0), rmsprop()).init(P),
+        "tuple": tuple(rmsprop().init(P)),
+        "none": None,
+    }
+    with refused(TypeError, "state must be the RMSPropState", "but it was", "chain"):
+        rmsprop().update(P, states[other], P)

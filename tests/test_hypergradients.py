@@ -237,3 +237,25 @@ def test_bfloat16_state_passes_derivatives_as_if_not_rounded(centered):
     # 0.004 and 0.002; the run itself is another one, by as much.
     assert np.linalg.norm(narrow - wide) <= 0.02 * np.linalg.norm(wide)
     assert np.any(narrow != wide)
+
+
+@plain_and_centered
+def test_second_derivatives_are_finite_at_zero(centered):
+    """Through a scan, where JAX differentiates what it has differentiated."""
+
+    def end(numbers):
+        rate, alpha, eps = numbers
+        tx = rmsprop(rate, alpha, eps, momentum=0.5, centered=centered)
+
+        def step(state, g):
+            updates, state = tx.update(g, state)
+            return state, updates
+
+        gs = jnp.array([[0.0, 1.0], [0.0, -2.0], [0.0, 0.5]])
+        return jnp.sum(jax.lax.scan(step, tx.init(gs[0]), gs)[1])
+
+    numbers = jnp.array([0.1, 0.9, 0.01])
+    found = jax.jit(jax.hessian(end))(numbers)
+    assert np.all(np.isfinite(found))
+    forward = jax.jit(jax.jacfwd(jax.jacfwd(end)))(numbers)
+    np.testing.assert_allclose(found, forward, rtol=1e-3, atol=1e-3)

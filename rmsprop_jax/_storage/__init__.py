@@ -6,9 +6,11 @@ nothing else. Such a module has:
     DTYPES                          what ``state_dtype`` calls it, each the name of a
                                     dtype
     ROUNDS                          whether it asks for random bits
-    holds(kept)                     whether a leaf of the state is in this format
-    start(full, field, dtype)       an array in this format: what is kept of it before
-                                    the first step; also as it is, if it is better so
+    holds(kept)                     whether it is a leaf of the state in this format: no
+                                    for any other node of a tree, also one that has a
+                                    dtype (a flax Param, say)
+    start(full, field, dtype)       what is kept of an array before the first step. It
+                                    may return `full` itself: small leaves stay float32
     keep(wanted, sources, old, field, bits)
                                     a new value in the format of the old one: that of
                                     wanted(sources), rounded by bits where it has to be

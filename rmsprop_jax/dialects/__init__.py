@@ -7,8 +7,8 @@ the rate is applied after the momentum or within its buffer, and what weight dec
 
 True of them all:
 
-- The rate is a number, a scalar array or a schedule: a function from the count of
-  updates (from 0) to a rate. Every other number may be a traced scalar too.
+- The rate, the decays, ε and the momentum may each be a number, a scalar array (also a
+  traced one), or a schedule: a function from the count of updates (from 0) to a number.
 - They return a gradient transformation whose state is an `RMSPropState`. Shapes, dtypes
   and what is raised are those of `rmsprop_jax.rmsprop`. Where there is weight decay,
   ``update`` needs ``params``.

@@ -4,8 +4,6 @@ Each function is a framework's rule under that system's settings; each docstring
 where every number comes from, and says "unverified" where we could not read the source.
 """
 
-# Their arguments, in their order:
-
 from __future__ import annotations
 
 from optax import GradientTransformationExtraArgs, ScalarOrSchedule

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from optax import GradientTransformationExtraArgs, ScalarOrSchedule
 
-from rmsprop_jax._options import Options
+from rmsprop_jax._options import Options, python_number
 from rmsprop_jax._transform import transformation
 
 
@@ -146,6 +146,7 @@ def keras_legacy(
         tf_keras 2.21, ``tf_keras/src/optimizers/legacy/rmsprop.py``; compared with it
         running.
     """
+    momentum, epsilon = python_number(momentum), python_number(epsilon)
     if isinstance(momentum, int | float) and momentum > 1:
         raise ValueError(
             f"momentum must be between 0 and 1, as in Keras, but it was {momentum}."

@@ -8,7 +8,7 @@ from __future__ import annotations
 from jax.typing import ArrayLike
 from optax import GradientTransformationExtraArgs, ScalarOrSchedule
 
-from rmsprop_jax._options import Options
+from rmsprop_jax._options import Options, flag, python_number
 from rmsprop_jax._transform import transformation
 
 
@@ -69,6 +69,10 @@ def timm(
         timm 1.0.31, ``timm/optim/rmsprop_tf.py``; compared with it running.
         Liang et al., *Cautious Optimizers*, arXiv:2411.16085, 2024.
     """
+    lr, momentum = python_number(lr), python_number(momentum)
+    flag("corrected_weight_decay", corrected_weight_decay)
+    flag("decoupled_decay", decoupled_decay)
+    flag("caution", caution)
     if corrected_weight_decay and not decoupled_decay:
         raise ValueError("corrected_weight_decay must come with decoupled_decay=True.")
     if max_lr is not None and not corrected_weight_decay:
@@ -91,12 +95,19 @@ def timm(
             rate_in_momentum=lr_in_momentum,
             cautious=caution,
             max_rate=_max_lr(lr, max_lr) if corrected_weight_decay else None,
-            names={"learning_rate": "lr", "max_rate": "max_lr"},
+            names={
+                "learning_rate": "lr",
+                "decoupled_weight_decay": "decoupled_decay",
+                "rate_in_momentum": "lr_in_momentum",
+                "cautious": "caution",
+                "max_rate": "max_lr",
+            },
         )
     )
 
 
 def _max_lr(lr: ScalarOrSchedule, max_lr: ArrayLike | None) -> ArrayLike:
+    max_lr = python_number(max_lr)
     if max_lr is None:
         if not isinstance(lr, int | float):
             # An injected rate is the present one, and its square over itself no

@@ -217,3 +217,39 @@ def test_readme_tables_are_the_code(name):
     found = tables.in_readme(name, tables.README.read_text())
     assert found is not None
     assert found[0] == tables.TABLES[name]()
+
+
+def test_numpy_numbers_are_numbers():
+    """Also where a dialect asks whether one is 0."""
+    p, g = jnp.ones(2), jnp.array([1.0, -2.0])
+    zero: Any = np.float32(0)
+    for dialect, options in [
+        (dialects.keras_legacy, {"momentum": zero, "epsilon": 1.0}),
+        (dialects.keras_legacy, {"epsilon": zero}),
+        (dialects.timm, {"lr": np.float32(0.5), "momentum": zero}),
+    ]:
+        python = {name: float(value) for name, value in options.items()}
+        ours, expected = (
+            first_update(dialect(**each), p, g) for each in (options, python)
+        )
+        np.testing.assert_array_equal(ours, expected)
+    corrected = {"decoupled_decay": True, "corrected_weight_decay": True}
+    dialects.timm(zero + np.float32(0.1), **corrected)
+    with pytest.raises(ValueError, match="caution must come with momentum"):
+        dialects.timm(caution=True, momentum=zero)
+    with pytest.raises(ValueError, match="must be greater than 0"):
+        dialects.timm(max_lr=zero, **corrected)
+
+
+def test_timms_largest_rate_may_be_narrower_than_the_rest(x64):
+    """Under strict promotion, with float64 enabled."""
+    p = jnp.ones(2)
+    tx = dialects.timm(
+        jnp.float32(0.5),
+        max_lr=jnp.bfloat16(1.0),
+        weight_decay=0.25,
+        decoupled_decay=True,
+        corrected_weight_decay=True,
+    )
+    updates = first_update(tx, p, jnp.zeros(2))
+    np.testing.assert_allclose(updates, -0.5 * 0.5 * 0.25)

@@ -14,6 +14,7 @@ from rmsprop_jax import _storage
 
 # In 16 bits of a fixed point: a format that nobody needs.
 FIXED_POINT = """
+import jax
 import jax.numpy as jnp
 
 DTYPES = ("int16",)
@@ -90,3 +91,34 @@ def test_what_no_format_holds_is_refused():
     state = tx.init(p)._replace(nu=jnp.ones(3, jnp.int32))
     with pytest.raises(TypeError, match=r"of the state must be of .* but it was int32"):
         tx.update(p, state)
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class Boxed:
+    """A node of a tree that looks like its array, as nnx.Param does."""
+
+    def __init__(self, value):
+        self.value = value
+
+    shape = property(lambda self: self.value.shape)
+    dtype = property(lambda self: self.value.dtype)
+
+    def tree_flatten_with_keys(self):
+        return [(jax.tree_util.GetAttrKey("value"), self.value)], None
+
+    @classmethod
+    def tree_unflatten(cls, _, children):
+        return cls(*children)
+
+
+@pytest.mark.parametrize("state_dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_leaves_may_be_boxed(dtype, state_dtype):
+    p = {"w": Boxed(jnp.ones((64, 64), dtype))}
+    tx: Any = rmsprop_jax.rmsprop(
+        0.1, momentum=0.9, weight_decay=0.1, state_dtype=state_dtype
+    )
+    updates, state = tx.update(p, tx.init(p), p)
+    assert jax.tree.structure(updates) == jax.tree.structure(p)
+    assert isinstance(state.nu["w"], Boxed)
+    assert isinstance(rmsprop_jax.precision.widened(state.nu)["w"], Boxed)

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 Sources = TypeVar("Sources")
@@ -24,7 +25,8 @@ _LARGEST = float(jnp.finfo(jnp.bfloat16).max)
 
 
 def holds(kept: object) -> bool:
-    return getattr(kept, "dtype", None) == jnp.bfloat16
+    is_array = isinstance(kept, jax.Array | np.ndarray | jax.ShapeDtypeStruct)
+    return is_array and kept.dtype == jnp.bfloat16
 
 
 def start(full: jax.Array, field: str, dtype: str) -> jax.Array:
