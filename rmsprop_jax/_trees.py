@@ -86,6 +86,12 @@ def matched(
         if g is not None:
             _check_kind(lambda i=i: _name(state.nu, i), g, nu)
         if g is not None and nu is not None:
+            if rule.cautious and jnp.iscomplexobj(g):
+                raise ValueError(
+                    f"{options.name('cautious')} is for real leaves, but the gradient "
+                    f"of leaf {_name(state.nu, i)} was complex. Leave it out, or give "
+                    "this leaf a rule of its own with optax.partition."
+                )
             check("The gradients", g)
             if rule.momentum:
                 check("state.mu", mu)

@@ -63,7 +63,8 @@ def timm(
         ValueError: On an argument that would do nothing, though timm accepts it:
             ``corrected_weight_decay`` without ``decoupled_decay``, ``caution`` without
             momentum, ``max_lr`` without ``corrected_weight_decay``. If ``max_lr`` is
-            missing or 0. As `rmsprop` does.
+            missing or 0. As `rmsprop` does; from ``update`` where a leaf is complex
+            and ``caution`` is true.
 
     References:
         timm 1.0.31, ``timm/optim/rmsprop_tf.py``; compared with it running.

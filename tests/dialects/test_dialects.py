@@ -253,3 +253,10 @@ def test_timms_largest_rate_may_be_narrower_than_the_rest(x64):
     )
     updates = first_update(tx, p, jnp.zeros(2))
     np.testing.assert_allclose(updates, -0.5 * 0.5 * 0.25)
+
+
+def test_caution_is_for_real_leaves():
+    p = {"w": jnp.ones(2, jnp.complex64)}
+    tx = dialects.timm(0.1, momentum=0.9, caution=True)
+    with pytest.raises(ValueError, match=r"caution is for real .*\['w'\] was complex"):
+        tx.update(p, tx.init(p), p)
