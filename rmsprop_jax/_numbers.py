@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from rmsprop_jax._options import Options
+from rmsprop_jax._options import SCHEDULED, Options
 
 # Below the arithmetic's precision α·(g − m)² is nothing beside g².
 _LEAST = float(jnp.finfo(jnp.float32).eps)
@@ -33,7 +33,7 @@ def of_step(options: Options, count: jax.Array) -> np.ndarray | jax.Array:
     """
     rate, alpha, eps, decay, momentum = (
         value_of(options.name(option), getattr(options, option), count)
-        for option in ("learning_rate", "alpha", "eps", "weight_decay", "momentum")
+        for option in SCHEDULED
     )
     weight = 1 - alpha
     if options.bias_correction:

@@ -95,3 +95,6 @@ def no_steps(params: optax.Params) -> jax.Array:
             # Where nothing is said to be anywhere, neither is the count.
             device = sharding if getattr(p, "committed", True) else None
     return jnp.zeros([], jnp.int32, device=device)
+
+
+advanced = jax.jit(optax.safe_increment)  # of a count; one piece outside of jit too

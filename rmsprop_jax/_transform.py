@@ -14,7 +14,7 @@ from rmsprop_jax import _numbers, _options, _storage, _trees
 from rmsprop_jax._leaf import updated
 from rmsprop_jax._options import Options
 from rmsprop_jax._rule import Leaf
-from rmsprop_jax._state import RMSPropState, moments, no_steps
+from rmsprop_jax._state import RMSPropState, advanced, moments, no_steps
 
 
 def transformation(options: Options) -> optax.GradientTransformationExtraArgs:
@@ -69,7 +69,7 @@ def _update(
         return tree(getattr(leaf, name) for leaf in new)
 
     return tree(out), RMSPropState(
-        count=_storage.advanced(state.count),
+        count=advanced(state.count),
         nu=field("nu"),
         mu=field("mu") if rule.momentum else None,
         grad_mean=field("grad_mean") if rule.centered else None,

@@ -83,11 +83,13 @@ def zero1(
         return jnp.size(x) > 1 and jnp.issubdtype(x.dtype, jnp.inexact)
 
     def in_parts(tree: optax.Params, state: optax.OptState) -> optax.Params:
+        units_of = _storage.units(state)
+
         def split(x: jax.Array) -> jax.Array:
             if not is_split(x):
                 return x
-            units = _storage.unit(state, x.shape)
-            for dimension, (size, unit) in enumerate(zip(x.shape, units, strict=True)):
+            sides = zip(x.shape, units_of(x.shape), strict=True)
+            for dimension, (size, unit) in enumerate(sides):
                 if size % (number * unit) == 0:
                     return placed(x, *[None] * dimension, axis)
             ones = [1] * (x.ndim - 1)

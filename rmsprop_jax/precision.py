@@ -22,6 +22,7 @@ import optax
 
 from rmsprop_jax import _errors, _options, _storage, _trees
 from rmsprop_jax._options import Seed
+from rmsprop_jax._state import advanced
 from rmsprop_jax._storage import Salt
 from rmsprop_jax._storage.formats import bfloat16
 
@@ -134,7 +135,7 @@ def stochastic_rounding(*, seed: Seed = 0) -> optax.GradientTransformationExtraA
                     "or wrap the optimizer in master_weights instead."
                 )
             new.append(_rounded(u, p, salt) if narrow else u)
-        count = _storage.advanced(state.count)
+        count = advanced(state.count)
         return structure.unflatten(new), StochasticRoundingState(count)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -42,7 +42,6 @@ from rmsprop_jax._storage._memory import settled, shared
 
 __all__ = [
     "Salt",
-    "advanced",
     "dtypes",
     "is_kept",
     "is_rounded",
@@ -53,7 +52,7 @@ __all__ = [
     "settled",
     "shared",
     "started",
-    "unit",
+    "units",
 ]
 
 Kept = Any  # an array, or what a format makes of one: its pytree of arrays
@@ -90,9 +89,6 @@ def dtypes() -> list[str]:
     """What ``state_dtype`` may be, from the widest on."""
     names = [name for each in FORMATS for name in each.DTYPES]
     return sorted(names, key=lambda name: -jnp.dtype(name).itemsize)
-
-
-advanced = jax.jit(optax.safe_increment)  # of a count; one piece outside of jit too
 
 
 def _format_of(kept: Kept) -> Format:
@@ -152,14 +148,17 @@ def read(kept: Kept) -> jax.Array:
     return _format_of(kept).read(kept)
 
 
-def unit(state: optax.OptState, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The sides of what must stay on one device, of a leaf of this shape.
+def units(state: optax.OptState) -> Callable[[tuple[int, ...]], tuple[int, ...]]:
+    """From a leaf's shape to the sides of what must stay on one device.
 
     Args:
-        state: Its formats count.
-        shape: That of the leaf.
+        state: Only the formats that it has count.
     """
     leaves = jax.tree.leaves(state, is_leaf=is_kept)
     present = [each for each in FORMATS if any(map(each.holds, leaves))]
-    blocks = [(1,) * len(shape), *(each.block(shape) for each in present)]
-    return tuple(math.lcm(*sides) for sides in zip(*blocks, strict=True))
+
+    def sides(shape: tuple[int, ...]) -> tuple[int, ...]:
+        blocks = [(1,) * len(shape), *(each.block(shape) for each in present)]
+        return tuple(math.lcm(*each) for each in zip(*blocks, strict=True))
+
+    return sides

@@ -71,7 +71,8 @@ def test_bits_are_independent(dtype):
     share = first.mean(axis=0)
     np.testing.assert_allclose(share, share.mean(), atol=4 * 0.5 / np.sqrt(steps))
     others = [first[1:], first[:, 1:], up(leaf=1), up("mu"), up(seed=1)]
-    for one, other in zip([first[:-1], first[:, :-1], *[first] * 3], others):  # noqa: B905
+    ones = [first[:-1], first[:, :-1], *[first] * 3]
+    for one, other in zip(ones, others, strict=True):
         for a, b in zip(one.T, other.T, strict=True):
             assert abs(np.corrcoef(a, b)[0, 1]) < 4.5 / np.sqrt(steps)
 
