@@ -100,7 +100,7 @@ def main() -> None:
     makers: dict[str, Callable[[], Any]] = {
         "optax": lambda: optax.rmsprop(0.01, 0.99, momentum=0.9, eps_in_sqrt=False)
     }
-    for dtype in ("float32", "bfloat16", "int8"):
+    for dtype in ("float32", "bfloat16"):
         makers[dtype] = lambda dtype=dtype: rmsprop(
             0.01, momentum=0.9, state_dtype=dtype
         )

@@ -150,7 +150,6 @@ VARIANTS = {
     "all float32": Variant(),
     "all float32, nudged": Variant(nudge=1e-6),
     "bfloat16 state": Variant(state_dtype="bfloat16"),
-    "int8 state": Variant(state_dtype="int8"),
     "bfloat16 state, to nearest": Variant(state_to_nearest=True),
     "bfloat16 params, stochastic": Variant("bfloat16", stochastic_rounding=True),
     "bfloat16 params, masters": Variant("bfloat16", master_weights=True),

@@ -54,8 +54,8 @@ def updated(
         return of(lambda x: x)
 
     def keep(field: str, formula: Formula, leaf: Leaf) -> Leaf:
-        wanted, old = partial(compute, formula), getattr(leaf, field)
-        new = _storage.keep(wanted, leaf, old, field, salt)
+        old = getattr(leaf, field)
+        new = _storage.keep(compute(formula, leaf), old, field, salt)
         return settled(leaf._replace(**{field: new}))
 
     leaf = _rule.update(rule, leaf, keep)

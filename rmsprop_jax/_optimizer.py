@@ -80,13 +80,11 @@ def rmsprop(
         weight_decay_mask: Which leaves decay: a tree of booleans like the parameters,
             or a prefix of it, or a function from the parameters to one. All by default.
         state_dtype: How ``nu``, ``mu`` and ``grad_mean`` are kept, whatever the dtype
-            of the parameters: ``"float32"``, ``"float64"``, ``"bfloat16"``, or
-            ``"int8"``, in codes of 8 bits with scales for blocks of them (leaves of
-            fewer than 4096 elements, or with no dimension that a number from 32 to 128
-            divides, stay float32). The latter two are rounded stochastically (see
-            `rmsprop_jax.precision`), and ``grad_mean`` is float32 with them. float64
-            parameters keep float64, complex ones complex64 or complex128. A state that
-            is there already, as from a checkpoint, keeps its own.
+            of the parameters: ``"float32"``, ``"float64"`` or ``"bfloat16"``. bfloat16
+            is rounded stochastically (see `rmsprop_jax.precision`), and ``grad_mean``
+            is float32 with it. float64 parameters keep float64, complex ones complex64
+            or complex128. A state that is there already, as from a checkpoint, keeps
+            its own.
         seed: Of the stochastic rounding: an integer or an integer scalar array. Runs
             with the same one are the same to the bit.
 

@@ -29,10 +29,6 @@ class RMSPropState(NamedTuple):
             ``momentum_buffer``.
         grad_mean: the mean of the gradient, or ``None`` if not centered. torch says
             ``grad_avg``.
-
-    In 8 bits a leaf of ``nu`` or ``mu`` is itself a small tree: ``codes`` in the
-    parameter's shape, and the scales ``step`` and ``low``.
-    `rmsprop_jax.precision.widened` reads it.
     """
 
     count: Any  # jax.Array, but every tuple has a method of that name

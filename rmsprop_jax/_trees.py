@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rmsprop_jax import _errors, _storage
+from rmsprop_jax import _errors
 from rmsprop_jax._options import Mask, Options
 from rmsprop_jax._rule import Leaf
 from rmsprop_jax._state import RMSPropState
@@ -53,7 +53,7 @@ def matched(
             "chain give the part that is; checkpoints.from_optax makes one of optax's."
         )
     nus: list[Any]
-    nus, structure = jax.tree.flatten(state.nu, is_leaf=_storage.is_kept)
+    nus, structure = jax.tree.flatten(state.nu, is_leaf=is_none)
     rule = options.rule
 
     def leaves(what: str, tree: optax.Params) -> list[Any]:
@@ -105,7 +105,7 @@ def matched(
 
 
 def _names(tree: optax.Params) -> list[str]:
-    paths = jax.tree_util.tree_leaves_with_path(tree, is_leaf=_storage.is_kept)
+    paths = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_none)
     return [_errors.leaf(path) for path, _ in paths]
 
 
@@ -117,7 +117,7 @@ def _leaves(
     what: str, tree: optax.Params, like: optax.Params, structure: object
 ) -> list[Any]:
     """The leaves of a tree that must be like the state's second moment."""
-    leaves, its_structure = jax.tree.flatten(tree, is_leaf=_storage.is_kept)
+    leaves, its_structure = jax.tree.flatten(tree, is_leaf=is_none)
     if its_structure == structure:
         return leaves
     odd = _errors.difference(_names(tree), _names(like))

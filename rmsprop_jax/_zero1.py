@@ -9,7 +9,7 @@ from jax import lax
 from jax.core import Tracer
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from rmsprop_jax import _errors, _storage, _trees
+from rmsprop_jax import _errors, _trees
 
 
 def zero1(
@@ -21,12 +21,11 @@ def zero1(
     axis each updates 1/N of every leaf, and then they share the updates: XLA scatters
     the gradients' sum (or slices it), and gathers the updates.
 
-    A leaf is split along its first dimension that N divides; beside 8-bit state, that N
-    divides without cutting a block. If there is none, its state is of shape ``(1, ...,
-    1, size)``, with zeros at the end up to a multiple of N; so the shapes of the state
-    may differ with N. Scalars and integers are not split. The numbers are those of the
-    unsplit run but for rounding, as XLA may fuse the two differently, and for 8-bit
-    state, whose blocks are others in a leaf of another shape.
+    A leaf is split along its first dimension that N divides. If there is none, its
+    state is of shape ``(1, ..., 1, size)``, with zeros at the end up to a multiple of
+    N; so the shapes of the state may differ with N. Scalars and integers are not split.
+    The numbers are those of the unsplit run but for rounding, as XLA may fuse the two
+    differently.
 
     Args:
         tx: The whole chain, of elementwise transformations such as `rmsprop`, or such
@@ -82,20 +81,17 @@ def zero1(
     def is_split(x):
         return jnp.size(x) > 1 and jnp.issubdtype(x.dtype, jnp.inexact)
 
-    def in_parts(tree: optax.Params, state: optax.OptState) -> optax.Params:
-        units_of = _storage.units(state)
+    def split(x):
+        if not is_split(x):
+            return x
+        for dimension, size in enumerate(x.shape):
+            if size % number == 0:
+                return placed(x, *[None] * dimension, axis)
+        ones = [1] * (x.ndim - 1)
+        x = jnp.pad(jnp.ravel(x), (0, -x.size % number)).reshape(*ones, -1)
+        return placed(x, *[None] * len(ones), axis)
 
-        def split(x: jax.Array) -> jax.Array:
-            if not is_split(x):
-                return x
-            sides = zip(x.shape, units_of(x.shape), strict=True)
-            for dimension, (size, unit) in enumerate(sides):
-                if size % (number * unit) == 0:
-                    return placed(x, *[None] * dimension, axis)
-            ones = [1] * (x.ndim - 1)
-            x = jnp.pad(jnp.ravel(x), (0, -x.size % number)).reshape(*ones, -1)
-            return placed(x, *[None] * len(ones), axis)
-
+    def in_parts(tree: optax.Params) -> optax.Params:
         return jax.tree.map(split, tree)
 
     def whole(x, like):
@@ -123,7 +119,7 @@ def zero1(
                     f"{dict(mesh.shape)}, but it was on one of "
                     f"{dict(its_mesh.shape)}. Give zero1 the parameters' mesh."
                 )
-        return tx.init(in_parts(params, jax.eval_shape(tx.init, params)))
+        return tx.init(in_parts(params))
 
     def update(updates, state, params=None, **extra_args):
         def compare(path, u, p):
@@ -141,7 +137,7 @@ def zero1(
         # constraints without a barrier between it would heed the last.
         params = jax.tree.map(lambda p: lax.optimization_barrier(whole(p, p)), params)
         parts, state = tx.update(
-            in_parts(updates, state), state, in_parts(params, state), **extra_args
+            in_parts(updates), state, in_parts(params), **extra_args
         )
         return jax.tree.map(whole, parts, updates), state
 

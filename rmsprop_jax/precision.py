@@ -27,35 +27,6 @@ from rmsprop_jax._storage import Salt
 from rmsprop_jax._storage.formats import bfloat16
 
 
-def widened(moments: optax.Params) -> Any:
-    """A state's moments in numbers, whatever they are kept in.
-
-    Args:
-        moments: A tree of the state: its ``nu``, ``mu`` or ``grad_mean``.
-
-    Returns:
-        A tree like the parameters, of float32 arrays in place of bfloat16 ones and of
-        the codes of an int8 state. Other arrays, and None, stay as they are. Codes that
-        were made within ``vmap`` or ``shard_map`` are to be read within it.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from rmsprop_jax import rmsprop
-        >>> from rmsprop_jax.precision import widened
-        >>> tx = rmsprop(state_dtype="int8")
-        >>> params = {"w": jnp.ones((64, 64))}
-        >>> _, state = tx.update(params, tx.init(params))
-        >>> state.nu["w"].codes.dtype, widened(state.nu)["w"][0, 0]
-        (dtype('int8'), Array(0.01, dtype=float32))
-    """
-
-    def read(x: Any) -> Any:
-        kept = x is not None and _storage.is_kept(x)
-        return _storage.read(x) if kept else x
-
-    return jax.tree.map(read, moments, is_leaf=_storage.is_kept)
-
-
 def _is_narrow(p: jax.Array | None) -> bool:
     """Whether a parameter is a floating-point one of 16 bits or fewer."""
     if p is None or not jnp.issubdtype(jnp.result_type(p), jnp.inexact):

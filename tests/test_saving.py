@@ -19,7 +19,6 @@ CONFIGURATIONS = {
     "plain": {},
     "all": {"momentum": 0.9, "centered": True},
     "bfloat16": {"momentum": 0.9, "state_dtype": "bfloat16"},
-    "int8": {"momentum": 0.9, "state_dtype": "int8"},
 }
 
 

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from rmsprop_jax import _storage
 from rmsprop_jax._state import RMSPropState
-from rmsprop_jax.precision import widened
 
 
 def partition(
@@ -80,4 +80,4 @@ def wide(part: RMSPropState, moment: str) -> optax.Params:
     tree = getattr(part, moment)
     if tree is None:
         return jax.tree.map(jnp.zeros_like, wide(part, "nu"))
-    return widened(tree)
+    return jax.tree.map(_storage.read, tree)

@@ -21,7 +21,6 @@ from support.meshes import (
 )
 
 import rmsprop_jax
-from rmsprop_jax.precision import widened
 from rmsprop_jax.sharding import check, state_shardings
 
 # optax types states as any trees of arrays; here they are what they are.
@@ -115,7 +114,6 @@ def test_updates_as_the_unsplit_run(options):
 
 
 def roots(program):
-    """How many; in 8 bits the logarithms and exponentials, too."""
     return program.cost_analysis()["transcendentals"]
 
 
@@ -137,9 +135,6 @@ def test_each_device_holds_and_updates_its_part(axis_type, options):
     number = sum(moment is not None for moment in moments)
     size = 2 if options.get("state_dtype") == "bfloat16" else 4
     one = number * size * sum(PARTS.values()) + state.count.nbytes
-    if options.get("state_dtype") == "int8":
-        # Of "in" a byte an element; of its four blocks nu has two scales, mu one.
-        one += number * PARTS["in"] * (1 - 4) + (2 + 1) * 4 * 4
     held = dict.fromkeys(mesh.devices.flat, one)
     assert bytes_on_each_device(state) == held
     expected = state_shardings(tx, params)
@@ -185,7 +180,7 @@ def test_what_is_padded_never_matters(options):
     updates, state = update(params, clean, params)
     poisoned, after = update(params, jax.tree.map(poison, clean), params)
     jax.tree.map(np.testing.assert_array_equal, poisoned, updates)
-    odd, left_alone = widened(after.nu)["odd"], widened(state.nu)["odd"]
+    odd, left_alone = after.nu["odd"], state.nu["odd"]
     assert np.isnan(odd[0, 15])
     assert np.isfinite(odd[0, :15]).all()
     assert left_alone[0, 15] == 0
@@ -268,27 +263,6 @@ def test_refuses_an_update_of_another_shape():
         ValueError, match=r"leaf \['p'\] must have .*\(2, 3\), .*\(1, 3\)"
     ):
         tx.update({"p": jnp.ones((1, 3))}, tx.init(params), params)
-
-
-@each_axis_type
-@pytest.mark.parametrize(
-    ("shape", "kept"), [((512, 10), (1, 5120)), ((128, 64), (128, 64))]
-)
-def test_no_8_bit_block_is_cut(shape, kept, axis_type):
-    """They have blocks of 128 down their columns, which eight devices would cut."""
-    mesh = make_mesh(axis_type)
-    p = jax.device_put(jnp.ones(shape), on(mesh))
-    tx = zero1(rmsprop(0.01, state_dtype="int8"), mesh)
-    state = tx.init(p)
-    check(state, state_shardings(tx, p))
-    program = compiled(train_step(tx), p, state, p)
-    assert collectives(program) == ["all-gather"]
-    held = sum(x.nbytes for x in jax.tree.leaves(state[1:])) / 8
-    held += state.count.nbytes
-    assert bytes_on_each_device(state) == dict.fromkeys(mesh.devices.flat, held)
-    assert state.nu.shape == kept
-    # In float32 there are no blocks, and the leaf keeps its shape.
-    assert zero1(rmsprop(0.01), mesh).init(p).nu.shape == shape
 
 
 def matrices(params):

@@ -19,7 +19,7 @@ def stored(x: Any, dtype: str, field: str, **place: int) -> Any:
     """A leaf of the state in that format, rounded as at that step, leaf and seed."""
     x = jnp.asarray(x, jnp.float32)
     old = _storage.started(jnp.zeros_like(x), field, dtype)
-    return _storage.keep(lambda x: x, x, old, field, salt(**place))
+    return _storage.keep(x, old, field, salt(**place))
 
 
 def kept(x: Any, dtype: str, field: str, **place: int) -> np.ndarray:
@@ -35,7 +35,7 @@ def kept_at_steps(
     old = _storage.started(jnp.zeros_like(x), field, dtype)
 
     def at(step):
-        new = _storage.keep(lambda x: x, x, old, field, salt(step=step, **place))
+        new = _storage.keep(x, old, field, salt(step=step, **place))
         return _storage.read(new)[index]
 
     each: Callable[[Any], Any] = jax.jit(jax.vmap(at))

@@ -24,7 +24,6 @@ OPTIONS = {
         "weight_decay": 0.1,
     },
     "bfloat16": {"momentum": 0.9, "state_dtype": "bfloat16"},
-    "int8": {"momentum": 0.9, "state_dtype": "int8"},
 }
 each_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 
 import rmsprop_jax
-from rmsprop_jax.precision import widened
 
 # optax types states as any trees of arrays; here they are what they are.
 rmsprop: Any = rmsprop_jax.rmsprop
@@ -27,6 +26,6 @@ def run(gs, **options):
 
     def step(state, g):
         _, state = tx.update(g, state)
-        return state, jnp.mean(widened(state.nu))
+        return state, jnp.mean(state.nu, dtype=jnp.float32)
 
     return jax.lax.scan(step, tx.init(gs[0]), gs)

@@ -10,23 +10,14 @@ integers, carries into the upper one as often as the lower half is large.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
-Sources = TypeVar("Sources")
-
-DTYPES = ("bfloat16",)
+DTYPES = HELD = ("bfloat16",)
 ROUNDS = True
 _LARGEST = float(jnp.finfo(jnp.bfloat16).max)
-
-
-def holds(kept: object) -> bool:
-    is_array = isinstance(kept, jax.Array | np.ndarray | jax.ShapeDtypeStruct)
-    return is_array and kept.dtype == jnp.bfloat16
 
 
 def start(full: jax.Array, field: str, dtype: str) -> jax.Array:
@@ -36,23 +27,14 @@ def start(full: jax.Array, field: str, dtype: str) -> jax.Array:
 
 
 def keep(
-    wanted: Callable[[Sources], jax.Array],
-    sources: Sources,
-    old: jax.Array,
-    field: str,
-    bits: Callable[[tuple[int, ...]], jax.Array],
+    x: jax.Array, dtype: str, bits: Callable[[tuple[int, ...]], jax.Array]
 ) -> jax.Array:
-    del old
-    x = wanted(sources).astype(jnp.float32)
-    return _rounded(x, x if field == "nu" else jnp.abs(x), bits(x.shape))
+    del dtype  # there is one
+    return rounded(x, bits(x.shape))
 
 
 def read(kept: jax.Array) -> jax.Array:
     return kept.astype(jnp.float32)
-
-
-def block(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return (1,) * len(shape)
 
 
 def rounded(x: jax.Array, bits: jax.Array) -> jax.Array:
