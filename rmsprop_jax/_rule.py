@@ -97,9 +97,18 @@ def second_moment(rule: Rule, n: Numbers, leaf: Leaf) -> jax.Array:
     return before + weight * jnp.square(g - about)
 
 
+@jax.custom_jvp
 def root(z: jax.Array) -> jax.Array:
     """√z for z ≥ 0, with derivatives of 0 instead of ∞ at 0."""
-    return jnp.where(z == 0, 0, jnp.sqrt(jnp.where(z == 0, 1, z)))
+    return jnp.sqrt(z)
+
+
+@root.defjvp
+def _(z: tuple[jax.Array], change: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def guarded(z: jax.Array) -> jax.Array:
+        return jnp.where(z == 0, 0, jnp.sqrt(jnp.where(z == 0, 1, z)))
+
+    return jax.jvp(guarded, z, change)
 
 
 def direction(rule: Rule, n: Numbers, leaf: Leaf) -> jax.Array:

@@ -26,15 +26,16 @@ class Salt(NamedTuple):
     """What tells the bits of one leaf at one step from all others.
 
     Attributes:
-        all: uint32, one for each leaf: a hash of the seed, the step and the leaf.
-        leaf: uint32 of shape (2,): the leaf's number, and another one.
-        first: uint32 of shape (1,): where in ``leaf`` its number is. That is 0, but no
-            compiler can know.
+        number: uint32 scalar, the leaf's.
+        step: uint32 scalar: a hash of the seed, the step and the use.
+        all: uint32, one for each leaf: a hash of the step's and the leaf's number.
+        zero: uint32 of shape (1,): 0, but no compiler can know.
     """
 
+    number: np.uint32 | jax.Array
+    step: jax.Array
     all: jax.Array
-    leaf: np.ndarray | jax.Array
-    first: jax.Array
+    zero: jax.Array
 
 
 def salts(seed: ArrayLike, count: jax.Array, *, leaves: int, use: Use) -> list[Salt]:
@@ -47,48 +48,68 @@ def salts(seed: ArrayLike, count: jax.Array, *, leaves: int, use: Use) -> list[S
         use: What is rounded.
     """
     numbers = np.arange(leaves, dtype=np.uint32)
-    each, first = _salts(seed, count, np.uint32(use == "parameters"), numbers)
-    both = np.stack([numbers, ~numbers], axis=1)
-    return [Salt(each, row, first) for row in both]
+    rest = _of_step(seed, count, np.uint32(use == "parameters"), numbers)
+    return [Salt(number, *rest) for number in numbers]
 
 
 @jax.jit
-def _salts(
+def _of_step(
     seed: jax.Array, count: jax.Array, use: jax.Array, numbers: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     step = _mixed(_mixed(_mixed(seed) + use) + count.astype(jnp.uint32))
-    first = (count < 0).astype(jnp.uint32).reshape(1)
-    return in_memory_on_gpu(_mixed(step + numbers)), first
+    zero = (count < 0).astype(jnp.uint32).reshape(1)
+    return step, in_memory_on_gpu(_mixed(step + numbers)), zero
 
 
 @partial(jax.jit, static_argnames="shape")  # traced once for both moments of a leaf
 def random_bits(shape: tuple[int, ...], salt: Salt) -> jax.Array:
     """32 random bits for each element, uint32, the same for the same salt."""
-    number = lax.platform_dependent(
-        salt.leaf, salt.first, cpu=_read_when_run, default=_known
+    own = lax.platform_dependent(salt, cpu=_read_when_run, tpu=_computed, default=_read)
+    index = lax.platform_dependent(
+        tpu=partial(_counted, shape), default=partial(_summed, shape)
     )
-    own = lax.dynamic_slice(salt.all, number, (1,)).reshape(())
-    index = jnp.full(shape, own)
-    for axis in range(len(shape)):
-        stride = math.prod(shape[axis + 1 :]) % 2**32
-        index += lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)
     # Of `_mixed` what an element needs whose salt is a hash already.
-    x = index * jnp.uint32(0x7FEB352D)
+    x = (index + own) * jnp.uint32(0x7FEB352D)
     return (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
 
 
-def _read_when_run(leaf: jax.Array, first: jax.Array) -> jax.Array:
-    """The leaf's number, from a place that is only known when the program runs.
+def _read(salt: Salt) -> jax.Array:
+    """The leaf's own hash. On a GPU all leaves read one array: `in_memory_on_gpu`."""
+    number = salt.number.reshape(1)
+    return lax.dynamic_slice(salt.all, number, (1,)).reshape(())
+
+
+def _read_when_run(salt: Salt) -> jax.Array:
+    """The same, from a place that is only known when the program runs.
 
     XLA on CPU compiles one kernel for all that are the same. A number that it knew
     would be written into the kernel, and make it one of its own for every leaf.
     """
-    return lax.dynamic_slice(leaf, first, (1,))
+    either = jnp.stack([salt.number, ~salt.number])
+    number = lax.dynamic_slice(either, salt.zero, (1,))
+    return lax.dynamic_slice(salt.all, number, (1,)).reshape(())
 
 
-def _known(leaf: jax.Array, first: jax.Array) -> jax.Array:
-    del first
-    return leaf[:1]
+def _computed(salt: Salt) -> jax.Array:
+    """The same. A TPU has scalars of its own; an array would be held in memory."""
+    return _mixed(salt.step + salt.number)
+
+
+def _summed(shape: tuple[int, ...]) -> jax.Array:
+    """The place of each element in its leaf, modulo 2³²."""
+    index = jnp.zeros(shape, jnp.uint32)
+    for axis in range(len(shape)):
+        stride = math.prod(shape[axis + 1 :]) % 2**32
+        index += lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)
+    return index
+
+
+def _counted(shape: tuple[int, ...]) -> jax.Array:
+    """The same. On a TPU a sum becomes kernels of their own for rows and columns.
+
+    Elsewhere it is no better, and where shards are uneven it communicates.
+    """
+    return lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
 
 
 def _mixed(x: jax.Array) -> jax.Array:
