@@ -128,9 +128,10 @@ def step(rule: Rule, n: Numbers, leaf: Leaf) -> jax.Array:
     else:
         out = buffer(rule, n, leaf) if rule.nesterov else leaf.mu
     if rule.cautious:
-        agrees = jnp.sign(leaf.mu) * jnp.sign(gradient(rule, n, leaf)) > 0
-        share = jnp.maximum(jnp.mean(agrees, dtype=out.dtype), 1e-3)
-        out = jnp.where(agrees, out / share, 0)
+        to, way = jnp.sign(leaf.mu), jnp.sign(gradient(rule, n, leaf))
+        share = jnp.maximum(jnp.mean(to * way > 0, dtype=out.dtype), 1e-3)
+        # Where both are 0, so is out. In the same words as above, XLA would keep it.
+        out = jnp.where(to == way, out / share, 0)
     if not rule.has_rate:
         return out
     out = -out if rule.rate_in_momentum else -n.rate * out

@@ -116,7 +116,7 @@ def stochastic_rounding(*, seed: Seed = 0) -> optax.GradientTransformationExtraA
 def _rounded(u: jax.Array, p: jax.Array, salt: Salt) -> jax.Array:
     """The update with which p becomes p + u, rounded to bfloat16 at random."""
     exact = p.astype(jnp.float32) + u.astype(jnp.float32)
-    bits = _storage.random_bits(p.shape, salt) >> 16
+    bits = _storage.random_bits(p, salt) >> 16
     return _lands_on(bfloat16.rounded(exact, bits), p)
 
 

@@ -93,7 +93,7 @@ def test_updates_land_exactly():
     with jax.numpy_dtype_promotion("standard"):
         q = apply_updates(p, updates)
     exact = p["narrow"].astype(jnp.float32) + g["narrow"].astype(jnp.float32)
-    bits = _storage.random_bits(exact.shape, salt(leaf=1, use="parameters"))
+    bits = _storage.random_bits(exact, salt(leaf=1, use="parameters"))
     chex.assert_trees_all_equal(q["narrow"], bfloat16.rounded(exact, bits >> 16))
     chex.assert_trees_all_equal(updates["wide"], g["wide"])
     assert int(after.count) == 1

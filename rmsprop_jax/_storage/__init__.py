@@ -13,7 +13,7 @@ a new file there, and nothing else. Such a module has:
     read(kept)                      the array that it stands for
 
 ``field`` is the state's: ``"nu"``, which is never negative, ``"mu"`` or
-``"grad_mean"``. ``bits(shape)`` are 16 random bits for each element, as uint32.
+``"grad_mean"``. ``bits()`` are 16 random bits for each element of x, as uint32.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Format(Protocol):
         self,
         x: jax.Array,
         dtype: DTypeLike,
-        bits: Callable[[tuple[int, ...]], jax.Array],
+        bits: Callable[[], jax.Array],
     ) -> jax.Array: ...
     def read(self, kept: jax.Array) -> jax.Array: ...
 
@@ -105,10 +105,10 @@ def keep(x: jax.Array, old: jax.Array, field: str, salt: Salt | None) -> jax.Arr
         salt: That of `salts` for this leaf, if it is rounded.
     """
 
-    def bits(shape: tuple[int, ...]) -> jax.Array:
+    def bits() -> jax.Array:
         assert salt is not None
         # One hash serves both moments: nu has its upper half, mu the lower one.
-        both = random_bits(shape, salt)
+        both = random_bits(x, salt)
         return both & 0xFFFF if field == "mu" else both >> 16
 
     return _format_of(old.dtype).keep(x, old.dtype, bits)

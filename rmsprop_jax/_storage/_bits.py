@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import AxisType
 from jax.typing import ArrayLike
 
 from rmsprop_jax._storage._memory import in_memory_on_gpu
@@ -61,13 +62,11 @@ def _of_step(
     return step, in_memory_on_gpu(_mixed(step + numbers)), zero
 
 
-@partial(jax.jit, static_argnames="shape")  # traced once for both moments of a leaf
-def random_bits(shape: tuple[int, ...], salt: Salt) -> jax.Array:
+@jax.jit  # traced once for both moments of a leaf
+def random_bits(like: jax.Array, salt: Salt) -> jax.Array:
     """32 random bits for each element, uint32, the same for the same salt."""
     own = lax.platform_dependent(salt, cpu=_read_when_run, tpu=_computed, default=_read)
-    index = lax.platform_dependent(
-        tpu=partial(_counted, shape), default=partial(_summed, shape)
-    )
+    index = _index(like)
     # Of `_mixed` what an element needs whose salt is a hash already.
     x = (index + own) * jnp.uint32(0x7FEB352D)
     return (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
@@ -95,8 +94,22 @@ def _computed(salt: Salt) -> jax.Array:
     return _mixed(salt.step + salt.number)
 
 
+def _index(like: jax.Array) -> jax.Array:
+    """The place of each element in its leaf, modulo 2³², and sharded like it."""
+
+    def index() -> jax.Array:
+        return lax.platform_dependent(
+            tpu=partial(_counted, like.shape), default=partial(_summed, like.shape)
+        )
+
+    sharding = jax.typeof(like).sharding
+    if AxisType.Explicit not in sharding.mesh.axis_types:
+        return index()  # XLA sees to it
+    on_auto: Any = jax.sharding.auto_axes(index, out_sharding=sharding)
+    return on_auto()
+
+
 def _summed(shape: tuple[int, ...]) -> jax.Array:
-    """The place of each element in its leaf, modulo 2³²."""
     index = jnp.zeros(shape, jnp.uint32)
     for axis in range(len(shape)):
         stride = math.prod(shape[axis + 1 :]) % 2**32
@@ -105,7 +118,7 @@ def _summed(shape: tuple[int, ...]) -> jax.Array:
 
 
 def _counted(shape: tuple[int, ...]) -> jax.Array:
-    """The same. On a TPU a sum becomes kernels of their own for rows and columns.
+    """On a TPU, where a sum becomes kernels of their own for rows and columns.
 
     Elsewhere it is no better, and where shards are uneven it communicates.
     """

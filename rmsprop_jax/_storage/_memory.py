@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 Tree = TypeVar("Tree")
@@ -34,13 +36,18 @@ def in_memory_on_gpu(x: jax.Array) -> jax.Array:
     return lax.platform_dependent(x, cuda=barrier, rocm=barrier, default=_same)
 
 
-@jax.jit
-def shared(numbers: jax.Array) -> jax.Array:
-    """A vector whose first number every leaf reads from memory, on a GPU.
+def shared(numbers: np.ndarray | jax.Array) -> jax.Array:
+    """A vector that every leaf reads from memory, on a GPU.
 
-    One is enough. The others may be constants, which make less to compile.
+    Of constants only the first is read from there. One is enough, and a constant makes
+    less to compile.
     """
-    return jnp.concatenate([in_memory_on_gpu(numbers)[:1], numbers[1:]])
+    return _shared(numbers, 1 if isinstance(numbers, np.ndarray) else len(numbers))
+
+
+@partial(jax.jit, static_argnums=1)
+def _shared(numbers: jax.Array, read: int) -> jax.Array:
+    return jnp.concatenate([in_memory_on_gpu(numbers)[:read], numbers[read:]])
 
 
 def _same(tree: Tree) -> Tree:

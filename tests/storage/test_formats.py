@@ -24,7 +24,7 @@ def start(full, field, dtype):
     return jnp.round(full * 1024).astype(dtype)
 
 def keep(x, dtype, bits):
-    up = bits(x.shape).astype(jnp.float32) * 2.0**-16
+    up = bits().astype(jnp.float32) * 2.0**-16
     return jnp.floor(x.astype(jnp.float32) * 1024 + up).astype(dtype)
 
 def read(kept):

@@ -17,9 +17,7 @@ def start(full: jax.Array, field: str, dtype: str) -> jax.Array:
     return full.astype(dtype)
 
 
-def keep(
-    x: jax.Array, dtype: str, bits: Callable[[tuple[int, ...]], jax.Array]
-) -> jax.Array:
+def keep(x: jax.Array, dtype: str, bits: Callable[[], jax.Array]) -> jax.Array:
     del bits  # nothing is rounded
     return x.astype(dtype)
 

@@ -1,0 +1,62 @@
+"""XLA's compilers for devices that are not here.
+
+    pip install -e ".[devices]"
+
+They run on any x86 machine. What they make can't be run here, but it can be read: its
+kernels, its temporaries, its collectives. To be imported before JAX is used.
+"""
+
+import os
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+NVCC = Path(sysconfig.get_path("purelib"), "nvidia", "cuda_nvcc")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # nothing is run, so nothing is shared
+os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
+os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+if NVCC.exists():
+    os.environ["PATH"] += f"{os.pathsep}{NVCC / 'bin'}"
+    flags = f"--xla_gpu_cuda_data_dir={NVCC} --xla_gpu_autotune_level=0"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
+
+from jax.experimental import topologies  # noqa: E402
+
+# From the H100's data sheet.
+H100 = """
+gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
+  shared_memory_per_core: 233472 threads_per_core_limit: 2048 core_count: 132
+  fpus_per_core: 128 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535
+  block_dim_limit_z: 65535 memory_bandwidth: 3352320000000 l2_cache_size: 52428800
+  clock_rate_ghz: 1.98 device_memory_size: 84929347584
+  shared_memory_per_block_optin: 232448 cuda_compute_capability { major: 9 }
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+}
+platform_name: "CUDA" dnn_version_info { major: 9 minor: 8 }
+runtime_version { major: 12 minor: 9 patch: 0 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+
+
+def devices(name: str) -> list[Any]:
+    """Devices to compile for.
+
+    Args:
+        name: ``"v5e:2x4"``, ``"v5p:2x2x2"`` or ``"v6e:2x4"`` and so on for a TPU,
+            ``"h100:1x1x1"`` (hosts, GPUs of a host, 1) and so on for H100s.
+
+    Raises:
+        RuntimeError: If the compiler is not installed.
+    """
+    describe: Any = topologies.get_topology_desc
+    if name.startswith("h100"):
+        return describe(
+            topology_name="h100",
+            platform="cuda",
+            target_config=H100,
+            topology=name.partition(":")[2],
+        ).devices
+    return describe(platform="tpu", topology_name=name).devices
