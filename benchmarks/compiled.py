@@ -9,68 +9,26 @@ seconds, in brackets as a multiple of optax's in the same run (the least of seve
 the kernels that the step has, and its temporaries. For the CPU also the time of an
 update outside of jit.
 
-The compilers of the other two run on any x86 machine. Each wants a virtual environment
-of its own. For the TPU:
+The compilers of the other two run on any x86 machine:
 
-    pip install libtpu
-
-and for the H100, where <jax> is the version that is installed:
-
-    pip install --no-deps jax-cuda12-plugin==<jax> jax-cuda12-pjrt==<jax> \
-        nvidia-cuda-nvcc-cu12
+    pip install -e ".[devices]"
 """
 
 import argparse
-import os
 import re
-import site
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+import compilers
+import jax
+import jax.numpy as jnp
+import optax
+
+from rmsprop_jax import rmsprop
+
 SHAPES = {10: 10, 100: 10, 1000: 20}  # of so many leaves
-# From the H100's data sheet.
-H100 = """
-gpu_device_info {
-  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
-  shared_memory_per_core: 233472 threads_per_core_limit: 2048 core_count: 132
-  fpus_per_core: 128 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535
-  block_dim_limit_z: 65535 memory_bandwidth: 3352320000000 l2_cache_size: 52428800
-  clock_rate_ghz: 1.98 device_memory_size: 84929347584
-  shared_memory_per_block_optin: 232448 cuda_compute_capability { major: 9 }
-  registers_per_core_limit: 65536 registers_per_block_limit: 65536
-}
-platform_name: "CUDA" dnn_version_info { major: 9 minor: 8 }
-runtime_version { major: 12 minor: 9 patch: 0 }
-device_description_str: "NVIDIA H100 80GB HBM3"
-"""
-
-
-def compiler(platform: str) -> Any:
-    """A device that can be compiled for, and for the TPU and the H100 not run on."""
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    if platform == "tpu":
-        os.environ["TPU_SKIP_MDS_QUERY"] = "1"
-        os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
-        os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    if platform == "h100":
-        nvcc = Path(site.getsitepackages()[0], "nvidia", "cuda_nvcc")
-        os.environ["PATH"] = f"{nvcc / 'bin'}:{os.environ['PATH']}"
-        os.environ["XLA_FLAGS"] = (
-            f"--xla_gpu_cuda_data_dir={nvcc} --xla_gpu_autotune_level=0"
-        )
-    import jax
-    from jax.experimental import topologies
-
-    if platform == "cpu":
-        return jax.devices()[0]
-    describe: Any = topologies.get_topology_desc
-    if platform == "tpu":
-        return describe(platform="tpu", topology_name="v5e:2x4").devices[0]
-    return describe(
-        topology_name="h100", platform="cuda", target_config=H100, topology="1x1x1"
-    ).devices[0]
+DEVICES = {"tpu": "v5e:2x4", "h100": "h100:1x1x1"}
 
 
 def parse() -> argparse.Namespace:
@@ -89,13 +47,8 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Prints the tables."""
     options = parse()
-    device = compiler(options.platform)
-    import jax
-    import jax.numpy as jnp
-    import optax
-
-    from rmsprop_jax import rmsprop
-
+    name = DEVICES.get(options.platform)
+    device = compilers.devices(name)[0] if name else jax.devices()[0]
     home = jax.sharding.SingleDeviceSharding(device)
     makers: dict[str, Callable[[], Any]] = {
         "optax": lambda: optax.rmsprop(0.01, 0.99, momentum=0.9, eps_in_sqrt=False)

@@ -6,7 +6,9 @@ They run on any x86 machine. What they make can't be run here, but it can be rea
 kernels, its temporaries, its collectives. To be imported before JAX is used.
 """
 
+import collections
 import os
+import re
 import sysconfig
 from pathlib import Path
 from typing import Any
@@ -60,3 +62,14 @@ def devices(name: str) -> list[Any]:
             topology=name.partition(":")[2],
         ).devices
     return describe(platform="tpu", topology_name=name).devices
+
+
+def collectives(program: Any) -> dict[str, int]:
+    """How many of each kind stand in a compiled program; what is in a loop, once."""
+    text = program.as_text()
+    kinds = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
+    found = collections.Counter(re.findall(rf" ({kinds})(?:-start)?\(", text))
+    # On a TPU a reduce-scatter is a fusion, with a sum in it.
+    scattered = len(re.findall("calls=%all-reduce-scatter", text))
+    found.update({"reduce-scatter": scattered, "all-reduce": -scattered})
+    return {kind: number for kind, number in sorted(found.items()) if number}

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compilers import collectives
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from support.devices import bytes_of, collectives, devices, held, train_step
+from support.devices import bytes_of, devices, held, train_step
 
 import rmsprop_jax
 from rmsprop_jax.sharding import state_shardings

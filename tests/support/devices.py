@@ -1,6 +1,5 @@
 """What XLA's compilers for devices that are not here make of a training step."""
 
-import collections
 import os
 import re
 from typing import Any
@@ -52,15 +51,6 @@ def compiled(tx: Any, params: Any, there: Any) -> Any:
 def kernels(program: Any) -> int:
     """The fusions that the program runs, one after the other."""
     return len(re.findall(r" fusion\(", program.as_text().partition("\nENTRY")[2]))
-
-
-def collectives(program: Any) -> dict[str, int]:
-    """How many of each kind; on a TPU a reduce-scatter is a fusion of its own."""
-    text = program.as_text().partition("\nENTRY")[2]
-    kinds = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
-    found = re.findall(rf" ({kinds})(?:-start)?\(", text)
-    found += ["reduce-scatter"] * len(re.findall("calls=%all-reduce-scatter", text))
-    return dict(collections.Counter(found))
 
 
 def held(program: Any) -> int:
