@@ -1,8 +1,8 @@
 """Named records and groups into a transformation and its state, and back.
 
 This is the part that is the same for all formats. What reads a format makes a `Record`
-of each parameter and a `Group` of each set of settings, in our terms: with the
-transformation of its framework's rule, and with the moments as that rule keeps them.
+of each parameter, with the moments as all other frameworks keep them, and a `Group` of
+each set of settings: the dialect, and its arguments.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +19,10 @@ import numpy.typing as npt
 import optax
 
 from rmsprop_jax import _errors
+from rmsprop_jax._options import number
 from rmsprop_jax._state import RMSPropState
 from rmsprop_jax.checkpoints._arrays import as_array
+from rmsprop_jax.checkpoints._centered import mean_square, variance
 from rmsprop_jax.checkpoints._partitions import (
     masked,
     merged,
@@ -33,17 +35,21 @@ from rmsprop_jax.checkpoints._rearranging import apply, check_alike, mark, marks
 # The fields of RMSPropState that are trees like the parameters.
 MOMENTS = ("nu", "mu", "grad_mean")
 
+# A number or a schedule in place of a setting, or a list of one for each group.
+InPlace: TypeAlias = optax.ScalarOrSchedule | Sequence[optax.ScalarOrSchedule]
+
 
 class Record(NamedTuple):
-    """One parameter in our terms. The arrays have its shape, and at least float32.
+    """One parameter. The arrays have its shape, and at least float32.
 
     Attributes:
         name: Its name in the other framework.
         group: The index of its group.
         steps: How many updates it has had.
-        nu: The second moment; about the mean (the variance) if centered.
-        mu: The momentum buffer, or None where the rule keeps none.
-        grad_mean: The mean of the gradient, or None where the rule keeps none.
+        nu: E[g²], the second moment about the origin, centered too: all other
+            frameworks keep it so. (Our state has the variance then.)
+        mu: The momentum buffer, or None where there is none.
+        grad_mean: The mean of the gradient, or None where there is none.
     """
 
     name: str
@@ -58,12 +64,17 @@ class Group(NamedTuple):
     """The settings that some parameters share.
 
     Attributes:
-        tx: The transformation that goes on with them.
-        keeps: Which of `MOMENTS` its state has.
+        dialect: Of `rmsprop_jax.dialects`.
+        settings: Its arguments by its own names, with the rate and the momentum.
     """
 
-    tx: optax.GradientTransformationExtraArgs
-    keeps: AbstractSet[str]
+    dialect: Callable[..., optax.GradientTransformationExtraArgs]
+    settings: Mapping[str, Any]
+
+    @property
+    def rate(self) -> str:
+        """What the dialect calls the rate."""
+        return "lr" if "lr" in self.settings else "learning_rate"
 
 
 class Wording(NamedTuple):
@@ -85,24 +96,36 @@ def from_records(
     groups: Sequence[Group],
     to_params: Callable[[dict[str, np.ndarray]], optax.Params] | None,
     wording: Wording,
+    learning_rate: InPlace | None = None,
+    momentum: InPlace | None = None,
 ) -> tuple[optax.GradientTransformationExtraArgs, optax.OptState]:
     """The transformation, and the state that continues the records.
 
     With one group they are the group's own. With several they are those of an
     ``optax.partition``: ``"group_0"``, ``"group_1"`` and so on. The count is the most
-    that any record has, as a parameter may join late.
+    that any record has, as a parameter may join late. A moment that a record lacks is
+    zeros, and one that its rule does not keep is dropped.
 
     Raises:
         ValueError: Where to_params does not only rearrange, leaves something out, or
-            joins parameters of different groups.
+            joins parameters of different groups; where the rates or the momenta do not
+            fit the groups.
     """
+    groups = _replaced("learning_rate", learning_rate, groups)
+    groups = _replaced("momentum", momentum, groups)
+    txs = [group.dialect(**group.settings) for group in groups]
+    # The rule itself says which moments it keeps.
+    kept = [jax.eval_shape(tx.init, jnp.zeros(1)) for tx in txs]
+
+    keeps = [{m for m in MOMENTS if getattr(of, m) is not None} for of in kept]
+    records = [_in_our_terms(record, keeps[record.group]) for record in records]
 
     def carried(arrays: Sequence[np.ndarray]) -> optax.Params:
         weights = {r.name: x for r, x in zip(records, arrays, strict=True)}
         return apply("to_params", to_params, weights)
 
     def tree(moment: str) -> optax.Params | None:
-        if not any(moment in group.keeps for group in groups):
+        if not any(moment in of for of in keeps):
             return None
         arrays = [getattr(record, moment) for record in records]
         made = carried(
@@ -120,15 +143,15 @@ def from_records(
     trees = {moment: tree(moment) for moment in MOMENTS}
     count = max((record.steps for record in records), default=0)
     states = []
-    for g, group in enumerate(groups):
-        kept = {m: t if m in group.keeps else None for m, t in trees.items()}
+    for g, of in enumerate(keeps):
+        kept = {m: t if m in of else None for m, t in trees.items()}
         if len(groups) > 1:
             kept = {m: masked(t, owners, g) for m, t in kept.items()}
         # Each has a count of its own, as all of the state may be donated.
         states.append(RMSPropState(jnp.array(count, jnp.int32), **kept))
     if len(groups) == 1:
-        return groups[0].tx, states[0]
-    return partition([group.tx for group in groups], states, marked, owners)
+        return txs[0], states[0]
+    return partition(txs, states, marked, owners)
 
 
 def to_records(
@@ -194,8 +217,49 @@ def to_records(
             for moment, made in arrays.items()
             if getattr(parts[g], moment) is not None
         }
+        if "grad_mean" in moments:
+            moments["nu"] = mean_square(moments["nu"], moments["grad_mean"])
         records.append(Record(name, g, counts[g], **moments))
     return records
+
+
+def _replaced(name: str, given: InPlace | None, groups: Sequence[Group]) -> list[Group]:
+    """The groups with what was given in place of their rate or their momentum."""
+    if given is None:
+        return [*groups]
+    keys = [group.rate if name == "learning_rate" else name for group in groups]
+    own = [group.settings[key] for group, key in zip(groups, keys, strict=True)]
+    if not isinstance(given, list | tuple):
+        if len(set(own)) > 1:
+            raise ValueError(
+                f"{name} must be a list of one number or schedule for each group, as "
+                f"the groups have their own, {own}, which one for all would drop, but "
+                f"it was {given!r}."
+            )
+        given = [cast(optax.ScalarOrSchedule, given)] * len(groups)
+    if len(given) != len(groups):
+        raise ValueError(
+            f"{name} must have one number or schedule for each of the {len(groups)} "
+            f"groups, but it had {len(given)}."
+        )
+    given = [value if callable(value) else number(name, value) for value in given]
+    return [
+        group._replace(settings={**group.settings, key: value})
+        for group, key, value in zip(groups, keys, given, strict=True)
+    ]
+
+
+def _moments_of(tx: optax.GradientTransformation) -> set[str]:
+    """Which of `MOMENTS` a rule keeps, as it says itself."""
+    state = jax.eval_shape(tx.init, jnp.zeros(1))
+    return {moment for moment in MOMENTS if getattr(state, moment) is not None}
+
+
+def _in_our_terms(record: Record, keeps: AbstractSet[str]) -> Record:
+    """The record with the variance for E[g²], if its rule is centered."""
+    if "grad_mean" in keeps and record.grad_mean is not None:
+        return record._replace(nu=variance(record.nu, record.grad_mean))
+    return record
 
 
 def _groups_of_leaves(

@@ -18,19 +18,17 @@ under ``"param_groups"``: a list or, from the file's metadata, its JSON.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import optax
 
-from rmsprop_jax.checkpoints._arrays import as_float
-from rmsprop_jax.checkpoints._records import Wording, from_records, to_records
+from rmsprop_jax.checkpoints._records import InPlace, Wording, from_records, to_records
 from rmsprop_jax.checkpoints._torch_format import (
     KEYS,
     Names,
-    Settings,
     StateDict,
     flattened,
     read,
@@ -55,9 +53,8 @@ def from_torch(
     to_params: Callable[[dict[str, np.ndarray]], optax.Params] | None = None,
     *,
     names: Names | None = None,
-    learning_rate: optax.ScalarOrSchedule
-    | Sequence[optax.ScalarOrSchedule]
-    | None = None,
+    learning_rate: InPlace | None = None,
+    momentum: InPlace | None = None,
 ) -> tuple[optax.GradientTransformationExtraArgs, optax.OptState]:
     """The transformation and the state with which JAX goes on where torch stopped.
 
@@ -80,6 +77,8 @@ def from_torch(
         learning_rate: A number or a schedule in place of the groups' ``lr``, or a list
             of one for each group. A schedule is evaluated at the count of updates. The
             count starts at the largest ``step`` of any parameter.
+        momentum: Likewise in place of the groups' ``momentum``. torch's OneCycleLR, for
+            one, changes it too.
 
     Returns:
         ``(tx, opt_state)``. With one group ``tx`` is an `rmsprop`. With several it is
@@ -109,10 +108,9 @@ def from_torch(
         torch 2.13.0, ``torch/optim/rmsprop.py`` and ``Optimizer.state_dict``.
     """
     saved = read("state_dict", state_dict, names)
-    rates = _rates(saved.groups, learning_rate)
-    groups = [group_of(s, rate) for s, rate in zip(saved.groups, rates, strict=True)]
+    groups = [group_of(settings) for settings in saved.groups]
     records = [record_of(p, saved.groups[p.group]) for p in saved.parameters]
-    return from_records(records, groups, to_params, _WORDING)
+    return from_records(records, groups, to_params, _WORDING, learning_rate, momentum)
 
 
 def to_torch(
@@ -176,27 +174,3 @@ def to_torch(
     if saved.is_flat:
         return flattened(state, like["param_groups"])
     return {**like, "state": state, "param_groups": saved.groups}
-
-
-def _rates(
-    groups: Sequence[Settings],
-    learning_rate: optax.ScalarOrSchedule | Sequence[optax.ScalarOrSchedule] | None,
-) -> Sequence[optax.ScalarOrSchedule]:
-    """The rate of each group."""
-    own = [as_float(settings["lr"]) for settings in groups]
-    if learning_rate is None:
-        return own
-    if isinstance(learning_rate, list | tuple):
-        if len(learning_rate) != len(groups):
-            raise ValueError(
-                f"learning_rate must have one rate for each of the {len(groups)} "
-                f"groups, but it had {len(learning_rate)}."
-            )
-        return learning_rate
-    if len(set(own)) > 1:
-        raise ValueError(
-            "learning_rate must be a list of one rate or schedule for each group, as "
-            f"the groups have rates of their own, {own}, which one for all would drop, "
-            f"but it was {learning_rate!r}."
-        )
-    return [cast(optax.ScalarOrSchedule, learning_rate)] * len(groups)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-import optax
 
 from rmsprop_jax._optimizer import rmsprop
 from rmsprop_jax.checkpoints._arrays import as_array, as_float, is_complex, of_kind
-from rmsprop_jax.checkpoints._centered import mean_square, variance
 from rmsprop_jax.checkpoints._records import Group, Record
 from rmsprop_jax.checkpoints._torch_format import (
     KEYS,
@@ -20,26 +18,26 @@ from rmsprop_jax.checkpoints._torch_format import (
 )
 
 
-def group_of(settings: Settings, rate: optax.ScalarOrSchedule) -> Group:
-    """The settings in our terms, with a rate in place of their own."""
-    tx = rmsprop(
-        rate,
-        as_float(settings["alpha"]),
-        as_float(settings["eps"]),
-        as_float(settings["weight_decay"]),
-        as_float(settings.get("momentum", 0)),
-        bool(settings.get("centered", False)),
-        maximize=bool(settings.get("maximize", False)),
+def group_of(settings: Settings) -> Group:
+    """The settings in our terms."""
+    return Group(
+        rmsprop,
+        {
+            "learning_rate": as_float(settings["lr"]),
+            "alpha": as_float(settings["alpha"]),
+            "eps": as_float(settings["eps"]),
+            "weight_decay": as_float(settings["weight_decay"]),
+            "momentum": as_float(settings.get("momentum", 0)),
+            "centered": bool(settings.get("centered", False)),
+            "maximize": bool(settings.get("maximize", False)),
+        },
     )
-    return Group(tx, keeps(settings))
 
 
 def record_of(parameter: Parameter, settings: Settings) -> Record:
     """The parameter in our terms: zeros before its first gradient."""
     if parameter.buffers:
         moments = {f: as_array(parameter.buffers[KEYS[f]]) for f in keeps(settings)}
-        if "grad_mean" in moments:
-            moments["nu"] = variance(moments["nu"], moments["grad_mean"])
         steps = int(as_float(parameter.buffers[STEP]))
         return Record(parameter.name, parameter.group, steps, **moments)
     if parameter.weight is None:
@@ -61,8 +59,6 @@ def buffers_of(
     Buffers that its settings no longer use stay as they are.
     """
     arrays = {field: getattr(record, field) for field in KEYS}
-    if record.grad_mean is not None:
-        arrays["nu"] = mean_square(record.nu, record.grad_mean)
     near = (p.buffers[STEP] for p in (parameter, *saved.parameters) if p.buffers)
     before = as_float(parameter.buffers[STEP]) if parameter.buffers else 0
     made = {STEP: of_kind(next(near, 0.0), max(before + since, 0))}

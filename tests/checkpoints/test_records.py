@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.comparisons import assert_same
+from support.state_dicts import update
 
 from rmsprop_jax import dialects
 from rmsprop_jax.checkpoints import _records
@@ -26,51 +27,108 @@ def array(*shape):
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
-def plain():
-    return Group(dialects.keras(0.1), {"nu"})
-
-
-def with_all():
-    return Group(
-        dialects.keras(0.1, momentum=0.9, centered=True), {"nu", "mu", "grad_mean"}
-    )
+def group(momentum=0.0, *, centered=False):
+    settings = {"learning_rate": 0.1, "momentum": momentum, "centered": centered}
+    return Group(dialects.keras, settings)
 
 
 def test_one_group_goes_on_as_its_own_transformation():
-    group = Group(dialects.keras(0.1, momentum=0.9), {"nu", "mu"})
     record = Record("w", 0, 5, array(2, 3) ** 2, array(2, 3))
     tx, state = from_records(
-        [record], [group], lambda weights: {"kernel": weights["w"].T}, WORDING
+        [record], [group(0.9)], lambda weights: {"kernel": weights["w"].T}, WORDING
     )
-    assert tx is group.tx
     assert state.count == 5
-    expected = tx.init({"kernel": jnp.zeros((3, 2))})
+    params = {"kernel": jnp.ones((3, 2))}
+    by_hand = dialects.keras(0.1, momentum=0.9)
+    expected = by_hand.init(params)
     assert jax.tree.structure(state) == jax.tree.structure(expected)
     np.testing.assert_array_equal(state.nu["kernel"], record.nu.T)
     assert record.mu is not None
     np.testing.assert_array_equal(state.mu["kernel"], record.mu.T)
+    assert_same(update(tx, params, state), update(by_hand, params, state))
 
 
-@pytest.mark.parametrize("groups", [[plain(), with_all()], [with_all(), plain()]])
-def test_several_groups_there_and_back(groups):
+@pytest.mark.parametrize("is_first", [True, False])
+def test_several_groups_there_and_back(is_first):
     """Each keeps what its rule keeps; the count is the most."""
-    records = []
-    for g, group in enumerate(groups):
-        moments = {moment: array(2, 3) + g for moment in group.keeps}
-        records.append(Record("ab"[g], g, 7 - g, **moments))
+    groups = [group(), group(0.9, centered=True)]
+    records = [
+        Record("a", 0, 7, array(2, 3) + 20),
+        Record("b", 1, 6, array(2, 3) + 20, array(2, 3), array(2, 3)),
+    ]
+    if not is_first:
+        groups.reverse()
+        records = [record._replace(group=1 - record.group) for record in records]
     tx, state = from_records(records, groups, None, WORDING)
     expected = tx.init({"a": jnp.zeros((2, 3)), "b": jnp.zeros((2, 3))})
     assert jax.tree.structure(state) == jax.tree.structure(expected)
-    back = to_records(state, None, {"a": 0, "b": 1})
-    assert_same(back, [record._replace(steps=7) for record in records])
+    a, b = to_records(state, None, {"a": 0, "b": 1})
+    assert_same(a, records[0]._replace(steps=7))
+    # The variance is rounded to float32, and E[g²] again.
+    np.testing.assert_allclose(b.nu, records[1].nu, rtol=2e-7)
+    assert_same(b._replace(nu=records[1].nu), records[1]._replace(steps=7))
+
+
+def test_our_variance_is_theirs_less_the_mean_squared():
+    record = Record("a", 0, 1, array(3) ** 2 + 4, None, array(3))
+    _, state = from_records([record], [group(centered=True)], None, WORDING)
+    assert record.grad_mean is not None
+    exact = record.nu.astype(float) - record.grad_mean.astype(float) ** 2
+    np.testing.assert_allclose(state.nu["a"], exact, rtol=1e-7)
 
 
 def test_moments_that_a_parameter_has_not_yet_are_zeros():
-    group = Group(dialects.keras(0.1, momentum=0.9), {"nu", "mu"})
     records = [Record("a", 0, 1, array(3)), Record("b", 0, 1, array(3), array(3))]
-    _, state = from_records(records, [group], None, WORDING)
+    _, state = from_records(records, [group(0.9)], None, WORDING)
     assert not state.mu["a"].any()
     assert state.mu["b"].all()
+
+
+def test_moments_that_the_settings_do_not_use_are_dropped():
+    """As Paddle and TensorFlow 1 keep all, whatever the settings."""
+    record = Record("a", 0, 1, array(3) ** 2, array(3), array(3))
+    _, state = from_records([record], [group()], None, WORDING)
+    np.testing.assert_array_equal(state.nu["a"], record.nu)
+    assert state.mu is None
+    assert state.grad_mean is None
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_rates_and_momenta_in_place_of_the_groups(listed):
+    """Numbers and schedules, under the name that the dialect has."""
+    record = Record("a", 0, 3, array(3) ** 2, array(3))
+    settings = {"lr": 0.1, "momentum": 0.0}
+
+    def rate(count):
+        return 0.01 * count.astype(float)
+
+    def momentum(count):
+        return 0.1 * count.astype(float)
+
+    rates, momenta = ([rate], [momentum]) if listed else (rate, momentum)
+    tx, state = from_records(
+        [record], [Group(dialects.timm, settings)], None, WORDING, rates, momenta
+    )
+    gradients = {"a": jnp.ones(3)}
+    by_hand = dialects.timm(rate, momentum=momentum)
+    assert_same(update(tx, gradients, state), update(by_hand, gradients, state))
+    assert np.asarray(state.mu["a"]).all()
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "momentum"])
+def test_refuses_what_does_not_fit_the_groups(name):
+    records = [Record("a", 0, 1, array(3)), Record("b", 1, 1, array(3))]
+    groups = [group(), group(0.9)]
+    groups[1] = groups[1]._replace(settings=groups[1].settings | {"learning_rate": 1.0})
+
+    def refused(match, given, error: type[Exception] = ValueError):
+        with pytest.raises(error, match=f"^{name} must {match}"):
+            from_records(records, groups, None, WORDING, **{name: given})
+
+    refused(r"be a list of one .*own, \[0", 0.5)
+    refused("have one .*each of the 2 groups, but it had 1", [0.5])
+    refused("be a finite number, not negative, but it was -1", [0.5, -1])
+    refused("be a number", [0.5, "x"], TypeError)
 
 
 @pytest.mark.parametrize(
@@ -90,4 +148,4 @@ def test_moments_that_a_parameter_has_not_yet_are_zeros():
 def test_errors_speak_the_format_s_words(to_params, says):
     records = [Record(name, g, 1, array(3) ** 2) for g, name in enumerate("ab")]
     with pytest.raises(ValueError, match=says):
-        from_records(records, [plain(), plain()], to_params, WORDING)
+        from_records(records, [group(), group()], to_params, WORDING)

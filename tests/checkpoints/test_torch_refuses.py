@@ -204,21 +204,6 @@ def test_refuses_what_is_no_state_dict():
     refused("parameter 1 is in 0", made_up([(3,), (3,)], [GROUP | {"params": [0]}]))
 
 
-def test_refuses_one_rate_where_groups_differ():
-    refused(
-        r"list of one rate.*\[0.5, 0.25\]",
-        two_groups(),
-        names=["a", "b"],
-        learning_rate=1.0,
-    )
-    refused(
-        "each of the 2 groups, but it had 1",
-        two_groups(),
-        names=["a", "b"],
-        learning_rate=[1.0],
-    )
-
-
 def not_handed_back(
     match, state, like, *args, error: type[Exception] = ValueError, **kwargs
 ):
