@@ -1,10 +1,31 @@
-"""The states of other optimizers' runs into ours, and back.
+"""The states of other frameworks' runs into ours, and back.
 
-`from_torch` and `to_torch` move a run of ``torch.optim.RMSprop``, `from_optax` one of
-``optax.rmsprop``. No other package is imported for this: torch is not needed.
+Each ``from_...`` takes a file or its dictionary, and returns ``(tx, opt_state)``: the
+framework's rule with its settings, and the state with which it goes on. `weights` takes
+the weights along, by the same names. The ``to_...`` go back. No framework is imported
+for this, and no file is executed.
 """
 
 from rmsprop_jax.checkpoints._optax import from_optax
+from rmsprop_jax.checkpoints._paddle import from_paddle
+from rmsprop_jax.checkpoints._pickles import read
+from rmsprop_jax.checkpoints._stable_baselines3 import (
+    from_stable_baselines3,
+    to_stable_baselines3,
+)
+from rmsprop_jax.checkpoints._timm import from_timm, to_timm
 from rmsprop_jax.checkpoints._torch import from_torch, to_torch
+from rmsprop_jax.checkpoints._weights import weights
 
-__all__ = ["from_optax", "from_torch", "to_torch"]
+__all__ = [
+    "from_optax",
+    "from_paddle",
+    "from_stable_baselines3",
+    "from_timm",
+    "from_torch",
+    "read",
+    "to_stable_baselines3",
+    "to_timm",
+    "to_torch",
+    "weights",
+]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
+import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
@@ -32,7 +33,7 @@ class Tensor(Protocol):
     def new_tensor(self, data: npt.ArrayLike) -> Tensor: ...
 
 
-def as_array(value: npt.ArrayLike) -> np.ndarray:
+def as_array(value: npt.ArrayLike | Tensor) -> np.ndarray:
     """A NumPy array, at least float32, of a tensor, an array or a number."""
     if isinstance(value, Tensor):
         value = _resolved(value).cpu()
@@ -40,6 +41,15 @@ def as_array(value: npt.ArrayLike) -> np.ndarray:
     array = np.asarray(value)
     narrow = "float16" in str(array.dtype)  # or bfloat16, which NumPy doesn't know
     return array.astype(np.float32) if narrow else array
+
+
+def as_exact(value: Tensor | np.ndarray) -> np.ndarray:
+    """A NumPy array of a tensor or an array, in its own dtype."""
+    if not isinstance(value, Tensor):
+        return value
+    if "bfloat16" in str(value.dtype):
+        return as_array(value).astype(jnp.bfloat16)
+    return _resolved(value).cpu().numpy()
 
 
 def as_float(value: npt.ArrayLike) -> float:

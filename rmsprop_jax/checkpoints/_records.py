@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -229,23 +229,22 @@ def _replaced(name: str, given: InPlace | None, groups: Sequence[Group]) -> list
         return [*groups]
     keys = [group.rate if name == "learning_rate" else name for group in groups]
     own = [group.settings[key] for group, key in zip(groups, keys, strict=True)]
-    if not isinstance(given, list | tuple):
-        if len(set(own)) > 1:
-            raise ValueError(
-                f"{name} must be a list of one number or schedule for each group, as "
-                f"the groups have their own, {own}, which one for all would drop, but "
-                f"it was {given!r}."
-            )
-        given = [cast(optax.ScalarOrSchedule, given)] * len(groups)
-    if len(given) != len(groups):
+    values = [*given] if isinstance(given, list | tuple) else [given] * len(groups)
+    if not isinstance(given, list | tuple) and len(set(own)) > 1:
+        raise ValueError(
+            f"{name} must be a list of one number or schedule for each group, as the "
+            f"groups have their own, {own}, which one for all would drop, but it was "
+            f"{given!r}."
+        )
+    if len(values) != len(groups):
         raise ValueError(
             f"{name} must have one number or schedule for each of the {len(groups)} "
-            f"groups, but it had {len(given)}."
+            f"groups, but it had {len(values)}."
         )
-    given = [value if callable(value) else number(name, value) for value in given]
+    values = [value if callable(value) else number(name, value) for value in values]
     return [
         group._replace(settings={**group.settings, key: value})
-        for group, key, value in zip(groups, keys, given, strict=True)
+        for group, key, value in zip(groups, keys, values, strict=True)
     ]
 
 

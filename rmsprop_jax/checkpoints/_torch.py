@@ -25,27 +25,11 @@ import numpy as np
 import numpy.typing as npt
 import optax
 
-from rmsprop_jax.checkpoints._records import InPlace, Wording, from_records, to_records
-from rmsprop_jax.checkpoints._torch_format import (
-    KEYS,
-    Names,
-    StateDict,
-    flattened,
-    read,
-    steps,
-)
-from rmsprop_jax.checkpoints._torch_records import (
-    buffers_of,
-    check_fits,
-    group_of,
-    record_of,
-)
-
-_WORDING = Wording(
-    keys=KEYS,
-    to_drop="take them out of state_dict's state and its groups' 'params'.",
-    to_join="In torch, put them into one group first.",
-)
+from rmsprop_jax.checkpoints._records import InPlace
+from rmsprop_jax.checkpoints._torch_format import Names
+from rmsprop_jax.checkpoints._torch_kinds import TORCH
+from rmsprop_jax.checkpoints._torch_layout import StateDict
+from rmsprop_jax.checkpoints._torch_runs import handed_back, resumed
 
 
 def from_torch(
@@ -107,10 +91,7 @@ def from_torch(
     References:
         torch 2.13.0, ``torch/optim/rmsprop.py`` and ``Optimizer.state_dict``.
     """
-    saved = read("state_dict", state_dict, names)
-    groups = [group_of(settings) for settings in saved.groups]
-    records = [record_of(p, saved.groups[p.group]) for p in saved.parameters]
-    return from_records(records, groups, to_params, _WORDING, learning_rate, momentum)
+    return resumed(TORCH, state_dict, to_params, names, learning_rate, momentum)
 
 
 def to_torch(
@@ -160,17 +141,4 @@ def to_torch(
         >>> to_torch(state, like=like, names=["weight"])["state"][0]
         {'step': 2, 'square_avg': array([[1.75, 4.75, 0.25]])}
     """
-    saved = read("like", like, names)
-    theirs = {parameter.name: parameter.group for parameter in saved.parameters}
-    records = to_records(opt_state, from_params, theirs)
-    before = steps(saved)
-    state = {}
-    for parameter, record in zip(saved.parameters, records, strict=True):
-        check_fits(parameter, saved.groups[parameter.group], record)
-        moments = (record.nu, record.mu, record.grad_mean)
-        if parameter.buffers or any(x is not None and x.any() for x in moments):
-            since = record.steps - before
-            state[parameter.id] = buffers_of(saved, parameter, record, since)
-    if saved.is_flat:
-        return flattened(state, like["param_groups"])
-    return {**like, "state": state, "param_groups": saved.groups}
+    return handed_back(TORCH, opt_state, from_params, like, names)

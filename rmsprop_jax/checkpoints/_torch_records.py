@@ -1,41 +1,20 @@
-"""Parameters and groups of ``torch.optim.RMSprop`` in our terms, and back."""
+"""A parameter of a state_dict of torch's form in our terms, and back."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
 
-from rmsprop_jax._optimizer import rmsprop
 from rmsprop_jax.checkpoints._arrays import as_array, as_float, is_complex, of_kind
-from rmsprop_jax.checkpoints._records import Group, Record
-from rmsprop_jax.checkpoints._torch_format import (
-    KEYS,
-    STEP,
-    Parameter,
-    Saved,
-    Settings,
-    keeps,
-)
+from rmsprop_jax.checkpoints._records import Record
+from rmsprop_jax.checkpoints._torch_format import Parameter, Saved
+from rmsprop_jax.checkpoints._torch_kinds import KEYS, STEP, keeps
+from rmsprop_jax.checkpoints._torch_layout import Settings
 
 
-def group_of(settings: Settings) -> Group:
-    """The settings in our terms."""
-    return Group(
-        rmsprop,
-        {
-            "learning_rate": as_float(settings["lr"]),
-            "alpha": as_float(settings["alpha"]),
-            "eps": as_float(settings["eps"]),
-            "weight_decay": as_float(settings["weight_decay"]),
-            "momentum": as_float(settings.get("momentum", 0)),
-            "centered": bool(settings.get("centered", False)),
-            "maximize": bool(settings.get("maximize", False)),
-        },
-    )
-
-
-def record_of(parameter: Parameter, settings: Settings) -> Record:
-    """The parameter in our terms: zeros before its first gradient."""
+def record_of(saved: Saved, parameter: Parameter) -> Record:
+    """The parameter in our terms: as it begins, before its first gradient."""
+    settings = saved.groups[parameter.group]
     if parameter.buffers:
         moments = {f: as_array(parameter.buffers[KEYS[f]]) for f in keeps(settings)}
         steps = int(as_float(parameter.buffers[STEP]))
@@ -45,10 +24,11 @@ def record_of(parameter: Parameter, settings: Settings) -> Record:
             "names must be a dictionary from names to weights, such as "
             f"dict(model.named_parameters()), as parameter {parameter.name!r} never "
             "had a gradient: torch keeps no state of it, so only its weight knows its "
-            "shape."
+            "shape. (With several groups, put the names of each into it as "
+            "'param_names' first.)"
         )
-    zeros = np.zeros_like(as_array(parameter.weight))
-    return Record(parameter.name, parameter.group, 0, zeros)
+    nu = np.full_like(as_array(parameter.weight), saved.kind.start)
+    return Record(parameter.name, parameter.group, 0, nu)
 
 
 def buffers_of(

@@ -1,0 +1,60 @@
+"""The weights beside an optimizer's state, from the file of any framework."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rmsprop_jax.checkpoints import _paddle
+from rmsprop_jax.checkpoints._files import File, framework_of
+from rmsprop_jax.checkpoints._pickles import opened
+from rmsprop_jax.checkpoints._torch_layout import weights_in
+
+
+def weights(
+    checkpoint: Mapping[str, Any] | File,
+    *,
+    names: Sequence[str] | None = None,
+    ema: bool = False,
+) -> dict[str, np.ndarray]:
+    """The weights in a checkpoint, by the names that ``to_params`` gets.
+
+    The framework is not needed, and nothing in the file is executed.
+
+    Args:
+        checkpoint: A file of torch, timm, Lightning, Stable-Baselines3 or Paddle
+            (``.pdparams``), or a dictionary that `read` made of one, whole or in
+            part.
+        names: Only for files that do not hold them.
+        ema: Whether to take the moving averages of the weights, where the file keeps
+            them: timm's ``state_dict_ema``, or a part with ``ema`` in its name.
+
+    Returns:
+        A dictionary of NumPy arrays in the dtypes that they have there. bfloat16 is
+        ``jax.numpy.bfloat16``. What is no parameter, such as running means, is there
+        too. The names are without what torch.compile and DistributedDataParallel add:
+        ``_orig_mod.`` and ``module.``.
+
+    Raises:
+        ValueError: Where there is no weight, or those of several models; where the
+            file is damaged or another one.
+        FileNotFoundError: Where there is none.
+
+    Example:
+        >>> import numpy as np
+        >>> from rmsprop_jax.checkpoints import weights
+        >>> checkpoint = {"model": {"module.bias": np.ones(2)}, "epoch": 7}
+        >>> weights(checkpoint)
+        {'bias': array([1., 1.])}
+    """
+    what = "checkpoint"
+    if isinstance(checkpoint, str | os.PathLike):
+        what = repr(os.fspath(checkpoint))
+        if framework_of(checkpoint) == "paddle":
+            return _paddle.weights(checkpoint)
+    if names is not None:
+        raise ValueError(f"names must be left out, as {what} holds them itself.")
+    return weights_in(what, opened(checkpoint), ema=ema)
