@@ -55,13 +55,13 @@ def framework_of(path: File) -> str:
     )
 
 
-def check_is_of(path: File, framework: str) -> None:
+def check_is_of(path: File, *frameworks: str) -> None:
     """Raises where another framework wrote the file; names what reads it."""
     found = framework_of(path)
-    if found != framework:
+    if found not in frameworks:
         raise ValueError(
-            f"{str(path)!r} must be a file of {framework}, but it is one of {found}: "
-            f"use {_READERS[found]}."
+            f"{str(path)!r} must be a file of {' or '.join(frameworks)}, but it is one "
+            f"of {found}: use {_READERS[found]}."
         )
 
 

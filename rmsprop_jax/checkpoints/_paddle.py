@@ -114,7 +114,7 @@ def from_paddle(
     References:
         paddlepaddle 3.3.1, ``paddle/optimizer/rmsprop.py`` and ``optimizer.py``.
     """
-    saved = opened(state_dict)
+    saved = opened(state_dict, "paddle")
     moments = _moments(saved)
     _check_centered(moments, centered=centered)
     found = _names(names, [*moments])
@@ -204,7 +204,7 @@ def _names(names: Mapping[str, str] | File | None, own: list[str]) -> list[str]:
     """The names of the weights that Paddle calls `own`."""
     if names is None:
         return own
-    given = opened(names)
+    given = opened(names, "paddle")
     name_of = {theirs: name for name, theirs in given.get(_NAMES, given).items()}
     lost = [name for name in own if name not in name_of]
     if lost:

@@ -93,6 +93,7 @@ def read(path: File) -> Any:
         >>> def resume(path):
         ...     return from_torch(read(path)["optimizer_d"])
     """
+    check_is_of(path, "torch", "stable_baselines3", "paddle")
     found = framework_of(path)
     if found == "torch":
         with open(path, "rb") as file:
@@ -100,7 +101,6 @@ def read(path: File) -> Any:
     if found == "paddle":
         with open(path, "rb") as file:
             return _loaded(path, _Reader(file, path, _no_memory))
-    check_is_of(path, "stable_baselines3")
     with zipfile.ZipFile(path) as members:
         return {
             name: _read(path, io.BytesIO(_member(path, members, name)))
@@ -109,9 +109,12 @@ def read(path: File) -> Any:
         }
 
 
-def opened(source: File | Mapping[str, Any]) -> Any:
-    """What a file holds; what is no path as it is."""
-    return read(source) if isinstance(source, str | os.PathLike) else source
+def opened(source: File | Mapping[str, Any], *frameworks: str) -> Any:
+    """What a file of one of these frameworks holds; what is no path as it is."""
+    if not isinstance(source, str | os.PathLike):
+        return source
+    check_is_of(source, *frameworks)
+    return read(source)
 
 
 def _read(path: File, file: IO[bytes]) -> Any:

@@ -60,7 +60,7 @@ def resumed(
         usual_names: Where the framework makes the groups itself: from the groups and
             the weights beside them to the names. It returns None where they differ.
     """
-    checkpoint = opened(source)
+    checkpoint = opened(source, "torch", "stable_baselines3")
     state_dict = state_dict_in("state_dict", checkpoint)
     weights = weights_beside(checkpoint)
     if names is None and usual_names is not None:

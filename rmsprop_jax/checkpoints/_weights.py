@@ -57,4 +57,4 @@ def weights(
             return _paddle.weights(checkpoint)
     if names is not None:
         raise ValueError(f"names must be left out, as {what} holds them itself.")
-    return weights_in(what, opened(checkpoint), ema=ema)
+    return weights_in(what, opened(checkpoint, "torch", "stable_baselines3"), ema=ema)

@@ -172,7 +172,7 @@ def test_all_of_the_state_can_be_donated():
     """No buffer is in it twice: counts of groups, zeros."""
     state_dict = two_groups()
     params = {"a": jnp.ones((2, 3)), "b": jnp.ones(3)}
-    tx, state = from_torch(state_dict, names=params)
+    tx, state = from_torch(state_dict, names=["a", "b"])
     donating = jax.jit(tx.update, donate_argnums=(1,))
     donating(params, state, params)
     assert all(x.is_deleted() for x in jax.tree.leaves(state))

@@ -93,6 +93,8 @@ def test_groups_that_join_late_are_at_the_schedule_s_step():
     """torch's schedulers have one step for all groups, frozen ones too."""
     state_dict = two_groups()
     del state_dict["state"][1]
+    for group, name in zip(state_dict["param_groups"], "ab", strict=True):
+        group["param_names"] = [name]
     weights = {"a": np.ones((2, 3)), "b": np.ones(3)}
     tx, state = from_torch(state_dict, names=weights)
     assert [s.inner_state.count for s in state.inner_states.values()] == [7, 7]
@@ -115,7 +117,7 @@ def test_late_parameters_keep_their_own_steps():
 
 @pytest.mark.parametrize("step", [7, 7.0, np.float32(7), np.array(7.0, np.float32)])
 def test_steps_keep_their_kind(step):
-    state_dict = made_up([(3,)])
+    state_dict = made_up([(3,)], [GROUP | {"foreach": None, "params": [0]}])
     state_dict["state"][0]["step"] = step
     tx, state = from_torch(state_dict, names=["a"])
     _, state = update(tx, {"a": jnp.ones(3)}, state)

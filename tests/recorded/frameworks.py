@@ -11,7 +11,6 @@ import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
-from importlib.util import find_spec, module_from_spec
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -64,15 +63,29 @@ def _torch_foreach() -> Any:
     return functools.partial(_torch(), foreach=True)
 
 
+def with_timm(name: str) -> Any:
+    """A module of timm.
+
+    timm imports torchvision, which must have been built for this very torch. Where it
+    was not, two operators are missing that neither of them needs here.
+    """
+    try:
+        import_module("torchvision")
+    except RuntimeError:
+        for module in [m for m in sys.modules if m.startswith("torchvision")]:
+            del sys.modules[module]
+        library = import_module("torch").library.Library("torchvision", "DEF")
+        for operator in ("nms", "qnms"):
+            library.define(f"{operator}(Tensor a, Tensor b, float c) -> Tensor")
+        _KEPT.append(library)
+    return import_module(name)
+
+
+_KEPT = []  # a library that is collected takes its operators along
+
+
 def _timm() -> Any:
-    # timm as a whole imports torchvision, which has to have been built for this very
-    # torch; its optimizers do not need it. So: these packages without their __init__.
-    for name in ("timm", "timm.optim"):
-        if name not in sys.modules:
-            spec = find_spec(name)
-            assert spec is not None
-            sys.modules[name] = module_from_spec(spec)
-    return import_module("timm.optim.rmsprop_tf").RMSpropTF
+    return with_timm("timm.optim").RMSpropTF
 
 
 def _stable_baselines3() -> Any:
