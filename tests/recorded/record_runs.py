@@ -3,9 +3,9 @@
     pip install <the framework>
     python tests/recorded/record_runs.py torch     # or several names; none for all
 
-writes to ``files/`` beside this file: for each run of `RUNS` the checkpoint after BEFORE
-steps, as the framework writes it, and in an ``.npz`` of the same name the weights AFTER
-steps later, with the versions that made them.
+writes to ``files/`` beside this file: for each run of `RUNS` the checkpoint after
+BEFORE steps, as the framework writes it, and in an ``.npz`` of the same name the
+weights AFTER steps later, with the versions that made them.
 """
 
 from __future__ import annotations

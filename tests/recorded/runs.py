@@ -1,7 +1,7 @@
 """Runs of the frameworks whose files we read: their models, optimizers and savers.
 
-A run is stepped with given gradients, by name, so that nothing but the optimizer and the
-file are compared. Each framework is imported when a run of it is made.
+A run is stepped with given gradients, by name, so that nothing but the optimizer and
+the file are compared. Each framework is imported when a run of it is made.
 """
 
 from __future__ import annotations
@@ -189,6 +189,7 @@ def paddle(dtype: str, **settings: Any) -> Run:
     paddle = import_module("paddle")
     paddle.set_device("cpu")
     paddle.set_default_dtype(dtype)
+    paddle.utils.unique_name.switch()  # it numbers the layers of a process
     model = paddle.nn.Sequential(
         ("dense", paddle.nn.Linear(4, 3)),
         ("norm", paddle.nn.LayerNorm(3)),
