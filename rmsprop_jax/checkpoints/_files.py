@@ -77,8 +77,11 @@ def _zip_of(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as file:
             names = file.namelist()
+            first = min((m.header_offset for m in file.infolist()), default=0)
     except zipfile.BadZipFile as error:
         raise damaged(path, error) from error
+    if first:  # what was found is a zip file within one that was cut off
+        raise damaged(path, "its list of members is not there")
     ends = {name.rpartition("/")[2] for name in names}
     if "data.pkl" in ends:
         return "torch"

@@ -130,19 +130,19 @@ def kind_of(what: str, part: Part, wanted: Kind) -> Kind:
     takes = [TORCH, None] if wanted == STABLE_BASELINES3 else []
     if found in [wanted, *takes]:
         return found or wanted
-    function = f"{'from' if what == 'state_dict' else 'to'}_"
+    to = "from" if what == "state_dict" else "to"
     if found is None and wanted == TORCH:
         raise ValueError(
             f"{what} must be of torch.optim.RMSprop, but it may be of "
             "Stable-Baselines3's RMSpropTFLike, which keeps the same with another "
-            f"rule: use {function}stable_baselines3. If it is of torch before 1.12, "
-            "put 'foreach': None into its groups, as later ones do (read(path) reads "
-            "a file)."
+            f"rule: use {to}_stable_baselines3. If it is of torch before 1.12, put "
+            "'foreach': None into its groups, as later ones do (read(path) reads a "
+            "file)."
         )
-    found = found or TORCH
+    found = found or STABLE_BASELINES3
     raise ValueError(
         f"{what} must be of {wanted.optimizer}, but it is of {found.optimizer}, which "
-        f"follows another rule: use {function}{found.framework}."
+        f"follows another rule: use {to}_{found.framework}."
     )
 
 

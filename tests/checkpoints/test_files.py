@@ -1,0 +1,217 @@
+"""Files are read without their framework, and never executed."""
+
+import io
+import os
+import pickle
+import shutil
+import subprocess
+import zipfile
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from recorded import runs
+from recorded.record_runs import FILES, PADDLE, RUNS
+
+from rmsprop_jax import checkpoints
+from rmsprop_jax.checkpoints import read, weights
+from rmsprop_jax.checkpoints._files import TORCH_LEGACY
+
+CHECKPOINTS = [run.file for run in RUNS.values()]
+FROM: dict[str, Any] = {
+    "torch": checkpoints.from_torch,
+    "timm": checkpoints.from_timm,
+    "stable_baselines3": checkpoints.from_stable_baselines3,
+    "paddle": lambda path: checkpoints.from_paddle(path, learning_rate=0.1, **PADDLE),
+}
+
+
+def refused(match, function, *args, **kwargs):
+    with pytest.raises(ValueError, match=match):
+        function(*args, **kwargs)
+
+
+# --- Pickles that would run something.
+
+
+class Calls:
+    """Pickled, it is a call."""
+
+    def __init__(self, function, *args):
+        self.call = function, args
+
+    def __reduce__(self):
+        return self.call
+
+
+def as_zip(pickled):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as members:
+        members.writestr("archive/data.pkl", pickled)
+    return file.getvalue()
+
+
+def as_agent(pickled):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as members:
+        members.writestr("policy.pth", as_zip(pickled))
+    return file.getvalue()
+
+
+FORMATS = {
+    "torch": as_zip,
+    "torch before 1.6": lambda pickled: TORCH_LEGACY + pickled,
+    "stable_baselines3": as_agent,
+    "paddle": lambda pickled: pickled,
+}
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize(
+    "call",
+    [
+        Calls(os.system, "touch here"),
+        Calls(subprocess.Popen, ["touch", "here"]),
+        Calls(eval, "open('here', 'w')"),
+        Calls(getattr, "here", "upper"),
+        Calls(open, "here", "w"),
+        Calls(np.save, "here", 1),
+        Calls(shutil.copy, "archive", "here"),
+    ],
+    ids=lambda call: call.call[0].__name__,
+)
+def test_refuses_what_would_run(call, protocol, form, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "archive"
+    content = {"state": {}, "param_groups": [], "more": [call]}
+    path.write_bytes(FORMATS[form](pickle.dumps(content, protocol)))
+    function = call.call[0]
+    refused(
+        rf"must hold only tensors.*asks for '\w+\.{function.__name__}'.*Nothing of it "
+        "was run",
+        read,
+        path,
+    )
+    assert os.listdir(tmp_path) == ["archive"]
+
+
+# --- Files that are not whole, or another framework's.
+
+
+@given(st.data())
+def test_refuses_a_file_that_is_cut_off(tmp_path_factory, data):
+    """Wherever it is cut, the file is named, and nothing else is raised."""
+    name = data.draw(st.sampled_from([*CHECKPOINTS, "paddle.pdparams"]))
+    content = (FILES / name).read_bytes()
+    path = tmp_path_factory.mktemp("cut") / name
+    path.write_bytes(content[: data.draw(st.integers(0, len(content) - 1))])
+    refused(f"{name}' must be a (whole file|checkpoint of)", read, path)
+
+
+def test_refuses_what_no_framework_wrote(tmp_path):
+    refused("must be a file, but it is a folder.*dcp_to_torch_save", read, tmp_path)
+    for content, match in {
+        b"": "It is empty",
+        b"hello, world": r"begins with b'hello, w'",
+        b"\x89HDF\r\n\x1a\n": "is one of keras: use from_keras",
+    }.items():
+        path = tmp_path / "file"
+        path.write_bytes(content)
+        refused(match, read, path)
+    with zipfile.ZipFile(tmp_path / "zip", "w") as file:
+        file.writestr("a.txt", "")
+    refused(r"is a zip file of \['a.txt'\]", read, tmp_path / "zip")
+    with pytest.raises(FileNotFoundError):
+        read(tmp_path / "none")
+
+
+def test_refuses_tensors_outside_of_their_memory(tmp_path):
+    """As a file that was made by hand may have them."""
+    with zipfile.ZipFile(FILES / "torch.pt") as file:
+        members = {name: file.read(name) for name in file.namelist()}
+    for name in members:
+        if "/data/" in name:
+            members[name] = members[name][: len(members[name]) // 2]
+    path = tmp_path / "torch.pt"
+    with zipfile.ZipFile(path, "w") as file:
+        for name, content in members.items():
+            file.writestr(name, content)
+    refused("cut off or damaged: .*does not fit its memory", read, path)
+
+
+@pytest.mark.parametrize("framework", FROM)
+@pytest.mark.parametrize("file", CHECKPOINTS)
+def test_names_the_function_for_another_framework_s_file(framework, file):
+    wrote = file.partition(".")[0].removesuffix("_legacy")
+    # Stable-Baselines3's agents have torch's optimizer, too.
+    if framework not in (wrote, {"torch": "stable_baselines3"}.get(wrote)):
+        refused(f"use (from_torch or )?from_{wrote}", FROM[framework], FILES / file)
+
+
+# --- What is in them.
+
+
+def test_read_holds_what_was_saved():
+    whole = read(FILES / "timm.pth.tar")
+    assert (whole["epoch"], whole["args"].model) == (3, "layers")
+    assert whole["state_dict"].keys() == runs.SHAPES.keys()
+    assert whole["optimizer"]["state"][0]["square_avg"].dtype == np.float64
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_weights_have_the_names_that_to_params_gets(name):
+    path = FILES / RUNS[name].file
+    found = weights(path.with_suffix(".pdparams") if name == "paddle" else path)
+    if name != "stable_baselines3":
+        assert found.keys() == runs.SHAPES.keys()
+    with np.load(FILES / f"{name}.npz") as after:
+        for weight, array in found.items():
+            shape = after[weight].shape
+            assert array.shape == (shape[::-1] if name == "paddle" else shape)
+
+
+def test_averages_where_the_file_keeps_them():
+    path = FILES / "timm.pth.tar"
+    averages, latest = weights(path, ema=True), weights(path)
+    assert averages.keys() == latest.keys()
+    whole = read(path)
+    for name in latest:
+        np.testing.assert_array_equal(averages[name], whole["state_dict_ema"][name])
+        assert not np.array_equal(averages[name], latest[name])
+    refused("averaged weights .* holds none", weights, FILES / "torch.pt", ema=True)
+
+
+def test_weights_of_a_part():
+    ones, twos = {"a": np.ones(1)}, {"a": np.full(1, 2.0)}
+    checkpoint = {"generator": ones, "discriminators": [twos], "epoch": 3}
+    refused(
+        r"one model, but it holds \['generator'\], \['discriminators'\]\[0\]. Give",
+        weights,
+        checkpoint,
+    )
+    assert weights(checkpoint["discriminators"][0]) == twos
+    refused("it holds none", weights, {"epoch": 3})
+    refused("names must be left out", weights, ones, names=["a"])
+    refused("must hold weights by name", weights, FILES / "paddle.pdopt")
+
+
+def test_names_without_what_wrappers_add():
+    """Of DistributedDataParallel only where all have it: a layer may be called so."""
+    a, b = np.ones(1), np.ones(2)
+    assert weights({"module.a": a, "module._orig_mod.b": b}).keys() == {"a", "b"}
+    assert weights({"_orig_mod.module.a": a, "b": b}).keys() == {"module.a", "b"}
+
+
+def test_bfloat16_of_paddle(tmp_path):
+    """NumPy has no bfloat16, so Paddle saves the bits."""
+    array = jax.random.normal(jax.random.key(0), (3,), jnp.bfloat16)
+    path = tmp_path / "x.pdparams"
+    path.write_bytes(pickle.dumps({"w": np.asarray(array).view(np.uint16)}, 4))
+    found = weights(path)["w"]
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(found, array)
