@@ -21,6 +21,7 @@ from typing import Any, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 import optax
 
 from rmsprop_jax import dialects
@@ -147,11 +148,13 @@ def weights(path: File) -> dict[str, np.ndarray]:
             f"paddle.save(model.state_dict(), ...) writes them, but it holds "
             f"{(odd or [*found])[:8]}."
         )
-    # Paddle saves bfloat16, which NumPy does not have, as 16 bits.
-    return {
-        name: array.view(jnp.bfloat16) if array.dtype == np.uint16 else array
-        for name, array in found.items()
-    }
+    return {name: _exact(array) for name, array in found.items()}
+
+
+def _exact(value: npt.ArrayLike) -> np.ndarray:
+    """An array of Paddle's: its bfloat16, which NumPy does not have, are 16 bits."""
+    array = np.asarray(value)
+    return array.view(jnp.bfloat16) if array.dtype == np.uint16 else array
 
 
 def _moments(state_dict: StateDict) -> dict[str, dict[str, np.ndarray]]:
@@ -169,7 +172,7 @@ def _moments(state_dict: StateDict) -> dict[str, dict[str, np.ndarray]]:
                 "checkpoint give the optimizer's part; another optimizer's state can't "
                 "be carried over."
             )
-        found.setdefault(match[1], {})[fields[match[2]]] = as_array(value)
+        found.setdefault(match[1], {})[fields[match[2]]] = as_array(_exact(value))
     for name, arrays in found.items():
         missing = [key for field, key in _KEYS.items() if field not in arrays]
         shapes = {array.shape for array in arrays.values()}

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import optax
 
+from rmsprop_jax.checkpoints._arrays import as_float
 from rmsprop_jax.checkpoints._files import File
 from rmsprop_jax.checkpoints._records import InPlace
 from rmsprop_jax.checkpoints._torch_format import Names
@@ -114,4 +115,6 @@ def _usual_names(
     sizes = [len(group["params"]) for group in groups]
     if sizes == [len(names)]:
         return names
-    return flat + others if sizes == [len(flat), len(others)] else None
+    if sizes != [len(flat), len(others)] or as_float(groups[0]["weight_decay"]) != 0:
+        return None
+    return flat + others
