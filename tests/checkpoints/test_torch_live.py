@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import os
+from importlib import import_module
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ from support.comparisons import assert_near, assert_same
 from support.state_dicts import GROUP
 
 from rmsprop_jax import checkpoints
+from rmsprop_jax.checkpoints import read
 
 # optax types states as any trees of arrays; here they are what they are.
 from_torch: Any = checkpoints.from_torch
@@ -286,3 +288,105 @@ def test_safetensors_of_torch(torch, tmp_path):
     assert_same(state, from_torch(nested)[1])
     back = to_torch(state, like=loaded)
     assert all(torch.equal(back[k], tensors[k]) for k in tensors)
+
+
+DTYPES = (
+    *("float16", "bfloat16", "float32", "float64", "complex64", "complex128"),
+    *("bool", "uint8", "int8", "int16", "int32", "int64"),
+)
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_read_is_what_torch_loads(torch, tmp_path, is_zip):
+    """Every dtype, and views that are transposed, sliced, scalar, empty or shared."""
+    saved = {"settings": [0.5, None, True, "text", (1,)], "size": torch.Size([2])}
+    for dtype in DTYPES:
+        x = (torch.arange(12) % 2).to(getattr(torch, dtype)).reshape(3, 4)
+        views = {"all": x, "t": x.t(), "cut": x[1:, ::2], "one": x[2, 1], "none": x[:0]}
+        parameter = torch.nn.Parameter(x, requires_grad=False)
+        saved[dtype] = {**views, "parameter": parameter}
+    torch.save(saved, tmp_path / "x", _use_new_zipfile_serialization=is_zip)
+    ours, theirs = read(tmp_path / "x"), torch.load(tmp_path / "x")
+    for dtype in DTYPES:
+        arrays = ours.pop(dtype)
+        for name, tensor in theirs.pop(dtype).items():
+            array = arrays[name]
+            assert (str(array.dtype), array.shape) == (dtype, tuple(tensor.shape))
+            assert torch.equal(torch.tensor(array.tolist()).to(tensor.dtype), tensor)
+        assert np.shares_memory(arrays["all"], arrays["t"])
+    assert ours == theirs
+
+
+@pytest.mark.usefixtures("x64")
+def test_one_cycle_and_skipped_steps(torch):
+    """The rate and the momentum go on; GradScaler has skipped two steps."""
+    network = digits.torch_network(torch, "float64")
+    optimizer = torch.optim.RMSprop(network.named_parameters(), momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=0.01, total_steps=60
+    )
+    rates, momenta = [], []
+
+    def steps(first, last, skipped=()):
+        for t in range(first, last):
+            rates.append(optimizer.param_groups[0]["lr"])
+            momenta.append(optimizer.param_groups[0]["momentum"])
+            if t not in skipped:
+                digits.torch_steps(torch, network, optimizer, 1)
+            scheduler.step()
+
+    steps(0, 20, skipped=(5, 6))
+    state_dict = copy.deepcopy(optimizer.state_dict())
+    params = {"": jax.tree.map(jnp.array, digits.to_params(digits.weights_of(network)))}
+    steps(20, 50)
+    tx, state = from_torch(
+        state_dict,
+        digits.to_params,
+        learning_rate=lambda count: jnp.asarray(rates)[count + 2],
+        momentum=lambda count: jnp.asarray(momenta)[count + 2],
+    )
+    params, _ = digits.jax_steps({"": tx}, params, {"": state}, 30)
+    assert_near(digits.from_params(params[""]), digits.weights_of(network), 1e-12)
+
+
+def test_the_line_that_names_several_groups(torch):
+    """That which from_torch gives; two norms have the same shapes."""
+    model = torch.nn.Sequential(torch.nn.LayerNorm(3), torch.nn.LayerNorm(3))
+    groups = [
+        {"params": [model[1].weight, model[0].weight], "weight_decay": 0.1},
+        {"params": [model[1].bias, model[0].bias]},
+    ]
+    optimizer = stepped(torch, groups)
+    with pytest.raises(ValueError, match="names must be given") as caught:
+        from_torch(optimizer.state_dict())
+    line = str(caught.value).removesuffix(".").partition("such as ")[2]
+    line, _, name_of = line.partition(", where name_of = ")
+    scope = {"optimizer": optimizer, "model": model}
+    scope["name_of"] = eval(name_of, scope)
+    _, state = from_torch(optimizer.state_dict(), names=eval(line, scope))
+    for group, suffix in (("group_0", "weight"), ("group_1", "bias")):
+        nu = state.inner_states[group].inner_state.nu
+        for i in (0, 1):
+            theirs = optimizer.state[getattr(model[i], suffix)]["square_avg"]
+            np.testing.assert_array_equal(nu[f"{i}.{suffix}"], theirs)
+
+
+def test_flat_form_of_torch_s_checkpoints(torch):
+    functions = import_module("torch.distributed.checkpoint.state_dict")
+    options = functions.StateDictOptions(flatten_optimizer_state_dict=True)
+    network = digits.torch_network(torch, "float32")
+    parameters = [*network.parameters()]
+    groups = [
+        {"params": parameters[::2], "momentum": 0.9},
+        {"params": parameters[1::2]},
+    ]
+    optimizer = stepped(torch, groups)
+    flat = functions.get_optimizer_state_dict(network, optimizer, options=options)
+    name_of = {p: name for name, p in network.named_parameters()}
+    names = [name_of[p] for group in groups for p in group["params"]]
+    _, state = from_torch(flat)
+    assert_same(state, from_torch(optimizer.state_dict(), names=names)[1])
+    before = copy.deepcopy(optimizer.state_dict())
+    back = to_torch(state, like=flat)
+    functions.set_optimizer_state_dict(network, optimizer, back, options=options)
+    assert_same_as_torch(torch, optimizer.state_dict(), before)
