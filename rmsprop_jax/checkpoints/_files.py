@@ -48,10 +48,15 @@ def framework_of(path: File) -> str:
         return "torch"
     if head.startswith(b"\x80"):
         return "paddle"
+    if not head:
+        why = "it is empty"
+    elif head[8:10] == b'{"':
+        why = "it is one of safetensors: safetensors.numpy.load_file reads it"
+    else:
+        why = f"it begins with {head[:8]!r}, as none of theirs does"
     raise ValueError(
         f"{str(path)!r} must be a checkpoint of torch, Stable-Baselines3, Keras, "
-        f"TensorFlow or Paddle, but it begins with {head[:8]!r}, as none of theirs "
-        "does." + (" It is empty." if not head else "")
+        f"TensorFlow or Paddle, but {why}."
     )
 
 

@@ -53,8 +53,8 @@ _NUMPY = {
 }
 
 
-class Refused(ValueError):
-    """A pickle asked for a name that is none of a checkpoint's."""
+class _Refused(Exception):
+    """A pickle asked for this name, which is none of a checkpoint's."""
 
 
 class _Storage(NamedTuple):
@@ -94,19 +94,18 @@ def read(path: File) -> Any:
         ...     return from_torch(read(path)["optimizer_d"])
     """
     check_is_of(path, "torch", "stable_baselines3", "paddle")
-    found = framework_of(path)
-    if found == "torch":
+    try:
         with open(path, "rb") as file:
-            return _read(path, file)
-    if found == "paddle":
-        with open(path, "rb") as file:
-            return _loaded(path, _Reader(file, path, _no_memory))
-    with zipfile.ZipFile(path) as members:
-        return {
-            name: _read(path, io.BytesIO(_member(path, members, name)))
-            for name in members.namelist()
-            if name.endswith(".pth")
-        }
+            return _READERS[framework_of(path)](file)
+    except _Refused as error:
+        raise ValueError(
+            f"{str(path)!r} must hold only tensors, numbers, text, lists and "
+            f"dictionaries, but it asks for '{error}', which could run other code. "
+            "Nothing of it was run. If you trust the file, load it with the framework "
+            "that wrote it, and give the dictionary."
+        ) from None
+    except Exception as error:  # bytes that are no checkpoint raise anything
+        raise damaged(path, error) from error
 
 
 def opened(source: File | Mapping[str, Any], *frameworks: str) -> Any:
@@ -117,31 +116,33 @@ def opened(source: File | Mapping[str, Any], *frameworks: str) -> Any:
     return read(source)
 
 
-def _read(path: File, file: IO[bytes]) -> Any:
+def _read_torch(file: IO[bytes]) -> Any:
     """A file of torch, in the format since 1.6 or before."""
     is_legacy = file.read(len(TORCH_LEGACY)) == TORCH_LEGACY
     file.seek(0)
-    if is_legacy:
-        return _read_legacy(path, file)
+    return _read_legacy(file) if is_legacy else _read_zip(file)
+
+
+def _read_zip(file: IO[bytes]) -> Any:
+    """The format since torch 1.6: a pickle, and a member for each memory."""
     kept: dict[str, bytes] = {}
     with zipfile.ZipFile(file) as members:
         names = members.namelist()
         pickled = next(n for n in names if n.rpartition("/")[2] == "data.pkl")
         folder = pickled.removesuffix("data.pkl")
         order = f"{folder}byteorder"
-        if order in names and _member(path, members, order) != b"little":
-            raise ValueError(f"{str(path)!r} must be little-endian, but it is not.")
+        if order in names and members.read(order) != b"little":
+            raise ValueError("its bytes are in the order of another machine")
 
         def memory(key: str, _: int) -> bytes:
             if key not in kept:
-                kept[key] = _member(path, members, f"{folder}data/{key}")
+                kept[key] = members.read(f"{folder}data/{key}")
             return kept[key]
 
-        content = io.BytesIO(_member(path, members, pickled))
-        return _loaded(path, _Reader(content, path, memory))
+        return _Reader(io.BytesIO(members.read(pickled)), memory).load()
 
 
-def _read_legacy(path: File, file: IO[bytes]) -> Any:
+def _read_legacy(file: IO[bytes]) -> Any:
     """The format before torch 1.6: pickles one after the other, then the memory.
 
     The memory comes last, so it is made beforehand and filled afterwards.
@@ -152,37 +153,40 @@ def _read_legacy(path: File, file: IO[bytes]) -> Any:
 
     def memory(key: str, size: int) -> bytearray:
         if size > whole:
-            raise damaged(path, f"{size} bytes are not there")
+            raise ValueError(f"{size} bytes are not there")
         return kept.setdefault(key, bytearray(size))
 
-    _, _, _, made, keys = (_loaded(path, _Reader(file, path, memory)) for _ in range(5))
+    _, _, _, made, keys = (_Reader(file, memory).load() for _ in range(5))
     for key in keys:
         file.seek(8, io.SEEK_CUR)  # the number of elements
         content = file.read(len(kept[key]))
         if len(content) < len(kept[key]):
-            raise damaged(path, "the last tensors are not there")
+            raise ValueError("the last tensors are not there")
         kept[key][:] = content
     return made
 
 
-def _member(path: File, file: zipfile.ZipFile, name: str) -> bytes:
-    try:
-        return file.read(name)
-    except Exception as error:  # bytes that are no zip file raise anything
-        raise damaged(path, error) from error
+def _read_stable_baselines3(file: IO[bytes]) -> dict[str, Any]:
+    with zipfile.ZipFile(file) as members:
+        return {
+            name: _read_torch(io.BytesIO(members.read(name)))
+            for name in members.namelist()
+            if name.endswith(".pth")
+        }
 
 
-def _no_memory(key: str, size: int) -> bytes:
-    raise Refused(f"It asks for the memory {key!r}, as only torch's files do.")
+def _read_paddle(file: IO[bytes]) -> Any:
+    def memory(key: str, size: int) -> bytes:
+        raise ValueError("only torch has tensors outside of the pickle")
+
+    return _Reader(file, memory).load()
 
 
-def _loaded(path: File, reader: _Reader) -> Any:
-    try:
-        return reader.load()
-    except (Refused, FileNotFoundError):
-        raise
-    except Exception as error:  # bytes that are no pickle raise anything
-        raise damaged(path, error) from error
+_READERS: dict[str, Callable[[IO[bytes]], Any]] = {
+    "torch": _read_torch,
+    "stable_baselines3": _read_stable_baselines3,
+    "paddle": _read_paddle,
+}
 
 
 class _Reader(pickle.Unpickler):
@@ -192,13 +196,9 @@ class _Reader(pickle.Unpickler):
     """
 
     def __init__(
-        self,
-        file: IO[bytes],
-        path: File,
-        memory: Callable[[str, int], bytes | bytearray],
+        self, file: IO[bytes], memory: Callable[[str, int], bytes | bytearray]
     ) -> None:
         super().__init__(file)
-        self._path = path
         self._memory = memory
 
         class Namespace(SimpleNamespace):
@@ -226,14 +226,9 @@ class _Reader(pickle.Unpickler):
             dtype = _STORAGES.get(name.removesuffix("Storage"), name)
             if dtype in _STORAGES.values():
                 return dtype
-        if module.startswith("numpy") and name in _NUMPY:
+        if module.split(".")[0] == "numpy" and name in _NUMPY:
             return _NUMPY[name]
-        raise Refused(
-            f"{str(self._path)!r} must hold only tensors, numbers, text, lists and "
-            f"dictionaries, but it asks for '{module}.{name}', which could run other "
-            "code. Nothing of it was run. If you trust the file, load it with the "
-            "framework that wrote it, and give the dictionary."
-        )
+        raise _Refused(f"{module}.{name}")
 
     def persistent_load(self, pid: Any, /) -> _Storage:
         """The memory of a tensor, which lies outside of the pickle."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
@@ -19,6 +20,8 @@ Id: TypeAlias = int | str
 Buffers: TypeAlias = Mapping[str, npt.ArrayLike]
 
 
+# A part with this word in its name has moving averages.
+_AVERAGED = re.compile(r"(?<![a-z])ema(?![a-z])")
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -186,7 +189,7 @@ def _models_in(checkpoint: Any, *, ema: bool) -> dict[str, dict[str, np.ndarray]
     return {
         where: dict(zip(plain(tensors), map(as_exact, tensors.values()), strict=True))
         for where, tensors in _parts_of(checkpoint, _is_of_tensors)
-        if ("ema" in where.lower()) == ema
+        if bool(_AVERAGED.search(where.lower())) == ema
     }
 
 

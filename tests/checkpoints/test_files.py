@@ -116,8 +116,9 @@ def test_refuses_a_file_that_is_cut_off(tmp_path_factory, data):
 def test_refuses_what_no_framework_wrote(tmp_path):
     refused("must be a file, but it is a folder.*dcp_to_torch_save", read, tmp_path)
     for content, match in {
-        b"": "It is empty",
+        b"": "but it is empty",
         b"hello, world": r"begins with b'hello, w'",
+        b'\x20\0\0\0\0\0\0\0{"a":': "safetensors.numpy.load_file reads it",
         b"\x89HDF\r\n\x1a\n": "is one of keras: use from_keras",
     }.items():
         path = tmp_path / "file"
@@ -184,6 +185,14 @@ def test_averages_where_the_file_keeps_them():
         np.testing.assert_array_equal(averages[name], whole["state_dict_ema"][name])
         assert not np.array_equal(averages[name], latest[name])
     refused("averaged weights .* holds none", weights, FILES / "torch.pt", ema=True)
+
+
+@pytest.mark.parametrize("name", ["ema", "model_ema", "ema_state_dict"])
+def test_averages_by_their_part_s_name(name):
+    ones, twos = {"a": np.ones(1)}, {"a": np.full(1, 2.0)}
+    checkpoint = {"schema": ones, name: twos}
+    assert weights(checkpoint) == ones
+    assert weights(checkpoint, ema=True) == twos
 
 
 def test_weights_of_a_part():

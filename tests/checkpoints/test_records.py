@@ -119,7 +119,9 @@ def test_rates_and_momenta_in_place_of_the_groups(listed):
 def test_refuses_what_does_not_fit_the_groups(name):
     records = [Record("a", 0, 1, array(3)), Record("b", 1, 1, array(3))]
     groups = [group(), group(0.9)]
-    groups[1] = groups[1]._replace(settings=groups[1].settings | {"learning_rate": 1.0})
+    groups[1] = groups[1]._replace(
+        settings={**groups[1].settings, "learning_rate": 1.0}
+    )
 
     def refused(match, given, error: type[Exception] = ValueError):
         with pytest.raises(error, match=f"^{name} must {match}"):

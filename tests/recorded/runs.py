@@ -45,7 +45,7 @@ class Run(NamedTuple):
 
     step: Callable[[Mapping[str, np.ndarray], float], None]
     weights: Callable[[], Arrays]
-    save: Callable[[Path], None]
+    save: Callable[..., None]
     load: Callable[[Mapping[str, np.ndarray], dict[str, Any]], None]
     optimizer: Any
     names: list[str]
