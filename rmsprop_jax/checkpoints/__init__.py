@@ -4,6 +4,19 @@ Each ``from_...`` takes a file or its dictionary, and returns ``(tx, opt_state)`
 framework's rule with its settings, and the state with which it goes on. `weights` takes
 the weights along, by the same names. The ``to_...`` go back. No framework is imported
 for this, and no file is executed.
+
+What Flax trains with, where ``to_params`` makes nested dictionaries, and ``tx`` and
+``opt_state`` are of one group or of several::
+
+    # Flax's linen, or any TrainState
+    tx, opt_state = from_torch(path, to_params)
+    state = TrainState.create(apply_fn=model.apply, params=params, tx=tx)
+    state = state.replace(opt_state=opt_state)
+
+    # Flax's nnx, which computes with a State of arrays
+    tx, opt_state = from_torch(path, lambda weights: nnx.State(to_params(weights)))
+    tx = tx._replace(init=lambda params: opt_state)
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
 """
 
 from rmsprop_jax.checkpoints._optax import from_optax

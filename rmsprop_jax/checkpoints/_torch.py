@@ -11,9 +11,16 @@ tensors of their own kind. For each parameter:
 The buffers lie in memory like the weights. So what carries the weights from torch's
 layout to that of a JAX model, and only rearranges them, carries the buffers too.
 
-A state_dict may also be flat, as safetensors keeps it. The tensors then have keys such
-as ``"state.0.square_avg"``, where 0 is among the ``params`` of a group. The groups are
-under ``"param_groups"``: a list or, from the file's metadata, its JSON.
+A state_dict has one of three forms:
+
+    nested     'state' by parameter and 'param_groups', as torch itself makes it
+    flat       keys such as 'state.0.square_avg', as safetensors keeps tensors, and
+               'param_groups': a list or, from the file's metadata, its JSON
+    by name    keys such as 'state.layer.weight.square_avg' and
+               'param_groups.layer.weight.lr', as torch.distributed.checkpoint makes it
+
+Names are without what DistributedDataParallel and torch.compile add, ``module.`` (where
+all have it) and ``_orig_mod.``.
 """
 
 from __future__ import annotations
@@ -25,6 +32,7 @@ import numpy as np
 import numpy.typing as npt
 import optax
 
+from rmsprop_jax.checkpoints._files import File
 from rmsprop_jax.checkpoints._records import InPlace
 from rmsprop_jax.checkpoints._torch_format import Names
 from rmsprop_jax.checkpoints._torch_kinds import TORCH
@@ -33,7 +41,7 @@ from rmsprop_jax.checkpoints._torch_runs import handed_back, resumed
 
 
 def from_torch(
-    state_dict: StateDict,
+    state_dict: StateDict | File,
     to_params: Callable[[dict[str, np.ndarray]], optax.Params] | None = None,
     *,
     names: Names | None = None,
@@ -44,23 +52,32 @@ def from_torch(
 
     Args:
         state_dict: ``torch.optim.RMSprop(...).state_dict()``, of tensors on any device
-            or of NumPy arrays. It may be flat, as safetensors keeps it (see the
-            module). The state_dict of Stable-Baselines3's RMSpropTFLike looks the same,
-            but is of another rule.
+            or of NumPy arrays, in any of the forms above. Or the checkpoint of a whole
+            run that has one in it, such as Lightning's. Or the path of a file that
+            ``torch.save`` wrote of either.
         to_params: The function from torch's weights, NumPy arrays by name, to the
             model's parameters. It may rename, transpose, reshape, join, split and
             stack. It may not cast or compute. By default the parameters are a
             dictionary by torch's names.
-        names: torch's names of the parameters in the optimizer's order. This is the
-            order of ``model.named_parameters()`` if the optimizer was given
-            ``model.parameters()``. By default they are the ``param_names`` of the
-            groups, which torch writes since 2.6 for an optimizer made from
-            ``named_parameters()``. A dictionary from names to weights,
-            ``dict(model.named_parameters())``, does as well. It is needed where a
-            parameter never had a gradient, as only the weight knows its shape.
+        names: torch's names of the parameters in the optimizer's order, where the
+            groups have no ``param_names``, which torch writes since 2.6 for an
+            optimizer made from ``named_parameters()``. With one group, made from
+            ``model.parameters()``, they may be ``dict(model.named_parameters())``. The
+            weights in it are needed where a parameter never had a gradient, as only the
+            weight knows its shape. Several groups have an order of their own::
+
+                name_of = {p: name for name, p in model.named_parameters()}
+                names = [
+                    name_of[p]
+                    for group in optimizer.param_groups
+                    for p in group["params"]
+                ]
         learning_rate: A number or a schedule in place of the groups' ``lr``, or a list
-            of one for each group. A schedule is evaluated at the count of updates. The
-            count starts at the largest ``step`` of any parameter.
+            of one for each group. A schedule is a function of the count of updates,
+            which starts at the largest ``step`` of any parameter. Where GradScaler
+            skipped n steps, torch's scheduler is ahead of it: give
+            ``lambda count: schedule(count + n)``, where n is the scheduler's
+            ``last_epoch`` less that ``step``.
         momentum: Likewise in place of the groups' ``momentum``. torch's OneCycleLR, for
             one, changes it too.
 
@@ -71,10 +88,15 @@ def from_torch(
         torch's is and x64 is enabled. It shares no memory with ``state_dict``.
 
     Raises:
-        ValueError: Where the dictionary is not one of ``torch.optim.RMSprop``, lacks
-            something, or does not tell enough; where ``names`` or ``to_params`` do not
-            fit it; where parameters of different groups end up in one leaf.
+        ValueError: Where the dictionary is not one of ``torch.optim.RMSprop`` (but of
+            timm, say), lacks something, or does not tell enough; where ``names`` or
+            ``to_params`` do not fit it; where parameters of different groups end up in
+            one leaf; where the file is damaged, or asks to run something.
         TypeError: Where ``names`` are not names.
+
+    Warns:
+        UserWarning: Where a group shows a scheduler, and neither ``learning_rate`` nor
+            ``momentum`` says how its settings go on.
 
     Example:
         >>> import numpy as np

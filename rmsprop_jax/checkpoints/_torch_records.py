@@ -11,6 +11,10 @@ from rmsprop_jax.checkpoints._torch_format import Parameter, Saved
 from rmsprop_jax.checkpoints._torch_kinds import KEYS, STEP, keeps
 from rmsprop_jax.checkpoints._torch_layout import Settings
 
+_OF_SEVERAL_GROUPS = (
+    "(With several groups, put the names of each into it as 'param_names' first.)"
+)
+
 
 def record_of(saved: Saved, parameter: Parameter) -> Record:
     """The parameter in our terms: as it begins, before its first gradient."""
@@ -24,8 +28,7 @@ def record_of(saved: Saved, parameter: Parameter) -> Record:
             "names must be a dictionary from names to weights, such as "
             f"dict(model.named_parameters()), as parameter {parameter.name!r} never "
             "had a gradient: torch keeps no state of it, so only its weight knows its "
-            "shape. (With several groups, put the names of each into it as "
-            "'param_names' first.)"
+            f"shape. {_OF_SEVERAL_GROUPS}"
         )
     nu = np.full_like(as_array(parameter.weight), saved.kind.start)
     return Record(parameter.name, parameter.group, 0, nu)
@@ -85,5 +88,5 @@ def _neighbour(saved: Saved, parameter: Parameter, array: np.ndarray) -> npt.Arr
     raise ValueError(
         "names must be a dictionary from names to weights, such as "
         f"dict(model.named_parameters()), as like has no state that shows of which "
-        f"kind that of parameter {parameter.name!r} should be."
+        f"kind that of parameter {parameter.name!r} should be. {_OF_SEVERAL_GROUPS}"
     )
