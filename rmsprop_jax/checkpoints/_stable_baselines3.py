@@ -52,9 +52,9 @@ def from_stable_baselines3(
 
     Returns:
         ``(tx, opt_state)`` as of `from_torch`, with `rmsprop_jax.dialects.torch` or
-        `rmsprop_jax.dialects.stable_baselines3`: what made the buffers shows in them. A
-        torch before 1.12 shows less. Then the latter is taken, unless a value is one
-        that it cannot make.
+        `rmsprop_jax.dialects.stable_baselines3`. The file shows which of them it was.
+        With an old torch it does not: then the latter is taken, unless ν has a value
+        that it cannot have.
 
     Raises:
         ValueError: As `from_torch` does, and where the optimizer is another one.

@@ -187,7 +187,7 @@ def _check_buffers(what: str, parameter: Parameter, kept: set[str], kind: Kind) 
     """Raises where one is missing, or their shapes differ."""
     shape, owner = None, ""
     if parameter.weight is not None:
-        shape, owner = tuple(np.shape(parameter.weight)), "the weight in names"
+        shape, owner = tuple(np.shape(parameter.weight)), "its weight"
     for field, key in {"count": STEP, **KEYS}.items():
         if key not in parameter.buffers:
             if field in {"count", *kept}:

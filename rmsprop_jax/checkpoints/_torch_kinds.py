@@ -4,10 +4,9 @@ torch's own, timm's RMSpropTF and Stable-Baselines3's RMSpropTFLike write the sa
 buffers. Taken for each other's, a run goes on with another rule, and nothing shows it.
 
     timm                 its groups have 'decoupled_decay' and 'lr_in_momentum'
-    torch                its groups have 'foreach', since 1.12; its steps are tensors,
-                         since 2.3
+    torch                its groups have 'foreach' and others; not those of an old torch
     Stable-Baselines3    neither. But its ν begins at 1, so after t steps it is at least
-                         α^t, and torch's begins at 0
+                         α^t. torch's begins at 0, and may be less
 """
 
 from __future__ import annotations
@@ -135,8 +134,8 @@ def kind_of(what: str, part: Part, wanted: Kind) -> Kind:
         raise ValueError(
             f"{what} must be of torch.optim.RMSprop, but it may be of "
             "Stable-Baselines3's RMSpropTFLike, which keeps the same with another "
-            f"rule: use {to}_stable_baselines3. If it is of torch before 1.12, put "
-            "'foreach': None into its groups, as later ones do (read(path) reads a "
+            f"rule: use {to}_stable_baselines3. If an old torch made it, put "
+            "'foreach': None into its groups, as a newer one does (read(path) reads a "
             "file)."
         )
     found = found or STABLE_BASELINES3
@@ -151,17 +150,16 @@ def _kind_of(part: Part) -> Kind | None:
     keys = {key for settings in part.groups for key in settings}
     if keys & _TIMM:
         return TIMM
-    states = [buffers for buffers in part.state.values() if buffers]
-    if keys & _TORCH or not all(type(of.get(STEP)) is int for of in states):
+    stepped = {i: of for i, of in part.state.items() if {KEYS["nu"], STEP} <= set(of)}
+    if keys & _TORCH or not stepped:
         return TORCH
     decays = {i: as_float(s["alpha"]) for s in part.groups for i in s["params"]}
-    for i, buffers in part.state.items():
-        if buffers and i in decays and KEYS["nu"] in buffers:
-            least = decays[i] ** as_float(buffers[STEP])
-            # A thousandth is more than rounding makes of α^t.
-            if (np.real(as_array(buffers[KEYS["nu"]])) < 0.999 * least).any():
-                return TORCH
-    return None if states else TORCH
+    for i, buffers in stepped.items():
+        least = decays[i] ** as_float(buffers[STEP])
+        # A thousandth is more than rounding makes of α^t.
+        if (np.real(as_array(buffers[KEYS["nu"]])) < 0.999 * least).any():
+            return TORCH
+    return None
 
 
 def _check_settings(what: str, g: int, settings: Settings, wanted: Kind) -> None:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.comparisons import assert_same
-from support.state_dicts import GROUP, made_up, update
+from support.state_dicts import OLD_GROUP, made_up, update
 
 from rmsprop_jax import checkpoints, dialects
 
@@ -26,7 +26,7 @@ RULES = {
 
 def state_dict_of(settings, step, least):
     """With the least value that ν has, relative to α^t."""
-    state_dict = made_up([(3,)], [GROUP | settings | {"params": [0]}])
+    state_dict = made_up([(3,)], [OLD_GROUP | settings | {"params": [0]}])
     buffers = state_dict["state"][0]
     buffers["step"] = step
     buffers["square_avg"][1] = least * 0.9 ** float(step)
@@ -37,12 +37,12 @@ def state_dict_of(settings, step, least):
     ("settings", "step", "least", "kinds"),
     [
         ({"foreach": None}, np.float32(5), 2, {"torch", "stable_baselines3"}),
-        ({"foreach": None}, 5, 2, {"torch", "stable_baselines3"}),  # 1.12 to 2.2
+        ({"foreach": None}, 5, 2, {"torch", "stable_baselines3"}),
         ({"maximize": False}, 5, 2, {"torch", "stable_baselines3"}),
-        ({}, np.float32(5), 2, {"torch", "stable_baselines3"}),
-        ({}, 5, 0.99, {"torch", "stable_baselines3"}),  # before 1.12
+        ({}, 5, 0.99, {"torch", "stable_baselines3"}),  # an old torch
         ({}, 5, 0.0, {"torch", "stable_baselines3"}),
         ({}, 5, 2, {"stable_baselines3"}),
+        ({}, np.float32(5), 2, {"stable_baselines3"}),
         ({}, 5, 1 - 1e-6, {"stable_baselines3"}),  # α^t, rounded
         ({}, 5000, 1, {"stable_baselines3"}),
         (TIMM, np.float32(5), 2, {"timm"}),
@@ -106,7 +106,7 @@ def test_an_old_torch_says_so_itself():
 )
 def test_settings_of_timm(settings, arguments):
     momentum = settings.get("momentum", 0)
-    group = GROUP | TIMM | settings | {"params": [0]}
+    group = OLD_GROUP | TIMM | settings | {"params": [0]}
     state_dict = made_up([(3,)], [group], momentum=momentum)
     tx, state = functions.from_timm(state_dict, names="a")
     arguments = settings if arguments is None else arguments
@@ -119,7 +119,7 @@ def test_settings_of_timm(settings, arguments):
 
 def test_an_old_timm_does_not_say_the_largest_rate():
     """Its schedulers do; else it is asked for."""
-    group = GROUP | TIMM | {"decoupled_decay": True, "corrected_weight_decay": True}
+    group = OLD_GROUP | TIMM | {"decoupled_decay": True, "corrected_weight_decay": True}
     state_dict = made_up([(3,)], [group | {"weight_decay": 0.1, "params": [0]}])
     with pytest.raises(ValueError, match="must have 'max_lr_snapshot'"):
         functions.from_timm(state_dict, names="a")
@@ -142,7 +142,7 @@ def test_an_old_timm_does_not_say_the_largest_rate():
 def test_where_nu_begins_at_one(kind):
     """What never had a gradient begins there too; and goes back with what it has."""
     settings = TIMM if kind == "timm" else {}
-    state_dict = made_up([(3,), (2,)], [GROUP | settings | {"params": [0, 1]}])
+    state_dict = made_up([(3,), (2,)], [OLD_GROUP | settings | {"params": [0, 1]}])
     for buffers in state_dict["state"].values():
         buffers["step"] = 7
     del state_dict["state"][1]
@@ -173,7 +173,7 @@ def timm_checkpoint(decays=(0.0, 0.1), sizes=(3, 1)):
     state_dict = made_up([weights[name].shape for name in order])
     ids = iter(range(4))
     state_dict["param_groups"] = [
-        GROUP | TIMM | {"weight_decay": d, "params": [next(ids) for _ in range(n)]}
+        OLD_GROUP | TIMM | {"weight_decay": d, "params": [next(ids) for _ in range(n)]}
         for d, n in zip(decays, sizes, strict=True)
     ]
     return {"optimizer": state_dict, "state_dict": weights}, order

@@ -52,7 +52,7 @@ def test_weights_beside_it_are_used():
     _, state = from_torch(whole, names=["a", "b"])
     assert state.mu["b"].shape == (2, 2)
     refused(
-        r"parameter 'b' must have shape \(2, 2\), as the weight",
+        r"parameter 'b' must have shape \(2, 2\), as its weight",
         whole,
         names=["b", "a"],
     )

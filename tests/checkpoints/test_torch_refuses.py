@@ -69,7 +69,7 @@ def test_refuses_buffers_of_another_shape():
 def test_refuses_names_in_an_order_that_the_weights_belie():
     weights = {"b": np.zeros((2,)), "a": np.zeros((3,))}
     refused(
-        r"'square_avg' of parameter 'b' must have shape \(2,\), as the weight",
+        r"'square_avg' of parameter 'b' must have shape \(2,\), as its weight",
         made_up([(3,), (2,)]),
         names=weights,
     )

@@ -10,6 +10,7 @@ import pytest
 from support.comparisons import assert_same
 from support.state_dicts import (
     GROUP,
+    OLD_GROUP,
     flat,
     made_up,
     two_groups,
@@ -117,7 +118,7 @@ def test_late_parameters_keep_their_own_steps():
 
 @pytest.mark.parametrize("step", [7, 7.0, np.float32(7), np.array(7.0, np.float32)])
 def test_steps_keep_their_kind(step):
-    state_dict = made_up([(3,)], [GROUP | {"foreach": None, "params": [0]}])
+    state_dict = made_up([(3,)])
     state_dict["state"][0]["step"] = step
     tx, state = from_torch(state_dict, names=["a"])
     _, state = update(tx, {"a": jnp.ones(3)}, state)
@@ -127,10 +128,11 @@ def test_steps_keep_their_kind(step):
 
 
 def test_old_checkpoints():
-    """Before maximize (1.11), momentum and centered (0.4) were in every group."""
-    state_dict = made_up([(3,)])
-    settings = {k: v for k, v in GROUP.items()} | {"params": [0]}
-    tx, state = from_torch(state_dict | {"param_groups": [settings]}, names=["a"])
+    """Without foreach and maximize, and older ones without momentum and centered."""
+    state_dict = made_up([(3,)], [OLD_GROUP | {"params": [0]}])
+    # Less than what Stable-Baselines3's, which begins at 1, can have.
+    state_dict["state"][0]["square_avg"][1] = 0
+    tx, state = from_torch(state_dict, names=["a"])
     updates, _ = update(tx, {"a": jnp.ones(3)}, state)
     assert (np.asarray(updates["a"]) < 0).all()
     assert state.mu is None

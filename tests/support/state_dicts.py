@@ -5,7 +5,8 @@ import json
 import jax
 import numpy as np
 
-GROUP = {"lr": 0.1, "alpha": 0.9, "eps": 1e-6, "weight_decay": 0}
+OLD_GROUP = {"lr": 0.1, "alpha": 0.9, "eps": 1e-6, "weight_decay": 0}
+GROUP = OLD_GROUP | {"foreach": None}  # which shows that it is torch's
 
 
 def made_up(shapes, groups=None, dtype=np.float32, *, momentum=0.0, centered=False):
@@ -47,7 +48,7 @@ def two_groups():
     """Two parameters with settings of their own each."""
     state_dict = made_up([(2, 3), (3,)])
     first = GROUP | {"lr": 0.5, "momentum": 0.5, "centered": True, "params": [0]}
-    second = {"lr": 0.25, "alpha": 0.5, "eps": 1e-3, "weight_decay": 0.1}
+    second = GROUP | {"lr": 0.25, "alpha": 0.5, "eps": 1e-3, "weight_decay": 0.1}
     second |= {"maximize": True, "params": [1]}
     state_dict["state"][0]["momentum_buffer"] = np.ones((2, 3), np.float32)
     state_dict["state"][0]["grad_avg"] = np.full((2, 3), 2, np.float32)
