@@ -102,7 +102,9 @@ def to_stable_baselines3(
         names: As in `to_torch`: ``dict(model.policy.named_parameters())``.
 
     Returns:
-        A new dictionary, which the optimizer's ``load_state_dict`` takes.
+        A new dictionary, which the optimizer's ``load_state_dict`` takes. With
+        RMSpropTFLike, a parameter that has no state in ``like`` gets one: ν begins at
+        1, and here it decays at every step.
 
     Raises:
         ValueError: As `to_torch` does, and where the optimizer is another one.

@@ -96,7 +96,9 @@ def to_timm(
         names: As in `to_torch`.
 
     Returns:
-        A new dictionary, which the optimizer's ``load_state_dict`` takes.
+        A new dictionary, which the optimizer's ``load_state_dict`` takes. A parameter
+        that has no state in ``like`` gets one: ν begins at 1, and here it decays at
+        every step.
 
     Raises:
         ValueError: As `to_torch` does, and where the optimizer is another one.

@@ -140,7 +140,8 @@ def to_torch(
             tensors then show the kind.
 
     Returns:
-        A new dictionary of the form of ``like``, which ``load_state_dict`` takes. Every
+        A new dictionary of the form of ``like``, or of the optimizer's part of it,
+        which ``load_state_dict`` takes. Every
         ``step`` is that of ``like`` plus the updates since, so that the largest is our
         count. A parameter that has no state in ``like`` gets none as long as ours is
         all zeros: torch has none before the first gradient.

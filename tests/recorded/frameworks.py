@@ -67,7 +67,7 @@ def with_timm(name: str) -> Any:
     """A module of timm.
 
     timm imports torchvision, which must have been built for this very torch. Where it
-    was not, two operators are missing that neither of them needs here.
+    was not, two operators are missing, which timm's optimizers do not need.
     """
     try:
         import_module("torchvision")
