@@ -19,6 +19,7 @@ What Flax trains with, where ``to_params`` makes nested dictionaries, and ``tx``
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
 """
 
+from rmsprop_jax.checkpoints._keras import from_keras
 from rmsprop_jax.checkpoints._optax import from_optax
 from rmsprop_jax.checkpoints._paddle import from_paddle
 from rmsprop_jax.checkpoints._pickles import read
@@ -26,14 +27,17 @@ from rmsprop_jax.checkpoints._stable_baselines3 import (
     from_stable_baselines3,
     to_stable_baselines3,
 )
+from rmsprop_jax.checkpoints._tensorflow import from_tensorflow
 from rmsprop_jax.checkpoints._timm import from_timm, to_timm
 from rmsprop_jax.checkpoints._torch import from_torch, to_torch
 from rmsprop_jax.checkpoints._weights import weights
 
 __all__ = [
+    "from_keras",
     "from_optax",
     "from_paddle",
     "from_stable_baselines3",
+    "from_tensorflow",
     "from_timm",
     "from_torch",
     "read",

@@ -36,7 +36,8 @@ def framework_of(path: File) -> str:
         raise ValueError(
             f"{str(path)!r} must be a file, but it is a folder. One that "
             "torch.distributed.checkpoint wrote becomes a file by its "
-            "format_utils.dcp_to_torch_save."
+            "format_utils.dcp_to_torch_save. Of TensorFlow's SavedModel it is "
+            f"'{path}/variables/variables'."
         )
     with path.open("rb") as file:
         head = file.read(32)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rmsprop_jax.checkpoints import _paddle
+from rmsprop_jax.checkpoints import _keras, _paddle, _tensorflow
 from rmsprop_jax.checkpoints._files import File, framework_of
 from rmsprop_jax.checkpoints._pickles import opened
 from rmsprop_jax.checkpoints._torch_layout import weights_in
@@ -25,12 +25,17 @@ def weights(
     The framework is not needed, and nothing in the file is executed.
 
     Args:
-        checkpoint: A file of torch, timm, Lightning, Stable-Baselines3 or Paddle
-            (``.pdparams``), or a dictionary that `read` made of one, whole or in
+        checkpoint: A file of torch, timm, Lightning, Stable-Baselines3, Paddle
+            (``.pdparams``) or Keras, or what TensorFlow's begin with (``prefix`` of
+            `from_tensorflow`), or a dictionary that `read` made of one, whole or in
             part.
-        names: Only for files that do not hold them.
+        names: Only for Keras's ``.keras`` and ``.weights.h5``, which do not hold them:
+            ``[v.path for v in model.weights]``. With ``ema`` they are those of the
+            ``trainable_variables``.
         ema: Whether to take the moving averages of the weights, where the file keeps
-            them: timm's ``state_dict_ema``, or a part with ``ema`` in its name.
+            them: timm's ``state_dict_ema``, or a part with ``ema`` in its name; those
+            of Keras's ``use_ema``, of which a ``.weights.h5`` does not tell; those of
+            tf.train.ExponentialMovingAverage.
 
     Returns:
         A dictionary of NumPy arrays in the dtypes that they have there. bfloat16 is
@@ -53,7 +58,12 @@ def weights(
     what = "checkpoint"
     if isinstance(checkpoint, str | os.PathLike):
         what = repr(os.fspath(checkpoint))
-        if framework_of(checkpoint) == "paddle":
+        framework = framework_of(checkpoint)
+        if framework == "keras":
+            return _keras.weights(checkpoint, names, ema=ema)
+        if framework == "tensorflow":
+            return _tensorflow.weights(checkpoint, ema=ema)
+        if framework == "paddle":
             return _paddle.weights(checkpoint)
     if names is not None:
         raise ValueError(f"names must be left out, as {what} holds them itself.")

@@ -1,0 +1,111 @@
+"""Keras's learning-rate schedules, from what its files say of them.
+
+With the step t, the decay steps T and the rates η₀ (initial) and η₁ (end):
+
+    ExponentialDecay         η₀·r^(t/T)                       staircase: ⌊t/T⌋
+    InverseTimeDecay         η₀/(1 + r·t/T)                   staircase: ⌊t/T⌋
+    PolynomialDecay          (η₀ − η₁)·(1 − t/T)^power + η₁   cycle: T·⌈t/T⌉ for T
+    CosineDecay              η₀·((1 − α)·(1 + cos(π·t/T))/2 + α), after a linear warmup
+    CosineDecayRestarts      the same again and again, each T k times longer, m times
+                             lower
+    PiecewiseConstantDecay   the value of the first boundary that is not below t
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+_Config = Mapping[str, Any]
+
+
+def schedule_of(config: _Config) -> optax.Schedule | None:
+    """The schedule of Keras's ``{"class_name": …, "config": …}``; None of others."""
+    formula = _FORMULAS.get(config["class_name"])
+    if formula is None:
+        return None
+
+    def schedule(count: jax.typing.ArrayLike) -> jax.Array:
+        t = jnp.asarray(count, jnp.result_type(float))
+        return formula(config["config"], t)
+
+    return schedule
+
+
+def time_based(rate: float, decay: float) -> optax.Schedule:
+    """η/(1 + decay·t): the argument ``decay`` of legacy optimizers."""
+    config = {"initial_learning_rate": rate, "decay_steps": 1, "decay_rate": decay}
+    schedule = schedule_of({"class_name": "InverseTimeDecay", "config": config})
+    assert schedule is not None
+    return schedule
+
+
+def _exponential(config: _Config, t: jax.Array) -> jax.Array:
+    periods = _periods(config, t)
+    return config["initial_learning_rate"] * config["decay_rate"] ** periods
+
+
+def _inverse_time(config: _Config, t: jax.Array) -> jax.Array:
+    periods = _periods(config, t)
+    return config["initial_learning_rate"] / (1 + config["decay_rate"] * periods)
+
+
+def _periods(config: _Config, t: jax.Array) -> jax.Array:
+    periods = t / config["decay_steps"]
+    return jnp.floor(periods) if config.get("staircase") else periods
+
+
+def _polynomial(config: _Config, t: jax.Array) -> jax.Array:
+    start, end = config["initial_learning_rate"], config["end_learning_rate"]
+    steps = config["decay_steps"]
+    if config.get("cycle"):
+        steps = steps * jnp.maximum(jnp.ceil(t / steps), 1)
+    left = 1 - jnp.minimum(t / steps, 1)
+    return (start - end) * left ** config["power"] + end
+
+
+def _cosine(config: _Config, t: jax.Array) -> jax.Array:
+    start, alpha = config["initial_learning_rate"], config["alpha"]
+    # Keras 2 before 2.13 has no warmup.
+    top, warmup = config.get("warmup_target"), config.get("warmup_steps") or 0
+    if top is None:
+        top, warmup = start, 0
+    done = jnp.clip((t - warmup) / config["decay_steps"], 0, 1)
+    decayed = top * ((1 - alpha) * (1 + jnp.cos(jnp.pi * done)) / 2 + alpha)
+    rising = start + (top - start) * t / max(warmup, 1)
+    return jnp.where(t < warmup, rising, decayed)
+
+
+def _cosine_restarts(config: _Config, t: jax.Array) -> jax.Array:
+    start, alpha, k = (config[x] for x in ("initial_learning_rate", "alpha", "t_mul"))
+    done = t / config["first_decay_steps"]
+    if k == 1:
+        restarts = jnp.floor(done)
+        done = done - restarts
+    else:  # after n of them, 1 + k + … + kⁿ⁻¹ = (1 − kⁿ)/(1 − k) are done
+        restarts = jnp.floor(jnp.log(1 - done * (1 - k)) / math.log(k))
+        done = (done - (1 - k**restarts) / (1 - k)) / k**restarts
+    height = (1 - alpha) * config["m_mul"] ** restarts
+    return start * (height * (1 + jnp.cos(jnp.pi * done)) / 2 + alpha)
+
+
+def _piecewise_constant(config: _Config, t: jax.Array) -> jax.Array:
+    boundaries = np.array(config["boundaries"], t.dtype)
+    values = jnp.array(config["values"], t.dtype)
+    return values[jnp.searchsorted(boundaries, t)]
+
+
+_FORMULAS: dict[str, Callable[[_Config, jax.Array], jax.Array]] = {
+    "ExponentialDecay": _exponential,
+    "InverseTimeDecay": _inverse_time,
+    "PolynomialDecay": _polynomial,
+    "CosineDecay": _cosine,
+    "CosineDecayRestarts": _cosine_restarts,
+    "PiecewiseConstantDecay": _piecewise_constant,
+}
