@@ -17,11 +17,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # Not strict promotion: optax's own cosine schedule takes the minimum of an int32 count
 # and a float.
-ENVIRONMENT = {"JAX_NUMPY_RANK_PROMOTION": "raise", "PYTHONWARNINGS": "error"}
+ENVIRONMENT = {
+    "JAX_NUMPY_RANK_PROMOTION": "raise",
+    "PYTHONWARNINGS": "error,ignore:__array__ implementation",  # Keras, of itself
+}
 
 # One example trains as a newcomer would. What the others do quick tests do as well, and
 # what the benchmarks print is no part of the tests.
-QUICK = {"train_digits", "resume_from_torch"}
+QUICK = {"train_digits", "resume", "resume_from_torch"}
 # multi_process.py has a test of its own, which does what it does.
 SCRIPTS = [
     pytest.param(
