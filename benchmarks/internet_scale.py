@@ -18,6 +18,7 @@ state are not what their shardings say, or if the update communicates.
 
 import argparse
 import math
+import re
 import time
 from typing import Any, NamedTuple
 
@@ -120,18 +121,15 @@ def rotated(x):
 def loss_of(params, tokens, shape, mesh):
     """The mean loss of every next token of (batch, time + 1)."""
 
-    @jax.custom_vjp
     def gathered(w):
-        """Weights, whole and in bfloat16, where and while they are needed."""
-        whole = NamedSharding(mesh, P())
-        return lax.with_sharding_constraint(w.astype(jnp.bfloat16), whole)
+        """FSDP: whole, and in bfloat16, where and while they are needed.
 
-    def scattered(_, g):
-        """Their gradient, split like them; the constraint's own would be whole."""
-        g = lax.with_sharding_constraint(g, split(mesh, shape.width, g.shape))
-        return (g.astype(jnp.float32),)
-
-    gathered.defvjp(lambda w: (gathered(w), None), scattered)
+        Its derivative is a reduce-scatter. Where one only says what is split and what
+        is whole, XLA for TPU may sum whole gradients, and then take parts of them.
+        """
+        axis = w.shape.index(shape.width // mesh.size)
+        w = w.astype(jnp.bfloat16)
+        return lax.all_gather(w, "data", axis=axis, tiled=True)
 
     def layer(x, weights):
         w = jax.tree.map(gathered, weights)
@@ -145,10 +143,17 @@ def loss_of(params, tokens, shape, mesh):
         y = normalized(x, w["before_mlp"])
         return x + (jax.nn.silu(y @ w["gate"]) * (y @ w["up"])) @ w["down"], None
 
-    x = gathered(params["embedding"])[tokens[:, :-1]]
-    x, _ = lax.scan(jax.checkpoint(layer), x, params["layers"])
-    x = normalized(x, gathered(params["last"])) @ gathered(params["logits"])
-    return cross_entropy(x.astype(jnp.float32), tokens[:, 1:]).mean()
+    def on_each(params, tokens):
+        x = gathered(params["embedding"])[tokens[:, :-1]]
+        x, _ = lax.scan(jax.checkpoint(layer), x, params["layers"])
+        x = normalized(x, gathered(params["last"])) @ gathered(params["logits"])
+        loss = cross_entropy(x.astype(jnp.float32), tokens[:, 1:]).mean()
+        return lax.pmean(loss, "data")
+
+    specs = jax.tree.map(lambda p: split(mesh, shape.width, p.shape).spec, params)
+    return jax.shard_map(
+        on_each, mesh=mesh, in_specs=(specs, P("data")), out_specs=P()
+    )(params, tokens)
 
 
 def optimizer(state_dtype):
@@ -209,12 +214,19 @@ def row(shape, machine, devices, state_dtype):
         jitted = jax.jit(function, donate_argnums=(0, 1), out_shardings=there)
         return jitted.lower(*args).compile()
 
+    held = bytes_of((params, state))
+    known = number_of(params), machine, state_dtype, gigabytes(held)
     start = time.perf_counter()
-    whole = compiled(step, params, state, tokens)
+    try:
+        whole = compiled(step, params, state, tokens)
+    except jax.errors.JaxRuntimeError as error:
+        sizes = re.findall(r"\(([\d.]+)G\)", str(error))
+        if "RESOURCE_EXHAUSTED" not in str(error) or len(sizes) != 2:
+            raise
+        return (*known, "{} of {} GB: does not fit".format(*sizes), "", "", "")
     seconds = time.perf_counter() - start
     by_update = compilers.collectives(compiled(update, params, state, params))
     memory = whole.memory_analysis()
-    held = bytes_of((params, state))
     # A device may round up the size of an array.
     arguments = memory.argument_size_in_bytes - bytes_of(tokens)
     if not held <= arguments < 1.001 * held + 1e5 or by_update:
@@ -223,10 +235,7 @@ def row(shape, machine, devices, state_dtype):
         raise SystemExit(f"only {memory.alias_size_in_bytes} of {held} in place")
     sent = compilers.collectives(whole)
     return (
-        number_of(params),
-        machine,
-        state_dtype,
-        gigabytes(held),
+        *known,
         gigabytes(memory.temp_size_in_bytes),
         ", ".join(f"{n} {kind}" for kind, n in sent.items()),
         len(by_update),
