@@ -49,6 +49,10 @@ def rmsprop(
     unlike optax, TensorFlow and Keras. The two differ as soon as the rate changes.
 
     The arithmetic is in float32, or in float64 where a gradient or a parameter is.
+    Finite gradients give finite updates: in float32 those beyond ±2⁶² count as ±2⁶²
+    (in float64 ±2⁵¹⁰), as the square of more would be infinite. An infinite gradient
+    gives NaN.
+
     The rate, α, ε, the decay and the momentum may each be a Python number, a traced
     scalar (a jit argument, under ``jax.vmap``, ``jax.grad`` or
     ``optax.inject_hyperparams``), or a schedule: a function from the count of updates

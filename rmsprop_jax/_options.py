@@ -66,9 +66,8 @@ class Options(NamedTuple):
             rate_in_momentum=self.rate_in_momentum,
             has_rate=self.has_rate,
             cautious=self.cautious,
-            forgets=known_zero(self.alpha),
-            # And above what float32 may flush to 0.
-            has_eps=isinstance(self.eps, float) and self.eps > 1e-37,
+            has_eps=isinstance(self.eps, float)
+            and (math.sqrt(self.eps) if self.eps_in_sqrt else self.eps) >= 1e-11,
         )
 
 

@@ -24,6 +24,9 @@ Centered, ν is the variance itself. That is the same algebra as the usual E[g²
 and it can't cancel. With bias correction α is α_t = α(1−α^(t−1))/(1−α^t), and ν and m
 are the corrected moments.
 
+A finite gradient gives finite numbers. In float32, g beyond ±2⁶² counts as that: the
+square of more would be infinite. Where ε may be next to 0, x stays within ±2¹⁰⁰.
+
 *Store, then read*: every leaf of the state is computed once, and what follows reads
 what was stored. XLA then makes one kernel per output and no temporary.
 """
@@ -35,6 +38,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from rmsprop_jax._finite import quotient, root, with_finite_square
 
 
 class Rule(NamedTuple):
@@ -49,8 +54,7 @@ class Rule(NamedTuple):
     rate_in_momentum: bool
     has_rate: bool  # or else hand out x or b', neither scaled nor negated
     cautious: bool
-    forgets: bool  # α is 0
-    has_eps: bool  # ε is above 0, and so is d
+    has_eps: bool  # ε is known, and g/d can't overflow
 
 
 class Numbers(NamedTuple):
@@ -80,7 +84,9 @@ Formula = Callable[[Rule, Numbers, Leaf], jax.Array]
 
 def gradient(rule: Rule, n: Numbers, leaf: Leaf) -> jax.Array:
     g = -leaf.g if rule.maximize else leaf.g
-    return g if leaf.p is None or rule.decoupled else g + n.decay * leaf.p
+    g = g if leaf.p is None or rule.decoupled else g + n.decay * leaf.p
+    # What came infinite is no large number, but NaN.
+    return with_finite_square(g) + 0 * leaf.g
 
 
 def mean(rule: Rule, n: Numbers, leaf: Leaf) -> jax.Array:
@@ -92,29 +98,13 @@ def mean(rule: Rule, n: Numbers, leaf: Leaf) -> jax.Array:
 def second_moment(rule: Rule, n: Numbers, leaf: Leaf) -> jax.Array:
     g = gradient(rule, n, leaf)
     about, weight = (leaf.grad_mean, n.ratio) if rule.centered else (0, n.weight)
-    # If α is 0 nothing is left of ν, not even of an infinity.
-    before = jnp.zeros_like(leaf.nu) if rule.forgets else n.alpha * leaf.nu
-    return before + weight * jnp.square(g - about)
-
-
-@jax.custom_jvp
-def root(z: jax.Array) -> jax.Array:
-    """√z for z ≥ 0, with derivatives of 0 instead of ∞ at 0."""
-    return jnp.sqrt(z)
-
-
-@root.defjvp
-def _(z: tuple[jax.Array], change: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    def guarded(z: jax.Array) -> jax.Array:
-        return jnp.where(z == 0, 0, jnp.sqrt(jnp.where(z == 0, 1, z)))
-
-    return jax.jvp(guarded, z, change)
+    return n.alpha * leaf.nu + weight * jnp.square(g - about)
 
 
 def direction(rule: Rule, n: Numbers, leaf: Leaf) -> jax.Array:
     d = root(leaf.nu + n.eps) if rule.eps_in_sqrt else root(leaf.nu) + n.eps
-    d = d if rule.has_eps else jnp.where(d == 0, jnp.inf, d)
-    x = gradient(rule, n, leaf) / d
+    g = gradient(rule, n, leaf)
+    x = g / d if rule.has_eps else quotient(g, d)
     return n.rate * x if rule.rate_in_momentum else x
 
 
