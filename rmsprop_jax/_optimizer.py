@@ -48,6 +48,10 @@ def rmsprop(
     The surprising thing: momentum comes *before* the rate, as in torch and MLX and
     unlike optax, TensorFlow and Keras. The two differ as soon as the rate changes.
 
+    A complex leaf is two reals, as in torch. ``jax.grad`` returns the conjugate of its
+    gradient. Turn it before ``update``, or the loss rises:
+    ``gradients = jax.tree.map(jnp.conj, gradients)``.
+
     The arithmetic is in float32, or in float64 where a gradient or a parameter is.
     Finite gradients give finite updates: in float32 those beyond ±2⁶² count as ±2⁶²
     (in float64 ±2⁵¹⁰), as the square of more would be infinite. An infinite gradient

@@ -200,7 +200,7 @@ def flag(name: str, value: object) -> bool:
     """A Python boolean; raises on what is none."""
     if not isinstance(value, bool | np.bool_):
         raise TypeError(
-            f"{name} must be True or False, but it was {value!r}. It decides how the "
-            "state is made, so it can't be an array."
+            f"{name} must be True or False, but it was {value!r}. It decides what is "
+            "compiled, so it can't be an array."
         )
     return bool(value)

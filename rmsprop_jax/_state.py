@@ -29,6 +29,9 @@ class RMSPropState(NamedTuple):
             ``momentum_buffer``.
         grad_mean: the mean of the gradient, or ``None`` if not centered. torch says
             ``grad_avg``.
+
+    Where a tree like the parameters goes along, ``optax.tree.map_params`` has to be
+    told of leaves that are ``None``: ``is_leaf=lambda x: x is None``.
     """
 
     count: Any  # jax.Array, but every tuple has a method of that name
@@ -82,14 +85,16 @@ def _filled(p: Any, value: jax.Array) -> jax.Array:
 
 def no_steps(params: optax.Params) -> jax.Array:
     """A count of 0: outside of jit, on the parameters' device or all their mesh's."""
-    device = None
+    places = set()
     for p in jax.tree.leaves(params):
         sharding = None if isinstance(p, Tracer) else getattr(p, "sharding", None)
         if isinstance(sharding, NamedSharding):
-            device = NamedSharding(sharding.mesh, PartitionSpec())
-        elif isinstance(sharding, SingleDeviceSharding) and device is None:
-            # Where nothing is said to be anywhere, neither is the count.
-            device = sharding if getattr(p, "committed", True) else None
+            places = {NamedSharding(sharding.mesh, PartitionSpec())}
+            break
+        if isinstance(sharding, SingleDeviceSharding) and getattr(p, "committed", True):
+            places.add(sharding)
+    # Where nothing is said to be in one place, neither is the count.
+    device = places.pop() if len(places) == 1 else None
     return jnp.zeros([], jnp.int32, device=device)
 
 

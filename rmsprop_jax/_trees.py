@@ -30,6 +30,18 @@ def given(what: str, params: optax.Params | None) -> optax.Params:
     return params
 
 
+def made_by_init(state: object, kind: type) -> None:
+    """Raises where `update` was given another state than its `init` makes."""
+    if not isinstance(state, kind):
+        raise TypeError(
+            f"state must be the {kind.__name__} that init made, but it was a "
+            f"{type(state).__name__}. Call update(gradients, state, params). Of a "
+            "chain's state give the part that is one. Of a state of optax.rmsprop "
+            "checkpoints.from_optax makes one. A checkpoint that was restored without "
+            "a template is lists and dictionaries: restore it with tx.init(params)."
+        )
+
+
 def matched(
     options: Options,
     updates: optax.Updates,
@@ -46,12 +58,7 @@ def matched(
             belong together. It names the leaf.
         TypeError: Where the state is another one.
     """
-    if not isinstance(state, RMSPropState):
-        raise TypeError(
-            "state must be the RMSPropState that init made, but it was "
-            f"{type(state).__name__}. Call update(gradients, state, params). Of a "
-            "chain give the part that is; checkpoints.from_optax makes one of optax's."
-        )
+    made_by_init(state, RMSPropState)
     nus: list[Any]
     nus, structure = jax.tree.flatten(state.nu, is_leaf=is_none)
     rule = options.rule
@@ -121,7 +128,7 @@ def _leaves(
     if its_structure == structure:
         return leaves
     odd = _errors.difference(_names(tree), _names(like))
-    odd = odd or f"it was {its_structure} where the parameters were {structure}"
+    odd = odd or _errors.kinds(its_structure, structure)
     raise ValueError(
         f"{what} must be a tree like the parameters that init was given, but {odd}. "
         "If the model or the optimizer has changed, make a new state with init."
@@ -134,14 +141,15 @@ def _mask(name: str, mask: Mask | None) -> Callable[[optax.Params], optax.Params
     def whole(params: optax.Params) -> optax.Params:
         # A module that can be called is a tree all the same.
         is_one_leaf = jax.tree_util.all_leaves([mask])
-        found = mask(params) if is_one_leaf and callable(mask) else mask
+        found: Any = mask(params) if is_one_leaf and callable(mask) else mask
         if found is None:
             found = True
         elif found is mask and is_one_leaf and not jax.tree_util.all_leaves([params]):
             raise ValueError(
                 f"{name} must be a tree of booleans like the parameters, or a function "
-                f"from them to one, but it was {mask}. optax.inject_hyperparams takes "
-                f"a function for a schedule: add static_args={name!r}."
+                f"from them to one, but it was {mask}. If all leaves shall decay, "
+                "leave it out. optax.inject_hyperparams takes a function for a "
+                f"schedule: add static_args={name!r}."
             )
         try:
             return jax.tree.map(
@@ -156,10 +164,42 @@ def _mask(name: str, mask: Mask | None) -> Callable[[optax.Params], optax.Params
         except ValueError as error:
             raise ValueError(
                 f"{name} must be a tree of booleans like the parameters, or a prefix "
-                f"of it, or a function from them to one, but it was {found}."
+                f"of it, or a function from them to one, but {_misfit(found, params)}"
             ) from error
 
     return whole
+
+
+def _misfit(mask: optax.Params, params: optax.Params) -> str:
+    """Why a mask is no prefix of the parameters."""
+
+    def is_masked(x: object) -> bool:
+        return isinstance(x, optax.MaskedNode)
+
+    def is_leaf(x: object) -> bool:
+        return is_none(x) or is_masked(x)
+
+    leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_leaf)
+    theirs = [path for path, _ in leaves]
+    ours = [path for path, _ in jax.tree_util.tree_leaves_with_path(mask, is_none)]
+    odd = [
+        f"leaf {_errors.leaf(path)} is unexpected"
+        for path in ours
+        if not any(path == other[: len(path)] for other in theirs)
+    ] + [
+        f"leaf {_errors.leaf(path)} is missing"
+        for path in theirs
+        if not any(other == path[: len(other)] for other in ours)
+    ]
+    structures = map(jax.tree.structure, (mask, params))
+    why = (_errors.few(odd) or _errors.kinds(*structures)) + "."
+    if any(is_masked(p) for _, p in leaves):
+        why += (
+            " The parameters are masked, as inside of optax.masked and "
+            "optax.partition. There give a function, which sees only what is left: "
+            "lambda params: jax.tree.map(lambda p: p.ndim > 1, params)."
+        )
+    return why
 
 
 def _check_kind(name: Callable[[], str], g: Any, nu: Any) -> None:

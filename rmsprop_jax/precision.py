@@ -9,6 +9,18 @@ The random bits are a hash of the seed, the step, the leaf and the element. So t
 no key to carry. The same run has the same bits, however a leaf is sharded. Under
 ``vmap``, ``pmap`` and ``shard_map`` each part has the same bits, unless it has a seed
 of its own.
+
+Updates of narrow parameters are float32 here, and ``optax.apply_updates`` keeps the
+parameters' dtype. Equinox's ``eqx.apply_updates`` does not: with it the model is
+float32 after the first step. There split the model, and put it together again::
+
+    params, static = eqx.partition(model, eqx.is_inexact_array)
+    updates, state = tx.update(gradients, state, params)
+    model = eqx.combine(optax.apply_updates(params, updates), static)
+
+An average of bfloat16 parameters stands still for the same reason, if it is kept in
+bfloat16. Keep it in float32, as ``optax.ema(0.999, accumulator_dtype="float32")`` does
+and ``optax.incremental_update`` of a float32 average.
 """
 
 from __future__ import annotations
@@ -19,6 +31,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.tree_util import KeyPath
 
 from rmsprop_jax import _errors, _options, _storage, _trees
 from rmsprop_jax._options import Seed
@@ -32,6 +45,18 @@ def _is_narrow(p: jax.Array | None) -> bool:
     if p is None or not jnp.issubdtype(jnp.result_type(p), jnp.inexact):
         return False
     return jnp.finfo(jnp.result_type(p)).bits < 32
+
+
+def _check_still_narrow(
+    path: KeyPath, master: jax.Array | None, p: jax.Array | None
+) -> None:
+    if master is not None and not _is_narrow(p):
+        was = None if p is None else jnp.result_type(p)
+        raise ValueError(
+            f"Leaf {_errors.leaf(path)} of params must have 16 bits, as it had when "
+            f"init saw it, but it was {was}. Add the updates with optax.apply_updates, "
+            "which keeps the parameters' dtype."
+        )
 
 
 def _lands_on(target: jax.Array, p: jax.Array) -> jax.Array:
@@ -89,6 +114,7 @@ def stochastic_rounding(*, seed: Seed = 0) -> optax.GradientTransformationExtraA
         **extra_args: object,
     ) -> tuple[optax.Updates, StochasticRoundingState]:
         del extra_args  # unused here, and allowed, for others in a chain
+        _trees.made_by_init(state, StochasticRoundingState)
         params = _trees.given("stochastic_rounding", params)
         us, structure = jax.tree.flatten(updates, is_leaf=_trees.is_none)
         ps = structure.flatten_up_to(params)
@@ -151,7 +177,8 @@ def master_weights(
         ``params``. Updates of parameters of 16 bits or fewer are float32.
 
     Raises:
-        ValueError: From ``update``, where params are missing.
+        ValueError: From ``update``, where params are missing, or a narrow one has
+            become wide.
 
     Example:
         >>> import jax.numpy as jnp, optax
@@ -189,7 +216,11 @@ def master_weights(
         params: optax.Params | None = None,
         **extra_args: object,
     ) -> tuple[optax.Updates, MasterWeightsState]:
+        _trees.made_by_init(state, MasterWeightsState)
         params = _trees.given("master_weights", params)
+        jax.tree_util.tree_map_with_path(
+            _check_still_narrow, state.masters, params, is_leaf=_trees.is_none
+        )
         full = tree_map(lambda m, p: p if m is None else m, state.masters, params)
         updates = tree_map(wide, updates, params)
         updates, inner = tx.update(updates, state.inner, full, **extra_args)

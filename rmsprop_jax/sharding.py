@@ -164,7 +164,7 @@ def check(state: Any, expected: Any) -> None:
             [_errors.leaf(path) for path, _ in want],
             [_errors.leaf(path) for path, _ in have],
         )
-        odd = odd or f"it was {expected_structure} where the state is {structure}"
+        odd = odd or _errors.kinds(expected_structure, structure)
         raise ValueError(
             f"expected must be a tree of shardings like the state, but {odd}. "
             "Make it with state_shardings(tx, params), for the same tx and params."

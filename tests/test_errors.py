@@ -1,5 +1,7 @@
 """Bad input is refused in a sentence that says what, where, and what to do."""
 
+import dataclasses
+import functools
 import inspect
 import re
 from typing import Any
@@ -9,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.core import FrozenDict
 
 import rmsprop_jax
 from rmsprop_jax import scale_by_rmsprop
@@ -19,6 +22,19 @@ rmsprop: Any = rmsprop_jax.rmsprop
 stochastic_rounding: Any = rmsprop_jax.precision.stochastic_rounding
 
 NUMBERS = ["learning_rate", "alpha", "eps", "weight_decay", "momentum", "initial_scale"]
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["w"], meta_fields=["name"]
+)
+@dataclasses.dataclass
+class Named:
+    """A module with a field that is no leaf."""
+
+    w: jax.Array
+    name: str
+
+
 P = {"layer": {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}}
 
 
@@ -73,11 +89,12 @@ def test_what_cannot_be_a_schedule():
 
 def test_errors_say_the_name_that_the_user_wrote():
     """Of every dialect, for every number that it takes."""
+    yes_or_no = ("foreach",)  # whose default is None
     for dialect in map(dialects.__dict__.get, dialects.__all__):
         names = inspect.signature(dialect).parameters
         rate, *_ = names
         for name, parameter in names.items():
-            if isinstance(parameter.default, bool):
+            if isinstance(parameter.default, bool) or name in yes_or_no:
                 with refused(TypeError, name, "must be True or False", "'yes'"):
                     dialect(**{rate: 0.1} | {name: "yes"})
                 continue
@@ -159,6 +176,10 @@ def test_an_injected_mask_is_no_schedule():
     )
     with refused(ValueError, "weight_decay_mask", "function", "False", "static_args"):
         tx.update(P, tx.init(P), P)
+    # One boolean may have come from there, too.
+    tx = rmsprop(weight_decay=0.1, weight_decay_mask=True)
+    with refused(ValueError, "it was True", "If all leaves shall decay, leave it out"):
+        tx.update(P, tx.init(P), P)
 
 
 def test_decay_needs_params():
@@ -168,9 +189,34 @@ def test_decay_needs_params():
 
 
 def test_a_mask_is_like_the_parameters():
-    tx = rmsprop(weight_decay=0.1, weight_decay_mask={"head": True})
-    with refused(ValueError, "weight_decay_mask", "prefix", "head"):
-        tx.update(P, tx.init(P), P)
+    for mask, words in [
+        ({"head": True}, ["['head'] is unexpected", "['layer']['b'] is missing"]),
+        ({"layer": {"w": True}}, ["leaf ['layer']['b'] is missing."]),
+        (FrozenDict(layer=True), ["a FrozenDict where there must be a dict."]),
+    ]:
+        tx = rmsprop(weight_decay=0.1, weight_decay_mask=mask)
+        with refused(ValueError, "weight_decay_mask", "prefix", *words):
+            tx.update(P, tx.init(P), P)
+
+
+def test_a_mask_of_the_whole_model_inside_of_another():
+    p = P | {"head": jnp.ones((2, 2))}
+    mask = {"layer": {"w": True, "b": False}, "head": True}
+
+    def inside(mask) -> Any:
+        tx = rmsprop(weight_decay=0.1, weight_decay_mask=mask)
+        return optax.masked(tx, {"layer": False, "head": True})
+
+    tx = inside(mask)
+    words = ["['layer']['b'] is unexpected", "masked", "give a function", "lambda"]
+    with refused(ValueError, "weight_decay_mask", *words):
+        tx.update(p, tx.init(p), p)
+    # As the message says.
+    tx = inside(lambda params: jax.tree.map(lambda p: p.ndim > 1, params))
+    updates, _ = tx.update(p, tx.init(p), p)
+    bare = rmsprop(weight_decay=0.1)
+    expected, _ = bare.update(p["head"], bare.init(p["head"]), p["head"])
+    np.testing.assert_array_equal(updates["head"], expected)
 
 
 def test_gradients_have_the_parameters_tree():
@@ -183,10 +229,11 @@ def test_gradients_have_the_parameters_tree():
         tx.update({"layer": {"w": w, "b": b, "c": b}}, state)
     with refused(ValueError, "gradients", "['layer']['w'] is missing"):
         tx.update({"layer": (w, b)}, state)
-    with refused(ValueError, "gradients", "OrderedDict"):
-        from collections import OrderedDict
-
-        tx.update({"layer": OrderedDict(w=w, b=b)}, state)
+    with refused(ValueError, "gradients", "a FrozenDict where there must be a dict."):
+        tx.update({"layer": FrozenDict(w=w, b=b)}, state)
+    named = rmsprop().init(Named(w, "first"))
+    with refused(ValueError, "a Named in it has other keys, or other fields"):
+        tx.update(Named(w, "second"), named)
 
 
 @pytest.mark.parametrize(
@@ -238,13 +285,25 @@ def test_a_state_made_with_other_options():
         rmsprop(momentum=0.9).update(P, broken)
 
 
-@pytest.mark.parametrize("other", ["optax", "chain", "tuple", "none"])
+@pytest.mark.parametrize(
+    "other", ["optax", "chain", "tuple", "list", "dict", "swapped", "none"]
+)
 def test_another_state(other):
     states = {
+        "list": list(rmsprop().init(P)),
+        "dict": rmsprop().init(P)._asdict(),
+        "swapped": P,
         "optax": optax.rmsprop(0.1).init(P),
         "chain": optax.chain(optax.clip(1.0), rmsprop()).init(P),
         "tuple": tuple(rmsprop().init(P)),
         "none": None,
     }
-    with refused(TypeError, "state must be the RMSPropState", "but it was", "chain"):
-        rmsprop().update(P, states[other], P)
+    was = type(states[other]).__name__
+    words = [f"it was a {was}", "update(gradients", "from_optax", "tx.init(params)"]
+    for tx, kind in [
+        (rmsprop(), "RMSPropState"),
+        (stochastic_rounding(), "StochasticRoundingState"),
+        (rmsprop_jax.precision.master_weights(rmsprop()), "MasterWeightsState"),
+    ]:
+        with refused(TypeError, f"state must be the {kind}", *words):
+            tx.update(P, states[other], P)

@@ -27,6 +27,7 @@ from rmsprop_jax.sharding import check, state_shardings
 
 # optax types states as any trees of arrays; here they are what they are.
 rmsprop: Any = rmsprop_jax.rmsprop
+from_torch: Any = rmsprop_jax.checkpoints.from_torch
 
 OPTIONS = {"momentum": 0.9, "centered": True, "weight_decay": 0.1}
 AXES = (None, "model")
@@ -191,6 +192,38 @@ def test_equinox_modules_with_none_leaves():
     check(eqx.filter(model, eqx.is_inexact_array), places)
     assert state.count == 2
     assert float(abs(model.first.weight - params.first.weight).max()) > 0
+
+
+def test_an_equinox_module_that_can_be_called_is_a_tree():
+    """As a mask, and as the parameters of several groups from torch."""
+    model = eqx.nn.Linear(2, 2, key=jax.random.key(0))
+    mask = eqx.tree_at(lambda model: (model.weight, model.bias), model, (True, False))
+    by_mask = rmsprop(0.1, 0.9, weight_decay=0.5, weight_decay_mask=mask)
+
+    def to_params(weights):
+        leaves = (weights["weight"], weights["bias"])
+        return eqx.tree_at(lambda model: (model.weight, model.bias), model, leaves)
+
+    group = {"lr": 0.1, "alpha": 0.9, "eps": 1e-8}
+    by_groups, state = from_torch(
+        {
+            "state": {
+                i: {"step": 0, "square_avg": np.zeros(shape, np.float32)}
+                for i, shape in enumerate([(2, 2), (2,)])
+            },
+            "param_groups": [
+                group | {"weight_decay": 0.5, "params": [0]},
+                group | {"weight_decay": 0.0, "params": [1]},
+            ],
+        },
+        to_params,
+        names=["weight", "bias"],
+    )
+    expected, _ = by_mask.update(model, by_mask.init(model), model)
+    for start in (by_groups.init(model), state):
+        updates, _ = by_groups.update(model, start, model)
+        np.testing.assert_allclose(updates.weight, expected.weight, rtol=1e-6)
+        np.testing.assert_allclose(updates.bias, expected.bias, rtol=1e-6)
 
 
 def test_haiku_parameters():

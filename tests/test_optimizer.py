@@ -13,11 +13,13 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import rmsprop_jax
-from rmsprop_jax import RMSPropState, scale_by_rmsprop
+from rmsprop_jax import RMSPropState, dialects, scale_by_rmsprop
 
 # optax types states as any trees of arrays; here they are what they are.
 rmsprop: Any = rmsprop_jax.rmsprop
 apply_updates: Any = optax.apply_updates
+master_weights: Any = rmsprop_jax.precision.master_weights
+stochastic_rounding: Any = rmsprop_jax.precision.stochastic_rounding
 
 PLAIN = {}
 ALL_STATE = {"momentum": 0.9, "centered": True}
@@ -236,6 +238,92 @@ def test_map_params_finds_every_moment():
     )
     names = {"a": "a", "b": ["b0", "b1"]}
     assert marked == RMSPropState("not a parameter", names, names, names)
+
+
+@pytest.mark.parametrize("wrap", [lambda tx: tx, master_weights])
+def test_map_params_beside_a_tree_where_the_state_has_no_leaf(wrap):
+    """As `RMSPropState` says. The masters of float32 parameters are None as well."""
+    p = {"w": jnp.ones(2), "narrow": jnp.ones(2, jnp.bfloat16), "steps": jnp.arange(3)}
+    tx = wrap(rmsprop(**ALL_STATE))
+    names = {name: name for name in p}
+    marked: Any = optax.tree.map_params(
+        tx,
+        lambda x, name: x if x is None else name,
+        tx.init(p),
+        names,
+        is_leaf=lambda x: x is None,
+    )
+    for field in ("nu", "mu", "grad_mean"):
+        assert optax.tree.get(marked, field) == names | {"steps": None}
+    if wrap is master_weights:
+        assert marked.masters == {"w": None, "narrow": "narrow", "steps": None}
+
+
+def test_no_two_leaves_of_a_state_share_a_buffer():
+    """Or donating it fails: XLA wants each buffer once."""
+    p = {"a": jnp.ones([]), "b": jnp.ones([]), "c": jnp.ones([], jnp.bfloat16)}
+    number = jnp.float32(0.0)
+    makers: list[Any] = [
+        rmsprop(number, initial_scale=number, seed=jnp.int32(0), **ALL_STATE),
+        rmsprop(state_dtype="bfloat16", **ALL_STATE),
+        optax.inject_hyperparams(rmsprop)(0.1, initial_scale=0.0, **ALL_STATE),
+        optax.chain(rmsprop(), stochastic_rounding()),
+        master_weights(rmsprop(momentum=0.9)),
+    ]
+    for tx in makers:
+        with jax.numpy_dtype_promotion("standard"):  # inject_hyperparams needs it
+            fresh = tx.init(p)
+            _, after = tx.update(p, fresh, p)
+        given = {x.unsafe_buffer_pointer() for x in [*jax.tree.leaves(p), number]}
+        for state in (fresh, after):
+            own = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(state)]
+            assert len({*own, *given}) == len(own) + len(given)
+        jax.jit(lambda state: state, donate_argnums=0)(fresh)
+
+
+def test_outside_of_jit_leaves_may_be_on_devices_of_their_own():
+    places = jax.devices()[:2]
+    p = [jax.device_put(jnp.ones(3), place) for place in places]
+    for options in ({"bias_correction": True}, {"state_dtype": "bfloat16"}):
+        tx = rmsprop(optax.exponential_decay(0.1, 10, 0.9), **options)
+        state = tx.init(p)
+        _, state = tx.update(p, state, p)
+        updates, state = tx.update(p, state, p)
+        for tree in (updates, state.nu):
+            assert [x.device for x in jax.tree.leaves(tree)] == places
+
+
+def test_complex_gradients_are_torchs_when_conjugated():
+    """As the docstring says: torch's is 2(z − c) for |z − c|², ours its conjugate."""
+    z, c = jnp.array([3 + 4j, -2 + 5j]), jnp.array([0.5 - 1j, 1j])
+
+    def loss(z):
+        return jnp.sum(jnp.abs(z - c) ** 2)
+
+    np.testing.assert_allclose(jnp.conj(jax.grad(loss)(z)), 2 * (z - c), rtol=1e-6)
+    tx = rmsprop(0.1)
+
+    def end(turned):
+        p, state = z, tx.init(z)
+        for _ in range(100):
+            gradients = jax.tree.map(turned, jax.grad(loss)(p))
+            updates, state = tx.update(gradients, state, p)
+            p = apply_updates(p, updates)
+        return loss(p)
+
+    assert end(jnp.conj) < 0.1 * loss(z)
+    assert end(lambda g: g) > loss(z)
+
+
+def test_no_infinity_on_the_way():
+    """jax.debug_infs finds none in any rule, where the gradient is 0."""
+    g = jnp.array([0.0, 1.0])
+    with jax.debug_infs(True):  # noqa: FBT003
+        for name in dialects.__all__:
+            tx = getattr(dialects, name)(0.1)
+            for update in (tx.update, jax.jit(tx.update)):
+                updates, _ = update(g, tx.init(g), g)
+                assert updates[0] == 0
 
 
 @each_configuration

@@ -3,6 +3,7 @@
 from typing import Any
 
 import chex
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -99,10 +100,11 @@ def test_updates_land_exactly():
     assert int(after.count) == 1
 
 
+AROUND = [lambda tx: optax.chain(tx, stochastic_rounding()), master_weights]
+
+
 @pytest.mark.parametrize(
-    "around",
-    [lambda tx: optax.chain(tx, stochastic_rounding()), master_weights],
-    ids=["stochastic_rounding", "master_weights"],
+    "around", AROUND, ids=["stochastic_rounding", "master_weights"]
 )
 def test_a_bad_step_is_skipped_inside(around):
     tx = around(optax.apply_if_finite(rmsprop(0.1, momentum=0.9), 5))
@@ -120,6 +122,52 @@ def test_a_bad_step_is_skipped_inside(around):
     for name in ("nu", "mu"):
         before, now = (optax.tree.get(s, name) for s in (state, after))
         chex.assert_trees_all_equal(now, before)
+
+
+@pytest.mark.parametrize(
+    "around", AROUND, ids=["stochastic_rounding", "master_weights"]
+)
+def test_an_equinox_model_stays_narrow(around):
+    """The lines of the docstring, and what they are for."""
+    model = eqx.nn.Linear(4, 3, dtype=BF16, key=jax.random.key(0))
+    tx = around(rmsprop(1e-3))
+    params, static = eqx.partition(model, eqx.is_inexact_array)
+    gradients = jax.tree.map(jnp.ones_like, params)
+    updates, state = tx.update(gradients, tx.init(params), params)
+    with jax.numpy_dtype_promotion("standard"):
+        trained = eqx.combine(apply_updates(params, updates), static)
+        widened = eqx.apply_updates(model, updates)
+    assert trained.weight.dtype == BF16
+    assert float(abs(trained.weight - model.weight).max()) > 0
+    assert widened.weight.dtype == jnp.float32
+    if around is master_weights:
+        wide = eqx.filter(widened, eqx.is_inexact_array)
+        with pytest.raises(
+            ValueError, match=r"weight of params .*16 bits.*float32.*opt"
+        ):
+            tx.update(wide, state, wide)
+
+
+def test_averages_of_narrow_parameters_are_kept_wide():
+    """As the docstring says. 2·0.999¹⁰⁰⁰ + 1 − 0.999¹⁰⁰⁰ = 1.368."""
+    one, two = jnp.ones(2, BF16), jnp.full(2, 2.0)
+
+    def end(dtype):
+        ema = optax.ema(0.999, debias=False, accumulator_dtype=dtype)
+        state: Any = ema.init(one)
+        start = state._replace(ema=two.astype(dtype)), two.astype(dtype)
+
+        def step(carry, _):
+            state, average = carry
+            state = ema.update(one, state)[1]
+            return (state, optax.incremental_update(one, average, 0.001)), None
+
+        with jax.numpy_dtype_promotion("standard"):
+            state, average = jax.lax.scan(step, start, length=1000)[0]
+        return [np.asarray(x, float) for x in (state.ema, average)]
+
+    np.testing.assert_array_equal(end(BF16), 2.0)
+    np.testing.assert_allclose(end("float32"), 1.368, rtol=1e-3)
 
 
 def test_other_narrow_parameters_are_refused():

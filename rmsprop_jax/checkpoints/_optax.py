@@ -55,6 +55,8 @@ def from_optax(
         opt_state: The state of ``optax.rmsprop``, or of a chain of it with
             transformations that have no state, such as ``optax.clip``. From
             ``optax.inject_hyperparams`` give the ``inner_state``, and the ``count``.
+            Of other states (``MultiSteps``, ``partition``) the error says which part.
+            Restore a checkpoint with a template, ``optax.rmsprop(...).init(params)``.
         count: The number of updates so far, where the state does not hold it. It does
             with a learning-rate schedule or bias correction. 0 by default.
         decay: optax's ``decay``. Needed with bias correction, and only then.
@@ -139,12 +141,31 @@ def _collect(where: str, state: optax.OptState, found: dict[str, Any]) -> None:
             _collect(f"{where}[{i}]", link, found)
     elif name in (*_MOMENTS, _TRACE, _SCHEDULE) and name not in found:
         found[name] = state
+    elif isinstance(state, list | dict) and jax.tree.leaves(state):
+        raise ValueError(
+            f"opt_state must be as optax makes it, but {where} is a {name}, as in a "
+            "checkpoint that was restored without a template. Restore it with one: "
+            "optax.rmsprop(...).init(params)."
+        )
     elif jax.tree.leaves(state):
+        parts = [where + part for part in _parts_of_rmsprop(state)]
         raise ValueError(
             f"opt_state must be the state of one optax.rmsprop, but {where} is a "
             f"{name}, which would be lost. Give the part of optax.rmsprop alone"
-            + (" (the inner_state)." if hasattr(state, "inner_state") else ".")
+            + (f": {_errors.few(parts)}." if parts else ".")
         )
+
+
+def _parts_of_rmsprop(state: optax.OptState) -> list[str]:
+    """Where in a state those of optax.rmsprop are: the chains with its moments."""
+
+    def has_moments(x: object) -> bool:
+        return type(x).__name__ in _MOMENTS
+
+    nodes = jax.tree_util.tree_leaves_with_path(state, is_leaf=has_moments)
+    return [
+        jax.tree_util.keystr(path[:-1]) for path, node in nodes if has_moments(node)
+    ]
 
 
 def _tree(

@@ -28,7 +28,10 @@ def partition(
     """
     labels = [f"group_{g}" for g in range(len(rules))]
     labels_of_leaves = jax.tree.structure(params).unflatten(labels[g] for g in owners)
-    tx = optax.partition(dict(zip(labels, rules, strict=True)), labels_of_leaves)
+    # A tree that can be called, such as a module, would be called for the labels.
+    tx = optax.partition(
+        dict(zip(labels, rules, strict=True)), lambda _: labels_of_leaves
+    )
     # `partition` has each group's transformation under `masked`.
     inner = [optax.MaskedState(state) for state in states]
     return tx, optax.PartitionState(dict(zip(labels, inner, strict=True)))

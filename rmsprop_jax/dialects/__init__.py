@@ -14,7 +14,8 @@ True of them all:
   ``update`` needs ``params``.
 - An argument of theirs that acts on the gradients or on the loop is not here: the
   docstring names the optax transformation to chain instead. One that only chooses an
-  implementation or a name (``foreach``, ``use_locking``, ``name``) has no counterpart.
+  implementation or a name (``use_locking``, ``name``) has no counterpart, but for
+  those of `torch`.
 - Parameter groups are ``optax.multi_transform`` (``optax.partition``) with one dialect
   for each.
 - The variance of a centered rule is kept as such and cannot cancel, in float32 too.

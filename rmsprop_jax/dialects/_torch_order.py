@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from optax import GradientTransformationExtraArgs, ScalarOrSchedule
 
-from rmsprop_jax._options import Options
+from rmsprop_jax._options import Options, flag
 from rmsprop_jax._transform import transformation
 
 
@@ -18,14 +18,16 @@ def torch(
     weight_decay: ScalarOrSchedule = 0.0,
     momentum: ScalarOrSchedule = 0.0,
     centered: bool = False,
-    *,
+    capturable: bool = False,
+    foreach: bool | None = None,
     maximize: bool = False,
+    differentiable: bool = False,
 ) -> GradientTransformationExtraArgs:
     """``torch.optim.RMSprop``: ε outside the root, momentum before the rate.
 
-    The same as `rmsprop_jax.rmsprop`, with torch's name for the rate. ``foreach``,
-    ``capturable`` and ``differentiable`` have no counterpart: every update here is
-    compiled, and differentiable.
+    The same as `rmsprop_jax.rmsprop`, with torch's names in torch's order.
+    ``capturable``, ``foreach`` and ``differentiable`` change no number, in torch and
+    here: every update is compiled, and differentiable.
 
     For ``torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)`` write
     ``optax.chain(optax.clip_by_global_norm(1.0), dialects.torch(...))``.
@@ -38,7 +40,10 @@ def torch(
         weight_decay: Times the parameter, added to the gradient (coupled).
         momentum: How much of the momentum buffer a step keeps.
         centered: Whether to divide by the gradient's deviation from its mean.
+        capturable: True or False; changes nothing.
+        foreach: True, False or None; changes nothing.
         maximize: Whether to go up the gradient.
+        differentiable: True or False; changes nothing.
 
     Returns:
         A gradient transformation with an `RMSPropState`.
@@ -46,6 +51,9 @@ def torch(
     References:
         torch 2.13.0, ``torch/optim/rmsprop.py``; compared with it running.
     """
+    flag("capturable", capturable)
+    flag("foreach", False if foreach is None else foreach)
+    flag("differentiable", differentiable)
     return transformation(
         Options(
             learning_rate=lr,

@@ -1,14 +1,17 @@
 """Runs of optax.rmsprop that go on with ours."""
 
+import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from support.comparisons import assert_same
 
 from rmsprop_jax import RMSPropState, checkpoints, dialects, rmsprop
 
@@ -185,10 +188,38 @@ def test_refuses_other_optimizers():
 def test_refuses_to_lose_the_state_of_other_links():
     tx = optax.chain(optax.rmsprop(0.1), optax.ema(0.9))
     refused(r"opt_state\[1\] is a EmaState, .*lost", tx.init({"a": jnp.ones(3)}))
-    tx = optax.inject_hyperparams(optax.rmsprop)(0.1)
-    refused("inner_state", tx.init({"a": jnp.ones(3)}))
+    p = {"a": jnp.ones(3)}
+    theirs = optax.rmsprop(0.1)
+    for tx, part in [
+        (optax.inject_hyperparams(optax.rmsprop)(0.1), "opt_state.inner_state"),
+        (optax.MultiSteps(theirs, 2), "opt_state.inner_opt_state"),
+        (optax.apply_if_finite(theirs, 3), "opt_state.inner_state"),
+        (
+            optax.partition({"x": theirs}, {"a": "x"}),
+            "opt_state.inner_states['x'].inner_state",
+        ),
+        (
+            optax.chain(optax.clip(1.0), optax.masked(theirs, {"a": True})),
+            "[1].inner_state",
+        ),
+    ]:
+        state = tx.init(p)
+        refused(f"alone: .*{re.escape(part)}\\.$", state)
     two = optax.chain(optax.rmsprop(0.1), optax.rmsprop(0.1))
     refused(r"one optax.rmsprop, but opt_state\[1\]\[0\]", two.init({"a": jnp.ones(3)}))
+
+
+def test_a_checkpoint_is_restored_with_a_template(tmp_path):
+    tx = optax.rmsprop(0.1, momentum=0.9, centered=True)
+    p = {"a": jnp.arange(3.0)}
+    _, opt_state = tx.update(p, tx.init(p))
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "state", opt_state)
+        checkpointer.wait_until_finished()
+        raw = checkpointer.restore(tmp_path / "state")
+        refused(r"opt_state is a (list|dict), .*template.*init\(params\)", raw)
+        restored = checkpointer.restore(tmp_path / "state", tx.init(p))
+    assert_same(from_optax(restored), from_optax(opt_state))
 
 
 def test_refuses_complex():
