@@ -1,7 +1,6 @@
 """Arithmetic that stays finite, with its derivatives. The figures are those of float32.
 
-Each function is one operation or two more than what it stands for. More would take
-longer to compile.
+They are of as few operations as it takes: each one more takes longer to compile.
 """
 
 from __future__ import annotations

@@ -56,6 +56,7 @@ class Options(NamedTuple):
     @property
     def rule(self) -> Rule:
         """Which of the equations hold."""
+        eps = self.eps if isinstance(self.eps, float) else 0.0
         return Rule(
             centered=self.centered,
             momentum=not known_zero(self.momentum),
@@ -66,8 +67,8 @@ class Options(NamedTuple):
             rate_in_momentum=self.rate_in_momentum,
             has_rate=self.has_rate,
             cautious=self.cautious,
-            has_eps=isinstance(self.eps, float)
-            and (math.sqrt(self.eps) if self.eps_in_sqrt else self.eps) >= 1e-11,
+            # So that g/d, with g up to 2⁶², is below 2¹⁰⁰.
+            has_eps=(math.sqrt(eps) if self.eps_in_sqrt else eps) >= 1e-11,
         )
 
 

@@ -85,7 +85,7 @@ Formula = Callable[[Rule, Numbers, Leaf], jax.Array]
 def gradient(rule: Rule, n: Numbers, leaf: Leaf) -> jax.Array:
     g = -leaf.g if rule.maximize else leaf.g
     g = g if leaf.p is None or rule.decoupled else g + n.decay * leaf.p
-    # What came infinite is no large number, but NaN.
+    # An infinite gradient is no large one: it becomes NaN.
     return with_finite_square(g) + 0 * leaf.g
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.tree_util import KeyPath
 
 from rmsprop_jax import _errors
 from rmsprop_jax._options import Mask, Options
@@ -151,49 +152,59 @@ def _mask(name: str, mask: Mask | None) -> Callable[[optax.Params], optax.Params
                 "leave it out. optax.inject_hyperparams takes a function for a "
                 f"schedule: add static_args={name!r}."
             )
-        try:
+
+        def spread(path: KeyPath, decays: Any, under: optax.Params) -> optax.Params:
+            if jnp.ndim(decays):
+                raise ValueError(
+                    f"{name} must have one boolean for a leaf, but leaf "
+                    f"{_errors.leaf(path)} was an array of shape {jnp.shape(decays)}."
+                )
             return jax.tree.map(
-                lambda decays, under: jax.tree.map(
-                    lambda p: None if p is None else bool(decays),
-                    under,
-                    is_leaf=is_none,
-                ),
-                found,
-                params,
+                lambda p: None if p is None else bool(decays), under, is_leaf=is_none
             )
-        except ValueError as error:
+
+        why = _misfit(found, params)
+        if why:
             raise ValueError(
                 f"{name} must be a tree of booleans like the parameters, or a prefix "
-                f"of it, or a function from them to one, but {_misfit(found, params)}"
-            ) from error
+                f"of it, or a function from them to one, but {why}"
+            )
+        return jax.tree_util.tree_map_with_path(spread, found, params)
 
     return whole
 
 
 def _misfit(mask: optax.Params, params: optax.Params) -> str:
-    """Why a mask is no prefix of the parameters."""
+    """Why a mask is no prefix of the parameters; empty where it is one."""
+    try:
+        jax.tree.map(lambda *_: None, mask, params)
+    except ValueError:
+        pass
+    else:
+        return ""
 
     def is_masked(x: object) -> bool:
         return isinstance(x, optax.MaskedNode)
 
-    def is_leaf(x: object) -> bool:
-        return is_none(x) or is_masked(x)
+    def paths(tree: optax.Params) -> list[KeyPath]:
+        leaves = jax.tree_util.tree_leaves_with_path(
+            tree, is_leaf=lambda x: is_none(x) or is_masked(x)
+        )
+        return [path for path, _ in leaves]
 
-    leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_leaf)
-    theirs = [path for path, _ in leaves]
-    ours = [path for path, _ in jax.tree_util.tree_leaves_with_path(mask, is_none)]
+    have, want = paths(mask), paths(params)
     odd = [
         f"leaf {_errors.leaf(path)} is unexpected"
-        for path in ours
-        if not any(path == other[: len(path)] for other in theirs)
+        for path in have
+        if not any(path == other[: len(path)] for other in want)
     ] + [
         f"leaf {_errors.leaf(path)} is missing"
-        for path in theirs
-        if not any(other == path[: len(other)] for other in ours)
+        for path in want
+        if not any(other == path[: len(other)] for other in have)
     ]
     structures = map(jax.tree.structure, (mask, params))
     why = (_errors.few(odd) or _errors.kinds(*structures)) + "."
-    if any(is_masked(p) for _, p in leaves):
+    if any(map(is_masked, jax.tree.leaves(params, is_leaf=is_masked))):
         why += (
             " The parameters are masked, as inside of optax.masked and "
             "optax.partition. There give a function, which sees only what is left: "

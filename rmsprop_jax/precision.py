@@ -77,7 +77,8 @@ def stochastic_rounding(*, seed: Seed = 0) -> optax.GradientTransformationExtraA
     bfloat16 is p again, and training stands still. The updates that this makes take
     ``optax.apply_updates`` (and so Flax's ``TrainState`` and ``nnx.Optimizer``)
     exactly to p + u rounded up or down at random, with a mean of p + u. They are
-    float32; those of parameters that are not bfloat16 pass as they are.
+    float32; those of parameters that are not bfloat16 pass as they are. (For an Equinox
+    model see `rmsprop_jax.precision`.)
 
     Args:
         seed: Of the random bits: an integer or a scalar array.
@@ -167,7 +168,8 @@ def master_weights(
     The inner transformation sees the masters as its parameters (so decay acts on them)
     and float32 gradients. The updates take ``optax.apply_updates`` exactly to the
     masters rounded to the nearest value of the parameter's dtype (or, from a parameter
-    a thousand times larger, as near as float32 holds the difference).
+    a thousand times larger, as near as float32 holds the difference). For an Equinox
+    model see `rmsprop_jax.precision`.
 
     Args:
         tx: The whole optimizer, with ``optax.apply_if_finite`` if you want it.

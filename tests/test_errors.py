@@ -197,6 +197,9 @@ def test_a_mask_is_like_the_parameters():
         tx = rmsprop(weight_decay=0.1, weight_decay_mask=mask)
         with refused(ValueError, "weight_decay_mask", "prefix", *words):
             tx.update(P, tx.init(P), P)
+    tx = rmsprop(weight_decay=0.1, weight_decay_mask={"layer": np.array([True, False])})
+    with refused(ValueError, "one boolean for a leaf", "['layer']", "shape (2,)"):
+        tx.update(P, tx.init(P), P)
 
 
 def test_a_mask_of_the_whole_model_inside_of_another():

@@ -260,3 +260,18 @@ def test_caution_is_for_real_leaves():
     tx = dialects.timm(0.1, momentum=0.9, caution=True)
     with pytest.raises(ValueError, match=r"caution is for real .*\['w'\] was complex"):
         tx.update(p, tx.init(p), p)
+
+
+def test_what_only_chooses_torchs_implementation_changes_nothing():
+    g = jnp.array([1.0, -2.0])
+    updates = [
+        tx.update(g, tx.init(g))[0]
+        for tx in (
+            dialects.torch(0.1),
+            dialects.torch(0.1, foreach=True, capturable=True, differentiable=True),
+            dialects.torch(0.1, foreach=False),
+            dialects.torch(0.1, 0.99, 1e-8, 0.0, 0.0, False, False, None, False, False),  # noqa: FBT003
+        )
+    ]
+    for other in updates[1:]:
+        np.testing.assert_array_equal(updates[0], other)
