@@ -268,7 +268,7 @@ def test_check_names_the_leaves():
         check(state, expected._replace(mu=None))
     with pytest.raises(ValueError, match=r"leaf .mu\['bias'\] is unexpected"):
         check(state._replace(mu=None), expected)
-    with pytest.raises(ValueError, match="it was"):
+    with pytest.raises(ValueError, match="a tuple where there must be a list"):
         check([whole], (on(mesh),))
     with pytest.raises(TypeError, match=r"Leaf .count of expected .* but it was P"):
         check(state, expected._replace(count=PartitionSpec()))
