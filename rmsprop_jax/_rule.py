@@ -86,7 +86,7 @@ def gradient(rule: Rule, n: Numbers, leaf: Leaf) -> jax.Array:
     g = -leaf.g if rule.maximize else leaf.g
     g = g if leaf.p is None or rule.decoupled else g + n.decay * leaf.p
     # An infinite gradient is no large one: it becomes NaN.
-    return with_finite_square(g) + 0 * leaf.g
+    return with_finite_square(g) + (leaf.g - leaf.g)
 
 
 def mean(rule: Rule, n: Numbers, leaf: Leaf) -> jax.Array:
