@@ -17,7 +17,6 @@ from jax import lax
 
 DTYPES = HELD = ("bfloat16",)
 ROUNDS = True
-_LARGEST = float(jnp.finfo(jnp.bfloat16).max)
 
 
 def start(full: jax.Array, field: str, dtype: str) -> jax.Array:
@@ -38,30 +37,28 @@ def read(kept: jax.Array) -> jax.Array:
 def rounded(x: jax.Array, bits: jax.Array) -> jax.Array:
     """A real array, float32 or wider, in bfloat16.
 
-    bfloat16 values, infinities and (quiet) NaN stay what they are. A finite float32
-    value stays finite. Derivatives pass as if there was no rounding.
+    bfloat16 values, infinities and (quiet) NaN stay what they are. A value beyond the
+    largest bfloat16 may become infinite, as when it is rounded to the nearest.
+    Derivatives pass as if there was no rounding.
 
     Args:
         x: The array.
         bits: uint32 below 2¹⁶, one for each element.
     """
-    x = x.astype(jnp.float32)
-    return _rounded(x, jnp.abs(x), bits)
+    return _rounded(x.astype(jnp.float32), bits)
 
 
 @jax.custom_jvp
-def _rounded(x: jax.Array, size: jax.Array, bits: jax.Array) -> jax.Array:
+def _rounded(x: jax.Array, bits: jax.Array) -> jax.Array:
     whole = lax.bitcast_convert_type(x, jnp.uint32)
-    # What is beyond the largest bfloat16, infinite or NaN is only cut off: a carry
-    # would make of it infinity, or another number.
-    raised = jnp.where(size < _LARGEST, whole + bits, whole)
+    # A NaN is only cut off: a carry would make a number of a GPU's, 0x7FFFFFFF.
+    raised = jnp.where(jnp.isnan(x), whole, whole + bits)
     upper = lax.bitcast_convert_type(raised & jnp.uint32(0xFFFF0000), jnp.float32)
     return upper.astype(jnp.bfloat16)
 
 
 @_rounded.defjvp
 def _rounded_jvp(
-    primals: tuple[jax.Array, jax.Array, jax.Array],
-    tangents: tuple[jax.Array, jax.Array, jax.Array],
+    primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
     return _rounded(*primals), tangents[0].astype(jnp.bfloat16)
