@@ -1,6 +1,7 @@
 """XLA's compilers for devices that are not here.
 
     pip install -e ".[devices]"
+    python benchmarks/compilers.py      which of them are here
 
 They run on any x86 machine. What they make can't be run here, but it can be read: its
 kernels, its temporaries, its collectives. To be imported before JAX is used.
@@ -73,3 +74,16 @@ def collectives(program: Any) -> dict[str, int]:
     scattered = len(re.findall("calls=%all-reduce-scatter", text))
     found.update({"reduce-scatter": scattered, "all-reduce": -scattered})
     return {kind: number for kind, number in sorted(found.items()) if number}
+
+
+def main() -> None:
+    """Says of each kind of device whether its compiler is here."""
+    for name in ("v5e:2x4", "v5p:2x2x2", "v6e:2x4", "h100:1x1x1"):
+        try:
+            print(f"{name}: {devices(name)[0].device_kind}")
+        except (RuntimeError, NotImplementedError) as error:
+            print(f"{name}: no compiler ({error})")
+
+
+if __name__ == "__main__":
+    main()
