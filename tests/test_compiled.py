@@ -10,6 +10,7 @@ import jax.export
 import jax.numpy as jnp
 import optax
 import pytest
+from support.steps import DECAYS, RULES, train_step
 
 import rmsprop_jax
 from rmsprop_jax import _transform
@@ -20,19 +21,6 @@ rmsprop: Any = rmsprop_jax.rmsprop
 SIZE = 1 << 14
 README = (Path(__file__).parents[1] / "README.md").read_text()
 FLAGS = ("centered", "nesterov", "maximize")
-DECAYS = {
-    "no decay": {},
-    "coupled": {"weight_decay": 0.1},
-    "decoupled": {"weight_decay": 0.1, "decoupled_weight_decay": True},
-}
-
-
-def train_step(tx):
-    def step(params, state, gradients):
-        updates, state = tx.update(gradients, state, params)
-        return optax.apply_updates(params, updates), state
-
-    return step
 
 
 def compiled(tx, dtype=jnp.float32, size=SIZE):
@@ -91,19 +79,10 @@ def test_moves_no_more_than_optax(momentum, nesterov, centered):
     assert temporaries(ours) == 0
 
 
-ROWS = {
-    "plain": {},
-    "momentum": {"momentum": 0.9},
-    "Nesterov": {"momentum": 0.9, "nesterov": True},
-    "centered": {"centered": True},
-    "centered, momentum": {"centered": True, "momentum": 0.9},
-}
-
-
-@pytest.mark.parametrize("name", [*ROWS, *(f"{name}, coupled decay" for name in ROWS)])
+@pytest.mark.parametrize("name", [*RULES, *(f"{r}, coupled decay" for r in RULES)])
 def test_our_column_of_the_readmes_table_of_words(name):
-    options = ROWS[name.removesuffix(", coupled decay")]
-    decay = 0.0 if name in ROWS else 0.1
+    options = RULES[name.removesuffix(", coupled decay")]
+    decay = 0.0 if name in RULES else 0.1
     program = compiled(rmsprop(0.1, weight_decay=decay, **options))
     cell = f"{words(program):.0f} ({temporaries(program) // (4 * SIZE)})"
     assert f"| {name} | {cell} |" in README

@@ -24,7 +24,7 @@ ENVIRONMENT = {
 
 # One example trains as a newcomer would. What the others do quick tests do as well, and
 # what the benchmarks print is no part of the tests.
-QUICK = {"train_digits", "resume", "resume_from_torch"}
+QUICK = {"train_digits", "resume_from_keras", "resume_from_torch"}
 # multi_process.py has a test of its own, which does what it does.
 SCRIPTS = [
     pytest.param(

@@ -15,11 +15,11 @@ from support.devices import (
     home,
     kernels,
     placed,
-    train_step,
+    state_of,
 )
+from support.steps import train_step
 
 import rmsprop_jax
-from rmsprop_jax import RMSPropState
 
 # optax types states as any trees of arrays; here they are what they are.
 rmsprop: Any = rmsprop_jax.rmsprop
@@ -83,15 +83,7 @@ def test_of_leaves_that_are_sharded(state_dtype):
     mesh = Mesh(np.array(devices("h100:1x8x1")), ("data",))
     params = placed(leaves(100, 10), NamedSharding(mesh, PartitionSpec("data")))
     tx = rmsprop(0.1, momentum=0.9, state_dtype=state_dtype)
-    state = jax.eval_shape(tx.init, params)
-    whole = NamedSharding(mesh, PartitionSpec())
-    state = RMSPropState(placed(state.count, whole), params, params, None)
-    if state_dtype == "bfloat16":
-        narrow = jax.tree.map(
-            lambda p: jax.ShapeDtypeStruct(p.shape, jnp.bfloat16, sharding=p.sharding),
-            params,
-        )
-        state = state._replace(nu=narrow, mu=narrow)
+    state = state_of(tx, params)
     step = jax.jit(train_step(tx), donate_argnums=(0, 1))
     program = step.lower(params, state, params).compile()
     assert kernels(program) <= 25

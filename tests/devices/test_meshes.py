@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from compilers import collectives
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from support.devices import bytes_of, devices, held, train_step
+from support.devices import bytes_of, devices, held, state_of
+from support.steps import train_step
 
 import rmsprop_jax
-from rmsprop_jax.sharding import state_shardings
 
 # optax types states as any trees of arrays; here they are what they are.
 rmsprop: Any = rmsprop_jax.rmsprop
@@ -34,14 +34,6 @@ def make_mesh(device, axis_type, **axes):
 def leaf(mesh, shape, *spec):
     sharding = NamedSharding(mesh, PartitionSpec(*spec))
     return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
-
-
-def state_of(tx, params):
-    return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-        jax.eval_shape(tx.init, params),
-        state_shardings(tx, params),
-    )
 
 
 def bytes_on_one(tree):

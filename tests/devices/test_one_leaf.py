@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 from support.devices import bytes_of, compiled, held, home, kernels
+from support.steps import DECAYS, RULES
 
 import rmsprop_jax
 from rmsprop_jax import dialects
@@ -19,19 +20,6 @@ each_device = pytest.mark.parametrize(
     "device", ["v5e:2x4", "v5p:2x2x2", "v6e:2x4", "h100:1x1x1"]
 )
 SHAPES = [(1024, 2048), (3, 3, 256, 512), (1 << 20,)]
-
-RULES = {
-    "plain": {},
-    "momentum": {"momentum": 0.9},
-    "Nesterov": {"momentum": 0.9, "nesterov": True},
-    "centered": {"centered": True},
-    "centered, momentum": {"centered": True, "momentum": 0.9},
-}
-DECAYS = {
-    "no decay": {},
-    "coupled": {"weight_decay": 0.1},
-    "decoupled": {"weight_decay": 0.1, "decoupled_weight_decay": True},
-}
 
 
 def schedule(t):

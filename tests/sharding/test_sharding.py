@@ -18,8 +18,8 @@ from support.meshes import (
     make_mesh,
     on,
     shardings_of,
-    train_step,
 )
+from support.steps import train_step
 
 import rmsprop_jax
 from rmsprop_jax import RMSPropState

@@ -6,16 +6,18 @@ from typing import Any
 
 import compilers
 import jax
-import optax
 import pytest
 from jax.sharding import SingleDeviceSharding
+from support.steps import train_step
+
+from rmsprop_jax.sharding import state_shardings
 
 
 def devices(name: str) -> list[Any]:
     """Devices to compile for; the test is skipped where their compiler is missing."""
     try:
         return compilers.devices(name)
-    except Exception as error:
+    except RuntimeError as error:
         if os.environ.get("RMSPROP_JAX_DEVICES") == "required":
             raise
         pytest.skip(f'no compiler for {name}: pip install -e ".[devices]" ({error!r})')
@@ -32,12 +34,13 @@ def placed(tree: Any, sharding: Any) -> Any:
     )
 
 
-def train_step(tx: Any) -> Any:
-    def step(params, state, gradients):
-        updates, state = tx.update(gradients, state, params)
-        return optax.apply_updates(params, updates), state
-
-    return step
+def state_of(tx: Any, params: Any) -> Any:
+    """The shapes of the state, where the parameters' shardings put it."""
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        jax.eval_shape(tx.init, params),
+        state_shardings(tx, params),
+    )
 
 
 def compiled(tx: Any, params: Any, there: Any) -> Any:

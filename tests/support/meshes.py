@@ -1,15 +1,11 @@
 """Meshes of eight devices, and what there is to see of a program that runs on them."""
 
-import re
 from typing import Any
 
+import compilers
 import jax
-import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-
-# optax types parameters as any trees of arrays; here they are what they are.
-apply_updates: Any = optax.apply_updates
 
 each_axis_type = pytest.mark.parametrize(
     "axis_type", [AxisType.Auto, AxisType.Explicit], ids=["automatic", "explicit"]
@@ -44,14 +40,6 @@ def shardings_of(tree):
     return jax.tree.map(lambda x: x.sharding, tree)
 
 
-def train_step(tx):
-    def step(params, state, gradients):
-        updates, state = tx.update(gradients, state, params)
-        return apply_updates(params, updates), state
-
-    return step
-
-
 def compiled(step, *args, **options) -> Any:
     """The program of a step with these arguments."""
     return jax.jit(step, **options).lower(*args).compile()
@@ -59,9 +47,8 @@ def compiled(step, *args, **options) -> Any:
 
 def collectives(program):
     """Every communication in a compiled program, by its kind."""
-    kinds = "all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all"
-    kinds += "|collective-broadcast"
-    return sorted(re.findall(rf" ({kinds})(?:-start)?\(", program.as_text()))
+    found = compilers.collectives(program)
+    return [kind for kind, number in found.items() for _ in range(number)]
 
 
 def bytes_on_each_device(tree):

@@ -1,7 +1,7 @@
 """Start a run in Keras, and go on with it in JAX from the file that Keras saved.
 
     pip install -e ".[examples,checkpoints]" keras
-    python examples/resume.py
+    python examples/resume_from_keras.py
 
 A convolution, a layer norm and two dense layers learn scikit-learn's digits by
 keras.optimizers.RMSprop, with momentum and a falling rate. At half of the steps Keras

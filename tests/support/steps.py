@@ -1,0 +1,29 @@
+"""The training step whose program is looked at, and the rules that it is made of."""
+
+from typing import Any
+
+import optax
+
+# optax types parameters as any trees of arrays; here they are what they are.
+apply_updates: Any = optax.apply_updates
+
+RULES = {
+    "plain": {},
+    "momentum": {"momentum": 0.9},
+    "Nesterov": {"momentum": 0.9, "nesterov": True},
+    "centered": {"centered": True},
+    "centered, momentum": {"centered": True, "momentum": 0.9},
+}
+DECAYS = {
+    "no decay": {},
+    "coupled": {"weight_decay": 0.1},
+    "decoupled": {"weight_decay": 0.1, "decoupled_weight_decay": True},
+}
+
+
+def train_step(tx: Any) -> Any:
+    def step(params, state, gradients):
+        updates, state = tx.update(gradients, state, params)
+        return apply_updates(params, updates), state
+
+    return step
