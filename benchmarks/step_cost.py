@@ -1,17 +1,30 @@
-"""One training step of ours beside optax.rmsprop's: time, bytes and temporaries.
+"""One training step's time, beside optax, torch and bitsandbytes.
 
     pip install -e ".[examples]"
     python benchmarks/step_cost.py
 
-On whatever device JAX finds. The two take turns, and each ratio is of the medians of
-one run, as times alone jitter. Bytes and temporaries are what the compiler says, per
-parameter and in words of four bytes, where it says anything.
+On whatever device JAX finds. torch and bitsandbytes join in where they are installed
+and see the same device. All take turns, so that a ratio of two times in one run says
+more than the times. A turn is as many steps as take some 50 ms, and one wait at its
+end, as in a training loop.
+
+Prints Markdown. "of copying" is the part that a step has of the speed at which the
+device changes the signs of an array in place, measured in the same turns: the step's
+least bytes (parameters, gradients and state read, parameters and state written) per
+second, over that array's. What fits into a cache can have more than 1. Words moved and
+held are what XLA says, per parameter and in four bytes each.
 """
 
 import argparse
+import functools
+import math
+import os
 import statistics
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch needs some too
 
 import jax
 import jax.numpy as jnp
@@ -19,89 +32,194 @@ import optax
 
 from rmsprop_jax import rmsprop
 
-DECAY = 0.1
-
-
-def of_optax(**options):
-    """What in optax is nearest to ours; the decay is a link in front, as it has it."""
-    decay = options.pop("weight_decay", 0.0)
-    tx = optax.rmsprop(0.01, decay=0.99, eps_in_sqrt=False, **options)
-    return optax.chain(optax.add_decayed_weights(decay), tx) if decay else tx
-
-
+RATE = 0.01
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "momentum": {"momentum": 0.9},
     "Nesterov": {"momentum": 0.9, "nesterov": True},
     "centered": {"centered": True},
     "centered, momentum": {"centered": True, "momentum": 0.9},
-    "coupled decay": {"weight_decay": DECAY},
-    "coupled decay, momentum": {"weight_decay": DECAY, "momentum": 0.9},
+    "coupled decay": {"weight_decay": 0.1},
+    "coupled decay, momentum": {"weight_decay": 0.1, "momentum": 0.9},
 }
 
 
-class Run:
-    """A compiled training step with donated parameters and state, and its times."""
+class Run(NamedTuple):
+    """What makes one step at a time."""
 
-    def __init__(self, tx, size):
-        """Compile for one leaf of `size` float32 parameters."""
-
-        def step(params, state, gradients):
-            updates, state = tx.update(gradients, state, params)
-            return optax.apply_updates(params, updates), state
-
-        self.carry = jnp.ones(size), tx.init(jnp.ones(size))
-        self.gradients = jnp.ones(size)
-        jitted = jax.jit(step, donate_argnums=(0, 1))
-        self.step = jitted.lower(*self.carry, self.gradients).compile()
-        self.times = []
-
-    def once(self):
-        """One step; its time is kept."""
-        start = time.perf_counter()
-        self.carry = jax.block_until_ready(self.step(*self.carry, self.gradients))
-        self.times.append(time.perf_counter() - start)
-
-    def row(self):
-        """Milliseconds, and words moved and held per parameter."""
-        words = 4 * self.gradients.size
-        moved = (self.step.cost_analysis() or {}).get("bytes accessed", float("nan"))
-        memory = self.step.memory_analysis()
-        held = memory.temp_size_in_bytes if memory else float("nan")
-        milliseconds = 1e3 * statistics.median(self.times)
-        return f"{milliseconds:9.2f} {moved / words:6.1f} {held / words:6.1f}"
+    step: Callable[[], object]  # starts a step; it need not have ended
+    wait: Callable[[], object]  # until all have ended
+    state: int  # its bytes
+    says: str = "| – | – |"  # words moved and held
 
 
-def main(argv=None):
-    """Print a table."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--size", type=int, default=1 << 23, help="parameters")
-    parser.add_argument("--steps", type=int, default=30)
+def shapes_of(size: int, leaves: int) -> list[int]:
+    """Lengths of so many leaves, of at most 20 kinds, with some `size` elements.
+
+    As most weights' they are multiples of 128. XLA on CPU does not vectorize a step
+    with bfloat16 state over one axis whose length the number of cores does not divide.
+    """
+    kinds = min(leaves, 20)
+    unit = 2 * size / leaves / (kinds + 1)
+    return [128 * math.ceil(unit * (i % kinds + 1) / 128) for i in range(leaves)]
+
+
+def of_jax(tx: optax.GradientTransformation, shapes: list[int]) -> Run:
+    """A compiled step with donated parameters and state."""
+
+    def step(params, state, gradients):
+        updates, state = tx.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    carry: Any = ({i: jnp.ones(n) for i, n in enumerate(shapes)},)
+    carry += (tx.init(carry[0]),)
+    gradients = jax.tree.map(jnp.ones_like, carry[0])
+    jitted = jax.jit(step, donate_argnums=(0, 1))
+    program: Any = jitted.lower(*carry, gradients).compile()
+
+    def once():
+        nonlocal carry
+        carry = program(*carry, gradients)
+
+    words = 4 * sum(shapes)
+    moved = (program.cost_analysis() or {}).get("bytes accessed", math.nan) / words
+    memory = program.memory_analysis()
+    held = memory.temp_size_in_bytes / words if memory else math.nan
+    state = sum(x.nbytes for x in jax.tree.leaves(carry[1]))
+    wait = lambda: jax.block_until_ready(carry)  # noqa: E731
+    return Run(once, wait, state, f"| {moved:.1f} | {held:.1f} |")
+
+
+def ours(dtype: str, shapes: list[int], **options: Any) -> Run:
+    """rmsprop, its state in `dtype`."""
+    return of_jax(rmsprop(RATE, state_dtype=dtype, **options), shapes)
+
+
+def of_optax(shapes: list[int], weight_decay: float = 0.0, **options: Any) -> Run:
+    """What in optax is nearest to ours; the decay is a link in front, as it has it."""
+    tx = optax.rmsprop(RATE, decay=0.99, eps_in_sqrt=False, **options)
+    if weight_decay:
+        tx = optax.chain(optax.add_decayed_weights(weight_decay), tx)
+    return of_jax(tx, shapes)
+
+
+def of_torch(kind: str, shapes: list[int], **options: Any) -> Run:
+    """torch.optim.RMSprop in its fastest two ways, or bitsandbytes' of so many bits.
+
+    Raises:
+        ImportError: If the package is not installed.
+        TypeError: If it has no such option, or not for this device.
+    """
+    import torch
+
+    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise TypeError("this torch has no CUDA")
+    params = [torch.nn.Parameter(torch.ones(n, device=device)) for n in shapes]
+    for p in params:
+        p.grad = torch.ones_like(p)
+    if kind in ("foreach", "compile"):
+        torch.compiler.reset()  # it stops compiling after the eighth
+        tx: Any = torch.optim.RMSprop(params, RATE, foreach=True, **options)
+        step = torch.compile(tx.step) if kind == "compile" else tx.step
+    else:
+        import bitsandbytes  # pyright: ignore[reportMissingImports]
+
+        if options:
+            raise TypeError("it ignores or refuses these")
+        # Of small leaves, too, all 8 bits: what is measured is the speed.
+        tx = bitsandbytes.optim.RMSprop(
+            params, RATE, optim_bits=int(kind), min_8bit_size=1
+        )
+        step = tx.step
+    step()
+    tensors = [x for state in tx.state.values() for x in state.values()]
+    state = sum(x.nbytes for x in tensors if isinstance(x, torch.Tensor))
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    return Run(step, wait, state)
+
+
+BY: dict[str, Callable[..., Run]] = {
+    "rmsprop": functools.partial(ours, "float32"),
+    "rmsprop, bfloat16 state": functools.partial(ours, "bfloat16"),
+    "optax": of_optax,
+    "torch foreach": functools.partial(of_torch, "foreach"),
+    "torch.compile": functools.partial(of_torch, "compile"),
+    "bitsandbytes": functools.partial(of_torch, "32"),
+    "bitsandbytes, 8 bits": functools.partial(of_torch, "8"),
+}
+
+
+def copying(size: int) -> Run:
+    """An array of `size` elements, read and written in place."""
+    array = jnp.ones(size)
+    negate = jax.jit(jnp.negative, donate_argnums=0)
+
+    def once():
+        nonlocal array
+        array = negate(array)
+
+    return Run(once, lambda: jax.block_until_ready(array), 0)
+
+
+def seconds(runs: dict[str, Run], turns: int) -> dict[str, float]:
+    """The median time of a step of each; they take turns."""
+    steps: dict[str, int] = {}
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(2 + turns):
+        for name, run in runs.items():
+            count = steps.get(name, 1)
+            start = time.perf_counter()
+            for _ in range(count):
+                run.step()
+            run.wait()
+            times[name].append((time.perf_counter() - start) / count)
+            steps[name] = max(1, min(1000, round(0.05 / times[name][-1])))
+    return {name: statistics.median(each[2:]) for name, each in times.items()}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--sizes", type=float, nargs="+", default=[1e6, 1e7, 1e8])
+    parser.add_argument("--leaves", type=int, nargs="+", default=[1, 100, 1000])
+    parser.add_argument(
+        "--options", nargs="+", choices=OPTIONS, default=["plain", "momentum"]
+    )
+    parser.add_argument("--by", nargs="+", choices=BY, default=list(BY))
+    parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--quick", action="store_true", help="small and short")
     args = parser.parse_args(argv)
-    size, steps = (1 << 16, 5) if args.quick else (args.size, args.steps)
+    if args.quick:
+        args.sizes, args.leaves, args.turns, args.options = [1e4], [1, 10], 1, OPTIONS
 
-    print(f"{size:,} float32 parameters on {jax.devices()[0].device_kind}")
-    print(
-        f"{'':28}{'ms':>9} {'words':>6} {'held':>6}{'ms':>13} {'words':>6} {'held':>6}"
-    )
-    pairs = {
-        f"{name}, beside optax": (rmsprop(0.01, **options), of_optax(**options))
-        for name, options in OPTIONS.items()
-    } | {
-        f"bfloat16 beside float32{name}": (
-            rmsprop(0.01, state_dtype="bfloat16", **options),
-            rmsprop(0.01, **options),
-        )
-        for name, options in {"": {}, ", mom.": {"momentum": 0.9}}.items()
-    }
-    for name, transformations in pairs.items():
-        runs = [Run(tx, size) for tx in transformations]
-        for _ in range(steps):
-            for run in runs:
-                run.once()
-        ratio = statistics.median(runs[0].times) / statistics.median(runs[1].times)
-        print(f"{name:40}{runs[0].row()}    {runs[1].row()}   time × {ratio:.2f}")
+    device = jax.devices()[0].device_kind
+    print(f"float32 on {device}, jax {jax.__version__}, optax {optax.__version__}\n")
+    head = "options", "parameters", "leaves", "by", "ms", "× optax", "of copying"
+    print(f"| {' | '.join(head)} | words moved | held |\n{'| --- ' * 9}|")
+    absent: dict[str, None] = {}
+    for options in args.options:
+        for size in map(int, args.sizes):
+            for leaves in args.leaves:
+                shapes = shapes_of(size, leaves)
+                runs = {"copy": copying(size)}
+                for by in args.by:
+                    try:
+                        runs[by] = BY[by](shapes, **OPTIONS[options])
+                    except (ImportError, TypeError, RuntimeError) as error:
+                        absent[f"{by}, {options}: {error}".partition("\n")[0]] = None
+                times = seconds(runs, args.turns)
+                bandwidth = 8 * size / times.pop("copy")
+                for by, took in times.items():
+                    bytes_ = 12 * sum(shapes) + 2 * runs[by].state
+                    print(
+                        f"| {options} | {size:,} | {leaves:,} | {by} | {1e3 * took:.3f}"
+                        f" | {took / times.get('optax', math.nan):.2f}"
+                        f" | {bytes_ / took / bandwidth:.2f} {runs[by].says}",
+                        flush=True,
+                    )
+    for what in absent:
+        print(f"\nNot in the table: {what}")
 
 
 if __name__ == "__main__":
