@@ -68,9 +68,15 @@ def _parameters(make: Any) -> list[tuple[str, Any]]:
 
 def record_apart(name: str, path: Path) -> None:
     """Runs `record` in a new process with the framework's environment."""
+    run_apart(__file__, "--here", name, path)
+
+
+def run_apart(script: str, *arguments: str | Path) -> None:
+    """Runs a script for a framework, with its name and a path at the end."""
+    *options, name, path = map(str, arguments)
     quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "", "GLOG_v": "0"}
     subprocess.run(
-        [sys.executable, __file__, "--here", "--out", str(path), name],
+        [sys.executable, script, *options, "--out", path, name],
         env={**os.environ, **quiet, **FRAMEWORKS[name].environment},
         check=True,
         cwd=HERE,
