@@ -12,11 +12,9 @@ import optax
 from jax.typing import ArrayLike
 
 from rmsprop_jax._identify._naming import Arguments, text, written
+from rmsprop_jax._identify._recording import ROUNDINGS
 from rmsprop_jax._options import Options
 from rmsprop_jax._transform import transformation
-
-# By how many times more than rounding leaves may be unexplained by the right rule.
-_EXPLAINS = 10
 
 
 class Reading(NamedTuple):
@@ -163,7 +161,7 @@ class Match:
 
     @property
     def _fits(self) -> bool:
-        return self.residual <= _EXPLAINS * self.rounding
+        return self.residual <= ROUNDINGS * self.rounding
 
     def __repr__(self) -> str:
         """One line."""

@@ -13,6 +13,8 @@ from jax.typing import DTypeLike
 from rmsprop_jax import _errors
 
 LEAST_STEPS = 4
+# By how many times more than rounding leaves may be unexplained by the right rule.
+ROUNDINGS = 3
 # What is unexplained of an update below this share of it counts the same, whatever
 # the rounding of the parameters.
 _SHARE = 1e-3

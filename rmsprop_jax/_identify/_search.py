@@ -10,7 +10,7 @@ import numpy as np
 
 from rmsprop_jax._identify._explaining import Seen, Structure, Unknowns
 from rmsprop_jax._identify._fitting import Fit, Problem
-from rmsprop_jax._identify._recording import Recording
+from rmsprop_jax._identify._recording import ROUNDINGS, Recording
 from rmsprop_jax._identify._simplifying import ALIKE, cost_of, simplified
 
 _ELEMENTS = 64
@@ -65,7 +65,7 @@ def searched(recording: Recording, rates: np.ndarray, count: int) -> Found:
         _finished(problem, fit, starts[rules.index(fit.structure)]) for fit in begun
     ]
     fits.sort(key=cost_of)
-    if fits[0].residual > 10 * some.rounding:
+    if fits[0].residual > ROUNDINGS * some.rounding:
         # Something else may have been done: a clip, or a decay of some leaves only.
         by_leaf = np.arange(leaves) if leaves <= _MOST_LEAVES else group
         like = _starts(some, by_leaf, rules[0], count)[0]

@@ -1,16 +1,12 @@
 """Every dialect against the framework itself, where it is installed.
 
-The same comparisons as with the recordings, of a new recording. Where the environment
-variable RMSPROP_JAX_PEERS is "required", a framework that is missing is a failure.
+The same comparisons as with the recordings, of a new recording.
 """
-
-import os
-from importlib import metadata
 
 import pytest
 from recorded import record
 from recorded.frameworks import FRAMEWORKS
-from support import trajectories
+from support import peers, trajectories
 
 pytestmark = pytest.mark.live
 
@@ -19,12 +15,7 @@ pytestmark = pytest.mark.live
 def live(request, tmp_path_factory):
     """A framework's name, and its trajectories just recorded."""
     name = request.param
-    try:
-        for package in FRAMEWORKS[name].packages:
-            metadata.version(package)
-    except metadata.PackageNotFoundError as missing:
-        required = os.environ.get("RMSPROP_JAX_PEERS") == "required"
-        (pytest.fail if required else pytest.skip)(f"{missing.name} is not installed")
+    peers.need(name)
     path = tmp_path_factory.mktemp("live") / f"{name}.npz"
     record.record_apart(name, path)
     return name, path

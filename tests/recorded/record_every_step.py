@@ -1,4 +1,4 @@
-"""Records all steps of a few runs of each framework, in every_step.npz beside this file.
+"""Records every step of some runs of each framework, in every_step.npz beside this.
 
     pip install <the frameworks>
     python tests/recorded/record_every_step.py
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import subprocess
 import sys
 import tempfile
 from importlib import metadata
@@ -53,7 +52,7 @@ def record(name: str, path: Path) -> None:
     """Runs the framework in this process and writes its trajectories, [61, SIZE]."""
     start = problem.leaves(name, problem.start())
     gradients = problem.leaves(name, problem.gradients(STEPS))
-    rates = problem.rates("scheduled", STEPS).tolist()
+    rates = problem.rates("scheduled", 2 * STEPS)[:STEPS].tolist()
     runs = {}
     for c in configurations(name):
         run = FRAMEWORKS[name].run(c.arguments, rates, start, gradients)

@@ -1,0 +1,123 @@
+"""Which RMSProp made this run? Record it, find the rule, and see how well it explains.
+
+    pip install -e ".[examples]"
+    python examples/identify.py
+
+A network learns scikit-learn's handwritten digits with an optimizer that the rest of
+this file knows nothing of. From the parameters and gradients of its first 40 steps
+`identify` finds the rule, its numbers and its rates. The plot, identify.png, has each
+update as it was observed against what the rule that was found makes of the gradients.
+
+To record your own run, keep a copy of each, in the order in which they come:
+
+    torch, around optimizer.step():
+        gradients.append({n: p.grad.clone() for n, p in model.named_parameters()})
+        optimizer.step()
+        params.append({n: p.detach().clone() for n, p in model.named_parameters()})
+
+    Keras, in a train_step of your own, around optimizer.apply(gradients, variables):
+        recorded.append([ops.convert_to_numpy(g) for g in gradients])
+        params.append([ops.convert_to_numpy(v) for v in variables])
+
+    JAX: what jax.lax.scan returns of each step, as here.
+
+with the parameters at the start as the first of them. Stacked, by
+``jax.tree.map(lambda *xs: np.stack(xs), *params)``, they are what `identify` takes.
+"""
+
+import argparse
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from matplotlib.figure import Figure
+from sklearn.datasets import load_digits
+
+from rmsprop_jax import identify
+
+
+def mystery():
+    """An optimizer, which nobody says anything about."""
+    rate = optax.piecewise_constant_schedule(0.004, {25: 0.25})
+    return optax.rmsprop(rate, 0.95, eps=3e-5, momentum=0.8, initial_scale=0.01)
+
+
+def loss_of(params, images, labels):
+    """The mean cross entropy in nats of a network of 64, 32 and 10 units."""
+    hidden = jnp.tanh(images @ params["w1"] + params["b1"][None])
+    logits = hidden @ params["w2"] + params["b2"][None]
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+def recorded(steps):
+    """The parameters before the first step and after each, and the gradients."""
+    pixels, labels = load_digits(return_X_y=True)
+    images, labels = jnp.asarray(pixels / 16, jnp.float32), jnp.asarray(labels)
+    rng = np.random.default_rng(0)
+    batches = rng.integers(0, len(labels), (steps, 32))
+    start = {
+        "w1": jnp.asarray(rng.normal(0, 1 / 8, (64, 32)), jnp.float32),
+        "b1": jnp.zeros(32),
+        "w2": jnp.asarray(rng.normal(0, 1 / 6, (32, 10)), jnp.float32),
+        "b2": jnp.zeros(10),
+    }
+    tx = mystery()
+
+    def step(carry, batch):
+        params, state = carry
+        gradients = jax.grad(loss_of)(params, images[batch], labels[batch])
+        updates, state = tx.update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+        return (params, state), (params, gradients)
+
+    _, (after, gradients) = jax.lax.scan(step, (start, tx.init(start)), batches)
+    params = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), start, after)
+    return params, gradients
+
+
+def explained(tx, params, gradients):
+    """The updates that an optimizer makes of recorded gradients."""
+
+    def step(state, now):
+        updates, state = tx.update(now[0], state, now[1])
+        return state, updates
+
+    before = jax.tree.map(lambda x: x[:-1], params)
+    state = tx.init(jax.tree.map(lambda x: x[0], params))
+    return jax.lax.scan(step, state, (gradients, before))[1]
+
+
+def plot(match, params, gradients, path):
+    """Draw observed against explained updates, and the rates."""
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    updates = explained(match.transformation(), params, gradients)
+    for name, those in updates.items():
+        observed = np.diff(params[name], axis=0)
+        left.plot(np.ravel(those), np.ravel(observed), ".", markersize=2, label=name)
+    left.set(xlabel="update that the rule makes", ylabel="update that was observed")
+    left.set_title("Every update of the run", loc="left")
+    left.legend(markerscale=4)
+    right.step(range(len(match.rates)), match.rates, where="mid")
+    right.set(xlabel="step", ylabel="rate", ylim=(0, None))
+    right.set_title("The rates that were found", loc="left")
+    figure.savefig(path, dpi=130)
+
+
+def main(argv=None):
+    """Record, find, print and plot."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--out", default="identify.png", help="the plot's file")
+    args = parser.parse_args(argv)
+    params, gradients = recorded(args.steps)
+    match = identify(params, gradients)[0]
+    print(match)
+    if match.explains:
+        plot(match, params, gradients, args.out)
+        print(f"Every update, and the rates, are drawn in {args.out}.")
+
+
+if __name__ == "__main__":
+    main()

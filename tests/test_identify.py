@@ -1,0 +1,236 @@
+"""Which RMSProp made a run: of the frameworks, of random rules, and of what is none."""
+
+import functools
+import json
+
+import hypothesis
+import jax
+import numpy as np
+import optax
+import pytest
+from hypothesis import strategies as st
+from recorded import problem
+from recorded.frameworks import FRAMEWORKS
+from recorded.record_every_step import STEPS, configurations, record_apart
+from support import peers, trajectories
+from support.twin import trajectory
+
+from rmsprop_jax import dialects, identify
+from rmsprop_jax._identify._naming import options_of, short
+
+RATES = problem.rates("scheduled", 2 * STEPS)[:STEPS]
+RUNS = [
+    pytest.param(
+        name,
+        c,
+        id=f"{name}/{c.name}",
+        # Two of them stand for the others in the quick tests.
+        marks=[] if (name, i) in {("torch", 0), ("timm", 0)} else [pytest.mark.slow],
+    )
+    for name, framework in FRAMEWORKS.items()
+    if framework.recorded
+    for i, c in enumerate(configurations(name))
+]
+
+
+@functools.cache
+def recording():
+    with np.load(trajectories.RECORDED / "every_step.npz") as recorded:
+        assert json.loads(recorded["made_by"].item())["numpy"]
+        return dict(recorded)
+
+
+@pytest.mark.parametrize(("name", "c"), RUNS)
+def test_finds_what_a_framework_did(name, c):
+    check_framework(name, c, recording()[f"{name}/{c.name}"])
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("name", FRAMEWORKS)
+def test_finds_what_an_installed_framework_does(name, tmp_path):
+    peers.need(name)
+    record_apart(name, tmp_path / "live.npz")
+    with np.load(tmp_path / "live.npz") as recorded:
+        for c in configurations(name):
+            check_framework(name, c, recorded[f"{name}/{c.name}"])
+
+
+def check_framework(name, c, params):
+    """Asserts that the rule is found first, its numbers, and by a margin."""
+    matches = identify(params, problem.gradients(STEPS))
+    best = matches[0]
+    print(best)
+    dialect = FRAMEWORKS[name].dialect
+    asked = options_of(trajectories.call(name, c.arguments)(0.01, 0.01))
+    assert best.explains or c.arguments.get("centered")  # they cancel, in float32
+    assert dialect in best.dialects
+    found = options_of(getattr(dialects, dialect)(0.01, **best.arguments_of(dialect)))
+    numbers = ("alpha", "eps", "momentum", "weight_decay", "initial_scale")
+    for number in numbers:
+        close(getattr(found, number), getattr(asked, number))
+    for flag in ("centered", "nesterov", "eps_in_sqrt", "bias_correction", "maximize"):
+        assert getattr(found, flag) == getattr(asked, flag)
+    np.testing.assert_allclose(best.rates, RATES, rtol=0.01)
+    if len(matches) > 1:
+        assert matches[1].residual > 20 * best.residual
+
+
+def close(found, asked):
+    """Within 1 %."""
+    assert abs(found - asked) <= 0.01 * abs(asked), (found, asked)
+
+
+def run(tx, gradients, start):
+    """The parameters before the first step and after each."""
+
+    def step(carry, g):
+        p, state = carry
+        updates, state = tx.update(g, state, p)
+        p = optax.apply_updates(p, updates)
+        return (p, state), p
+
+    with jax.numpy_dtype_promotion("standard"):
+        carry = jax.tree.map(jax.numpy.asarray, (start, tx.init(start)))
+        after = jax.jit(lambda g: jax.lax.scan(step, carry, g)[1])(gradients)
+    return jax.tree.map(
+        lambda first, rest: np.concatenate([first[None], rest]), start, after
+    )
+
+
+def noise(steps=STEPS, size=problem.SIZE, seed=0):
+    """Gradients over some orders of magnitude, and where a run starts."""
+    rng = np.random.default_rng(seed)
+    scale = 10.0 ** rng.normal(-1.5, 0.7, size)
+    gradients = scale * (rng.normal(size=(steps, size)) + 0.3)
+    return gradients.astype("f"), rng.normal(0, 0.1, size).astype("f")
+
+
+OTHERS = {
+    "adam": optax.adam(0.01),
+    "lion": optax.lion(0.001),
+    "SGD": optax.sgd(0.01, momentum=0.9),
+    "Adagrad": optax.adagrad(0.01, initial_accumulator_value=0.0),
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name == "adam" else pytest.param(name, marks=pytest.mark.slow)
+        for name in OTHERS
+    ],
+)
+def test_what_is_no_rmsprop_is_not_called_one(name):
+    gradients, start = noise()
+    best = identify(run(OTHERS[name], gradients, start), gradients)[0]
+    assert not best.explains
+    if name in ("adam", "lion"):
+        assert str(best).startswith("No RMSProp made this run")
+        assert best.residual > 0.01
+    else:
+        assert str(best).startswith(f"This is {name}, which RMSProp can imitate")
+        assert not best.dialects
+        np.testing.assert_allclose(best.rates, 0.01, rtol=1e-3)
+        with pytest.raises(ValueError, match="no RMSProp's"):
+            best.transformation()
+
+
+@pytest.mark.slow
+def test_decay_of_some_leaves_and_a_clip():
+    gradients, start = noise(size=40)
+    gradients, start = (
+        {"kernel": x[..., :30].reshape(*x.shape[:-1], 5, 6), "bias": x[..., 30:]}
+        for x in (gradients, start)
+    )
+    norm = np.median([np.linalg.norm(gradients["kernel"][t]) for t in range(STEPS)])
+    decays = {"kernel": True, "bias": False}
+    for clip in (None, float(norm)):
+        tx = dialects.torch(0.003, 0.9, 1e-3)
+        tx = optax.chain(optax.masked(optax.add_decayed_weights(0.1), decays), tx)
+        if clip:
+            tx = optax.chain(optax.clip_by_global_norm(clip), tx)
+        best = identify(run(tx, gradients, start), gradients)[0]
+        print(best)
+        assert best.explains
+        assert best.dialects[0] == "torch"
+        close(best.numbers["weight_decay"], 0.1)
+        assert best.readings[0].options.weight_decay_mask == decays
+        assert ("clip" in best.numbers) == bool(clip)
+        if clip:
+            close(best.numbers["clip"], clip)
+
+
+@pytest.mark.slow
+@hypothesis.settings(max_examples=15, deadline=None, derandomize=True)
+@hypothesis.given(
+    alpha=st.sampled_from([0.8, 0.9, 0.95, 0.99]),
+    eps=st.sampled_from([1e-8, 1e-3, 1e-2]),
+    momentum=st.sampled_from([0.0, 0.5, 0.9]),
+    weight_decay=st.sampled_from([0.0, 0.01]),
+    flags=st.tuples(*[st.booleans()] * 5),
+    begins=st.sampled_from([{}, {"initial_scale": 1.0}, {"bias_correction": True}]),
+    drops=st.booleans(),
+)
+def test_finds_random_rules(alpha, eps, momentum, weight_decay, flags, begins, drops):
+    names = ("centered", "nesterov", "eps_in_sqrt", "rate_in_momentum")
+    options = dict(zip((*names, "decoupled_weight_decay"), flags, strict=True)) | begins
+    gradients, start = noise()
+    gradients *= 30  # or else a second moment from 1 never moves
+    rates = np.where((np.arange(STEPS) < 25) | (not drops), 0.01, 0.002)
+    after = trajectory(
+        gradients,
+        start,
+        learning_rate=lambda t: rates[t],
+        alpha=alpha,
+        eps=eps,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        **options,
+    )
+    params = np.stack([start, *(p for p, *_ in after)]).astype("f")
+    best = identify(params, gradients)[0]
+    print(best)
+    assert best.explains
+
+    def same(reading):
+        found = reading.options
+        flags = {"centered"} | ({"nesterov"} if momentum else set())
+        return (
+            abs(found.alpha - alpha) <= 0.01 * (1 - alpha)
+            and abs(found.momentum - momentum) <= 0.01 * momentum
+            and all(getattr(found, flag) == options[flag] for flag in flags)
+        )
+
+    assert any(map(same, best.readings))
+
+
+def test_short_numbers():
+    assert short(0.9699999, 1e-7) == 0.97
+    assert short(0.9699999, 1e-9) == 0.9699999
+    assert short(3.04e-5, 1e-6) == 3e-5
+    assert short(0.0, 1.0) == 0.0
+
+
+def refused(sentence, params, gradients, **options):
+    with pytest.raises(ValueError, match=sentence):
+        identify(params, gradients, **options)
+
+
+def test_bad_input_is_refused_in_sentences():
+    params, gradients = np.cumsum(np.ones((7, 3)), axis=0), np.ones((6, 3))
+
+    def changed(x, value):
+        x = x.copy()
+        x[2, 1] = value
+        return x
+
+    refused("one more than", {"w": params[:-1]}, {"w": gradients})
+    refused(r"leaf \['b'\] is unexpected", {"w": params}, {"b": gradients})
+    refused(r"\['w'\] must have shape \(6, 3\)", {"w": params}, {"w": gradients[:, :2]})
+    refused("nan at step 2", {"w": params}, {"w": changed(gradients, np.nan)})
+    refused("inf in set 2", {"w": changed(params, np.inf)}, {"w": gradients})
+    refused("params must move", {"w": 0 * params}, {"w": gradients})
+    refused("at least 4 steps", {"w": params[:4]}, {"w": gradients[:3]})
+    refused("floating-point leaves", {}, {})
+    refused("count must be", {"w": params}, {"w": gradients}, count=-1)
+    refused("must be stacked", {"w": np.float32(1)}, {"w": gradients})
