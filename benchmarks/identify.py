@@ -12,6 +12,7 @@ the precisions of the parameters. Rates drop at a third of the run.
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +37,7 @@ RULES = {
 HEADER = "| made by |"
 
 
-def run(tx, steps, dtype):
+def run(tx: Any, steps, dtype):
     """The parameters before the first step and after each, and the gradients."""
     rng = np.random.default_rng(0)
     scale = 10.0 ** rng.normal(-1, 0.7, SIZE)
@@ -46,7 +47,7 @@ def run(tx, steps, dtype):
     def step(carry, g):
         params, state = carry
         updates, state = tx.update(g, state, params)
-        params = optax.apply_updates(params, updates)
+        params: Any = optax.apply_updates(params, updates)
         return (params, state), params
 
     _, after = jax.lax.scan(step, (start, tx.init(start)), gradients)
@@ -74,7 +75,7 @@ def cell(name, steps, dtype):
 
 def main(argv=None):
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one rule, 10 steps")
     args = parser.parse_args(argv)
     names = list(RULES)[:1] if args.quick else list(RULES)

@@ -107,7 +107,7 @@ def plot(match, params, gradients, path):
 
 def main(argv=None):
     """Record, find, print and plot."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--out", default="identify.png", help="the plot's file")
     args = parser.parse_args(argv)

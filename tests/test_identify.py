@@ -24,8 +24,8 @@ RUNS = [
         name,
         c,
         id=f"{name}/{c.name}",
-        # Two of them stand for the others in the quick tests.
-        marks=[] if (name, i) in {("torch", 0), ("timm", 0)} else [pytest.mark.slow],
+        # One of them stands for the others in the quick tests.
+        marks=[] if (name, i) in {("torch", 0)} else [pytest.mark.slow],
     )
     for name, framework in FRAMEWORKS.items()
     if framework.recorded
@@ -46,6 +46,7 @@ def test_finds_what_a_framework_did(name, c):
 
 
 @pytest.mark.live
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FRAMEWORKS)
 def test_finds_what_an_installed_framework_does(name, tmp_path):
     peers.need(name)
@@ -71,8 +72,25 @@ def check_framework(name, c, params):
     for flag in ("centered", "nesterov", "eps_in_sqrt", "bias_correction", "maximize"):
         assert getattr(found, flag) == getattr(asked, flag)
     np.testing.assert_allclose(best.rates, RATES, rtol=0.01)
-    if len(matches) > 1:
-        assert matches[1].residual > 20 * best.residual
+    # A small ε is hardly seen, nor where it stands.
+    alike = {"eps": 0.0, "eps_in_sqrt": False}
+    others = [
+        match
+        for match in matches[1:]
+        if not same_rule(match.readings[0].options, best.readings[0].options, alike)
+    ]
+    assert all(match.residual > 20 * best.residual for match in others)
+
+
+def same_rule(one, other, but):
+    """The same equations, but for some, and nearly the same numbers."""
+    one, other = (x._replace(**but)._asdict() for x in (one, other))
+    return all(
+        abs(one[name] - other[name]) <= 1e-3 * abs(other[name])
+        if isinstance(one[name], float)
+        else one[name] == other[name]
+        for name in one
+    )
 
 
 def close(found, asked):
