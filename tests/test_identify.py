@@ -179,6 +179,43 @@ def test_decay_of_some_leaves_and_a_clip():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("skips", [True, False])
+def test_steps_at_which_nothing_moves(skips):
+    """They were skipped, or their rate was 0 and the state went on."""
+    gradients, start = noise()
+    rates = np.full(STEPS, 0.01)
+    rates[[0, 7]] = 0
+    kept = np.flatnonzero(rates) if skips else np.arange(STEPS)
+    numbers = {"alpha": 0.9, "eps": 1e-3, "momentum": 0.9}
+    rate = rates[kept]
+    after = trajectory(
+        gradients[kept], start, learning_rate=rate.__getitem__, **numbers
+    )
+    params = np.stack([start] * (STEPS + 1))
+    for t, (p, *_) in zip(kept, after, strict=True):
+        params[t + 1 :] = p
+    best = identify(params, gradients)[0]
+    print(best)
+    assert best.explains
+    assert best.arguments_of("torch") == numbers
+    goal = np.where(rates, rates, np.nan) if skips else rates
+    np.testing.assert_allclose(best.rates, goal, rtol=1e-3, atol=1e-9)
+
+
+@pytest.mark.slow
+def test_a_run_from_the_middle():
+    gradients, start = noise()
+    numbers = {"alpha": 0.9, "eps": 1e-3, "momentum": 0.9}
+    tx = dialects.torch(0.01, **numbers)
+    params = run(tx, gradients, start)
+    best = identify(params[30:], gradients[30:], count=30)[0]
+    print(best)
+    assert best.explains
+    for name, number in best.arguments_of("torch").items():
+        close(number, numbers[name])
+
+
+@pytest.mark.slow
 @hypothesis.settings(max_examples=15, deadline=None, derandomize=True)
 @hypothesis.given(
     alpha=st.sampled_from([0.8, 0.9, 0.95, 0.99]),

@@ -56,8 +56,8 @@ def identify(
             began with can't be found.
 
     Returns:
-        The rules that explain most, best first. `print` the first. A step at which
-        nothing moved counts as skipped: its rate is NaN.
+        The rules that explain most, best first. `print` the first. The rate is NaN at
+        steps that were skipped: nothing moved, and the state neither.
 
     Raises:
         ValueError: Where the trees, their lengths or their shapes do not belong
@@ -87,11 +87,19 @@ def identify(
             "count must be the number of updates before the first step, an integer "
             f"that is not negative, but it was {count!r}."
         )
-    recording = recorded(params, gradients)
+    tries = []
     with _wide():
-        rates = _known(learning_rate, recording, int(count))
-        found = searched(recording, rates, int(count))
-        return matches(found, params, gradients, recording)
+        # A step at which nothing moves is skipped, or has a rate of 0.
+        for skips in (True, False):
+            recording = recorded(params, gradients, skips=skips)
+            rates = _known(learning_rate, recording, int(count))
+            found = searched(recording, rates, int(count))
+            tries.append((found.fits[0].cost, skips, found))
+            still = found.recording.steps - len(recording.g)
+            if not still or found.explains:
+                break
+        _, _, found = min(tries)
+        return matches(found, params)
 
 
 @contextlib.contextmanager
@@ -101,7 +109,9 @@ def _wide() -> Iterator[None]:
     where: Any = jax if hasattr(jax, "enable_x64") else experimental
     with contextlib.ExitStack() as stack:
         stack.enter_context(where.enable_x64(True))  # noqa: FBT003
-        stack.enter_context(jax.default_device(jax.local_devices(backend="cpu")[0]))
+        with contextlib.suppress(RuntimeError):  # where JAX is told to have no CPU
+            cpu, *_ = jax.local_devices(backend="cpu")
+            stack.enter_context(jax.default_device(cpu))
         stack.enter_context(jax.numpy_dtype_promotion("standard"))
         stack.enter_context(jax.numpy_rank_promotion("allow"))
         stack.enter_context(np.errstate(all="ignore"))

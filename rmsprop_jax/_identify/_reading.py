@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -12,15 +13,12 @@ from rmsprop_jax import _errors
 from rmsprop_jax._identify._fitting import Fit
 from rmsprop_jax._identify._match import Match, Reading, constant_pieces
 from rmsprop_jax._identify._naming import calls, short
-from rmsprop_jax._identify._recording import Recording
 from rmsprop_jax._identify._search import Found
 from rmsprop_jax._identify._simplifying import ALIKE
 from rmsprop_jax._options import Options
 
 
-def matches(
-    found: Found, params: optax.Params, gradients: optax.Updates, recording: Recording
-) -> list[Match]:
+def matches(found: Found, params: optax.Params) -> list[Match]:
     """The fits, those together that explain as much."""
     groups: list[list[Fit]] = []
     for fit in found.fits:
@@ -28,14 +26,13 @@ def matches(
             groups[-1].append(fit)
         else:
             groups.append([fit])
-    steps = len(jax.tree.leaves(gradients)[0])
-    some, all_ = found.recording.g.shape[1], recording.g.shape[1]
-    remarks = [] if some == all_ else [f"{some} of {all_} elements were looked at."]
-    skipped = steps - len(recording.g)
+    steps, some = found.recording.steps, found.recording.g.shape[1]
+    remarks = []
+    if some < found.elements:
+        remarks.append(f"{some} of {found.elements} elements were looked at.")
+    skipped = steps - len(found.recording.g)
     if skipped:
-        remarks.append(
-            f"At {skipped} of {steps} steps nothing moved; they are left out."
-        )
+        remarks.append(f"{skipped} of {steps} steps were skipped, as nothing moved.")
     match, made = None, []
     for group in reversed(groups):
         readings = sorted(
@@ -66,13 +63,13 @@ def _reading(found: Found, fit: Fit, steps: int, params: optax.Params) -> Readin
     forgets = float(1 / (1 + np.exp(-x.forgetting)))  # 1 − α
     forgets_error = float(error.forgetting) * forgets * (1 - forgets)
     values = {
-        "eps": (float(np.exp(x.eps)), float(error.eps * np.exp(x.eps))),
+        "eps": _exponential(x.eps, error.eps),
         "momentum": (float(x.momentum), float(error.momentum)),
         "weight_decay": (
             float(np.mean(decay[decays])),
             float(decay_error[decays].max()),
         ),
-        "initial_scale": (float(np.exp(x.start)), float(error.start * np.exp(x.start))),
+        "initial_scale": _exponential(x.start, error.start),
     }
     if not s.started:
         values["initial_scale"] = 0.0, 0.0
@@ -120,6 +117,14 @@ def _reading(found: Found, fit: Fit, steps: int, params: optax.Params) -> Readin
         remarks.append(
             f"alpha is hardly seen: 1 − α is {forgets:.1g} ± {forgets_error:.0e}."
         )
+    if x.nu.size:
+        remarks.append("the state before the first step is fitted as well.")
+    scale = brief["initial_scale"]
+    if s.started and scale != 1.0:
+        remarks.append(
+            f"if ν began at 1, the gradients are recorded {scale**0.5:.3g} times as "
+            "large as they were used."
+        )
     if fit.free.clip:
         values["clip"] = _exponential(x.clip, error.clip)
         clip = short(*values["clip"])
@@ -156,7 +161,7 @@ def _mask(params: optax.Params, decays: np.ndarray) -> Any:
     flags = iter(decays)
 
     def flag(x: Any) -> bool:
-        inexact = np.issubdtype(np.asarray(x).dtype, np.inexact)
+        inexact = jnp.issubdtype(np.asarray(x).dtype, jnp.inexact)
         return bool(next(flags)) if inexact else False
 
     return jax.tree.map(flag, params)

@@ -32,6 +32,7 @@ class Recording(NamedTuple):
         norm: [T], the global norm of each whole gradient.
         leaf: [n], which leaf an element is of.
         moved: [T], the number of each step in the recording.
+        steps: How many there are in the recording.
     """
 
     g: np.ndarray
@@ -42,6 +43,7 @@ class Recording(NamedTuple):
     norm: np.ndarray
     leaf: np.ndarray
     moved: np.ndarray
+    steps: int
 
     @property
     def rounding(self) -> float:
@@ -74,8 +76,16 @@ class Recording(NamedTuple):
         return np.unique(np.concatenate(chosen))
 
 
-def recorded(params: optax.Params, gradients: optax.Updates) -> Recording:
-    """The whole recording, without the steps at which nothing moved.
+def recorded(
+    params: optax.Params, gradients: optax.Updates, *, skips: bool
+) -> Recording:
+    """The whole recording.
+
+    Args:
+        params: The parameters before the first step and after each.
+        gradients: The gradient of each step.
+        skips: Whether the steps at which nothing moved are left out. Otherwise those
+            are whose gradient is not finite.
 
     Raises:
         ValueError: Where the trees, their lengths or their shapes do not belong
@@ -117,24 +127,27 @@ def recorded(params: optax.Params, gradients: optax.Updates) -> Recording:
             f"There must be at least {LEAST_STEPS} steps at which the parameters move, "
             f"but there were {moved.sum()}. A few dozen say more."
         )
+    kept = moved if skips else np.all(np.isfinite(g), axis=1)
+    g = np.where(kept[:, None], g, 0)
     fine_p, fine_g = (np.repeat([k[i] for k in kinds.values()], sizes) for i in (0, 1))
     size = np.sqrt(np.mean(np.square(u), axis=1, keepdims=True))
+    size = np.where(size > 0, size, np.median(size[moved]))
     with np.errstate(under="ignore"):
         noise = np.sqrt(
             (np.square(fine_p * p[1:]) + np.square(fine_p * p[:-1])) / 12
             + np.square(np.maximum(fine_p, fine_g)) * (np.square(u) + np.square(size))
         )
         weight = 1 / np.sqrt(np.square(noise) + np.square(_SHARE * size) + 1e-300)
-    norm = np.sqrt(np.sum(np.square(np.where(moved[:, None], g, 0)), axis=1))
     return Recording(
-        g[moved],
-        p[:-1][moved],
-        u[moved],
-        weight[moved],
-        noise[moved],
-        norm[moved],
-        leaf,
-        np.flatnonzero(moved),
+        g=g[kept],
+        p=p[:-1][kept],
+        u=u[kept],
+        weight=weight[kept],
+        noise=noise[kept],
+        norm=np.sqrt(np.sum(np.square(g[kept]), axis=1)),
+        leaf=leaf,
+        moved=np.flatnonzero(kept),
+        steps=steps,
     )
 
 

@@ -28,6 +28,12 @@ class Found(NamedTuple):
     problem: Problem
     recording: Recording  # its sampled elements
     group: np.ndarray  # [leaves], which of the decays is a leaf's
+    elements: int  # of the whole recording
+
+    @property
+    def explains(self) -> bool:
+        """Whether the best leaves no more unexplained than rounding would."""
+        return self.fits[0].residual <= ROUNDINGS * self.recording.rounding
 
 
 def structures() -> list[Structure]:
@@ -48,7 +54,7 @@ def searched(recording: Recording, rates: np.ndarray, count: int) -> Found:
         count: The steps before the first.
     """
     some = recording.elements(recording.spread(_BEFORE if count else _ELEMENTS))
-    leaves = int(some.leaf.max()) + 1
+    leaves, elements = int(some.leaf.max()) + 1, recording.g.shape[1]
     group = np.zeros(leaves, int)
     rules = [s for s in structures() if not (count and s.started)]
     starts = [_starts(some, group, s, count) for s in rules]
@@ -81,7 +87,7 @@ def searched(recording: Recording, rates: np.ndarray, count: int) -> Found:
             simple[key] = fit
         if len(simple) == _MOST:
             break
-    return Found(sorted(simple.values(), key=cost_of), problem, some, group)
+    return Found(sorted(simple.values(), key=cost_of), problem, some, group, elements)
 
 
 def _finished(problem: Problem, fit: Fit, starts: list[Unknowns]) -> Fit:
