@@ -2,6 +2,7 @@
 
 import functools
 import json
+from typing import Any
 
 import hypothesis
 import jax
@@ -186,7 +187,7 @@ def test_steps_at_which_nothing_moves(skips):
     rates = np.full(STEPS, 0.01)
     rates[[0, 7]] = 0
     kept = np.flatnonzero(rates) if skips else np.arange(STEPS)
-    numbers = {"alpha": 0.9, "eps": 1e-3, "momentum": 0.9}
+    numbers: Any = {"alpha": 0.9, "eps": 1e-3, "momentum": 0.9}
     rate = rates[kept]
     after = trajectory(
         gradients[kept], start, learning_rate=rate.__getitem__, **numbers
@@ -205,7 +206,7 @@ def test_steps_at_which_nothing_moves(skips):
 @pytest.mark.slow
 def test_a_run_from_the_middle():
     gradients, start = noise()
-    numbers = {"alpha": 0.9, "eps": 1e-3, "momentum": 0.9}
+    numbers: Any = {"alpha": 0.9, "eps": 1e-3, "momentum": 0.9}
     tx = dialects.torch(0.01, **numbers)
     params = run(tx, gradients, start)
     best = identify(params[30:], gradients[30:], count=30)[0]
