@@ -59,18 +59,7 @@ def searched(recording: Recording, rates: np.ndarray, count: int) -> Found:
     rules = [s for s in structures() if not (count and s.started)]
     starts = [_starts(some, group, s, count) for s in rules]
     problem = _problem(some, group, rates, count, starts[0][0])
-    costs = problem.costs(_stacked(rules), _stacked([_stacked(xs) for xs in starts]))
-    begun = []
-    for s, xs, cost in zip(rules, starts, costs, strict=True):
-        # Of the starts without much momentum the best, and of those with.
-        tried = (min(range(i, len(xs), 2), key=cost.__getitem__) for i in (0, 1))
-        fits = [problem.fit(s, xs[i], _free(s, xs[i]), _ROUGH) for i in tried]
-        begun.append(min(fits, key=cost_of))
-    begun = sorted(begun, key=cost_of)[:_TO_THE_END]
-    fits = [
-        _finished(problem, fit, starts[rules.index(fit.structure)]) for fit in begun
-    ]
-    fits.sort(key=cost_of)
+    fits = _plain(problem, rules, starts)
     if fits[0].residual > ROUNDINGS * some.rounding:
         # Something else may have been done: a clip, or a decay of some leaves only.
         by_leaf = np.arange(leaves) if leaves <= _MOST_LEAVES else group
@@ -88,6 +77,22 @@ def searched(recording: Recording, rates: np.ndarray, count: int) -> Found:
         if len(simple) == _MOST:
             break
     return Found(sorted(simple.values(), key=cost_of), problem, some, group, elements)
+
+
+def _plain(
+    problem: Problem, rules: list[Structure], starts: list[list[Unknowns]]
+) -> list[Fit]:
+    """The fits of the best structures, without a clip and with one decay."""
+    costs = problem.costs(_stacked(rules), _stacked([_stacked(xs) for xs in starts]))
+    begun = []
+    for s, xs, cost in zip(rules, starts, costs, strict=True):
+        # Of the starts without much momentum the best, and of those with.
+        tried = (min(range(i, len(xs), 2), key=cost.__getitem__) for i in (0, 1))
+        fits = [problem.fit(s, xs[i], _free(s, xs[i]), _ROUGH) for i in tried]
+        begun.append(min(fits, key=cost_of))
+    best = sorted(zip(begun, starts, strict=True), key=lambda both: both[0].cost)
+    fits = [_finished(problem, fit, xs) for fit, xs in best[:_TO_THE_END]]
+    return sorted(fits, key=cost_of)
 
 
 def _finished(problem: Problem, fit: Fit, starts: list[Unknowns]) -> Fit:
