@@ -61,21 +61,18 @@ def _sgd(fit: Fit) -> Change:
 
 
 def _adagrad(fit: Fit) -> Change:
-    """The second moment forgets nothing: the sum of all squares."""
+    """The second moment forgets nothing: the sum of all squares, and of its start."""
     s, x, free = fit.structure, fit.x, fit.free
-    no = np.False_
+    smaller = _NO_FORGETTING + np.logaddexp(0, -x.forgetting)  # 1 − α, and with it ν
     return (
-        s._replace(corrected=False, started=False),
-        x._replace(forgetting=np.array(_NO_FORGETTING), eps=x.eps + _by(fit)),
-        free._replace(forgetting=no, start=no),
+        s._replace(corrected=False),
+        x._replace(
+            forgetting=np.array(_NO_FORGETTING),
+            eps=x.eps + smaller * (1.0 if s.eps_in_sqrt else 0.5),
+            start=x.start + smaller,
+        ),
+        free._replace(forgetting=np.False_),
     )
-
-
-def _by(fit: Fit) -> np.ndarray:
-    """How ε changes where 1 − α is made small: as the root of ν, or as ν."""
-    forgetting = -np.logaddexp(0, -fit.x.forgetting)
-    power = 1.0 if fit.structure.eps_in_sqrt else 0.5
-    return power * (_NO_FORGETTING - forgetting)
 
 
 def _no_clip(fit: Fit) -> Change:
