@@ -134,13 +134,8 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        name if name == "adam" else pytest.param(name, marks=pytest.mark.slow)
-        for name in OTHERS
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
 def test_what_is_no_rmsprop_is_not_called_one(name):
     gradients, start = noise()
     best = identify(run(OTHERS[name], gradients, start), gradients)[0]
@@ -216,6 +211,23 @@ def test_a_run_from_the_middle():
     assert best.explains
     for name, number in best.arguments_of("torch").items():
         close(number, numbers[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_recordings_in_few_bits(dtype):
+    """Of a run that was itself in these bits, and gradients that were."""
+    gradients, start = noise()
+    few = jax.numpy.dtype(dtype)
+    gradients, start = gradients.astype(few), start.astype(few)
+    numbers: Any = {"alpha": 0.9, "eps": 1e-3, "momentum": 0.9}
+    best = identify(run(dialects.torch(0.1, **numbers), gradients, start), gradients)[0]
+    print(best)
+    assert best.explains
+    for name, number in best.arguments_of("torch").items():
+        assert abs(number - numbers[name]) < 0.2 * abs(numbers[name])
+        error = best.uncertainty[name]
+        assert abs(best.numbers[name] - numbers[name]) < 5 * error
 
 
 @pytest.mark.slow

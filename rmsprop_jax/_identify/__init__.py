@@ -37,7 +37,8 @@ def identify(
     centered, bias correction, coupled or decoupled decay. Of each, α, ε, μ and λ are
     fitted by least squares to the updates. The rate of each step comes with them, as
     an update is linear in it. A clip by the global norm, and a decay of some leaves
-    only, are tried where nothing simpler explains the run.
+    only, are tried where nothing simpler explains the run. timm's ``caution`` and
+    ``corrected_weight_decay`` are not.
 
     Up to 64 elements are looked at, or some more where there are many leaves: from the
     smallest gradients to the largest, and of each leaf.

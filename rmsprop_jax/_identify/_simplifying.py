@@ -9,7 +9,10 @@ import numpy as np
 from rmsprop_jax._identify._explaining import Structure, Unknowns
 from rmsprop_jax._identify._fitting import Fit, Problem
 
-# By how much more may be unexplained, squared, for a rule to explain as well.
+# By how much more may be unexplained, squared, for a rule to explain as well. A number
+# that is free by chance alone explains about one part in as many as there are updates,
+# of which there are some thousand. The rest is room for rounding, which is not quite
+# the noise that it is taken for.
 ALIKE = 1.05
 # Logarithms of an ε that is not there, and of one beside which nothing is, and of
 # (1 − α)/α where nothing is ever forgotten.
