@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import optimize
 
 from rmsprop_jax._identify._explaining import Seen, Structure, Unknowns, explained
 
@@ -74,6 +73,8 @@ class Problem:
             free: Which of them may change.
             most: Evaluations of the residuals.
         """
+        from scipy import optimize  # slower to import than this whole package
+
         flat, mask = _flat(start), _flat(free).astype(bool)
         last: dict[bytes, Any] = {}
 
