@@ -95,10 +95,11 @@ class Problem:
                 lambda some: at(some)[1],
                 flat[mask].copy(),
                 lambda some: at(some)[0],
+                method="lm",  # the other's SVD waits for threads, on a busy machine
                 x_scale=self._scale[mask],
                 ftol=1e-9,
                 xtol=1e-9,
-                gtol=None,
+                gtol=1e-15,
                 max_nfev=most,
             ).x
         else:
