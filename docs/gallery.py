@@ -54,7 +54,7 @@ def keep(name: str, seconds: float, printed: str, picture: Path | None) -> None:
     versions = [f"{x} {importlib.metadata.version(x)}" for x in ("jax", "optax")]
     first = f"{seconds:.0f} s, {', '.join(versions)}"
     text = DOCS / "gallery" / f"{name}.txt"
-    text.write_text(f"{first}\n{printed.strip()}\n", encoding="utf-8")
+    text.write_text("\n".join([first, printed.strip("\n"), ""]), encoding="utf-8")
     if picture:
         image = Image.open(picture).convert("RGB")
         image.thumbnail((WIDTH, WIDTH))

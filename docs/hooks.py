@@ -1,0 +1,85 @@
+"""What mkdocs asks while it builds the site: equations, and the gallery.
+
+Equations are written as in the code, in Unicode, between dollars. They become MathML,
+which browsers set themselves: no script, no font, no network.
+"""
+
+from __future__ import annotations
+
+import ast
+import html
+import re
+from pathlib import Path
+from typing import Any
+
+from latex2mathml.converter import convert
+
+DOCS = Path(__file__).parent
+EXAMPLES = DOCS.parent / "examples"
+LAST = 8  # lines of what an example printed
+
+# What pymdownx.arithmatex leaves of $…$ and of $$…$$.
+_EQUATION = re.compile(
+    r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL
+)
+_LATEX = {"²": "^2", "·": r"\,", "−": "-", "←": r"\leftarrow "}
+
+
+def latex(text: str) -> str:
+    """What the code writes in Unicode, in LaTeX."""
+    text = re.sub(r"√(\w|\(.*?\))", lambda m: rf"\sqrt{{{m[1].strip('()')}}}", text)
+    for ours, theirs in _LATEX.items():
+        text = text.replace(ours, theirs)
+    return text
+
+
+def aligned(text: str) -> str:
+    """Lines below each other by their arrow; behind two spaces there are words."""
+    rows = []
+    for line in text.strip().splitlines():
+        equation, _, words = line.strip().partition("   ")
+        row = re.sub("([←=])", r"&\1", equation, count=1)
+        rows.append(latex(row) + (rf"& \text{{{words.strip()}}}" if words else ""))
+    return r"\begin{align*}" + r"\\".join(rows) + r"\end{align*}"
+
+
+def mathml(found: re.Match[str]) -> str:
+    """An equation as browsers set it."""
+    kind, text = found[1], html.unescape(found[2])
+    if kind == "span":
+        return convert(latex(text))
+    return f'<div class="equation">{convert(aligned(text), display="block")}</div>'
+
+
+def entry(path: Path) -> str:
+    """An example in the gallery: what it says of itself, draws and prints."""
+    name = path.stem
+    source = (EXAMPLES / f"{name}.py").read_text(encoding="utf-8")
+    title, says = (ast.get_docstring(ast.parse(source)) or "").split("\n\n", 1)
+    first, *printed = path.read_text(encoding="utf-8").splitlines()
+    took, versions = first.split(", ", 1)
+    picture = f"pictures/{name}.webp"
+    return "\n".join(
+        [
+            f"## {name}\n\n**{title}**\n\n{says}\n",
+            f"![What {name}.py draws]({picture})\n" * (DOCS / picture).exists(),
+            f"It took {took} on two CPU cores ({versions}) and printed at the end:\n",
+            "```text",
+            *printed[-LAST:],
+            "```\n",
+            f'??? note "The source: examples/{name}.py"\n',
+            f'    ```python\n    --8<-- "examples/{name}.py"\n    ```\n',
+        ]
+    )
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Every example that has been run, at the end of the gallery."""
+    if page.file.src_uri == "gallery.md":
+        markdown += "\n".join(map(entry, sorted((DOCS / "gallery").glob("*.txt"))))
+    return markdown
+
+
+def on_page_content(content: str, **_: Any) -> str:
+    """Equations into MathML."""
+    return _EQUATION.sub(mathml, content)
