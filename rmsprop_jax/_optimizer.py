@@ -27,23 +27,25 @@ def rmsprop(
     state_dtype: DTypeLike = "float32",
     seed: Seed = 0,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""RMSProp as ``torch.optim.RMSprop`` has it, number for number.
+    """RMSProp as ``torch.optim.RMSprop`` has it, number for number.
 
-    With gradient :math:`g`, parameter :math:`p`, rate :math:`\eta`, decay
-    :math:`\lambda`, and the state's ``nu`` (:math:`\nu`) and ``mu`` (:math:`b`):
+    With gradient g, parameter p, rate η, decay λ, and the state's ``nu`` (ν) and ``mu``
+    (b):
 
-    .. math::
-        g &\leftarrow g + \lambda p \\
-        \nu &\leftarrow \alpha \nu + (1 - \alpha) g^2 \\
-        b &\leftarrow \mu b + g / (\sqrt{\nu} + \epsilon) \\
-        p &\leftarrow p - \eta b
+    $$
+    g ← g + λ·p
+    ν ← α·ν + (1 − α)·g²
+    b ← μ·b + g / (√ν + ε)
+    p ← p − η·b
+    $$
 
-    With ``centered``, :math:`\nu` is the variance of the gradient about its mean
-    (``grad_mean``, :math:`m`) and is kept as such, so that it is never negative:
+    With ``centered``, ν is the variance of the gradient about its mean (``grad_mean``,
+    m) and is kept as such, so that it is never negative:
 
-    .. math::
-        m &\leftarrow \alpha m + (1 - \alpha) g \\
-        \nu &\leftarrow \alpha \nu + \tfrac{1 - \alpha}{\alpha} (g - m)^2
+    $$
+    m ← α·m + (1 − α)·g
+    ν ← α·ν + (1 − α)/α · (g − m)²
+    $$
 
     The surprising thing: momentum comes *before* the rate, as in torch and MLX and
     unlike optax, TensorFlow and Keras. The two differ as soon as the rate changes.
@@ -108,7 +110,7 @@ def rmsprop(
         TypeError: On an argument of the wrong kind; from ``update`` on a state that
             is not an `RMSPropState`.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, optax
         >>> from rmsprop_jax import rmsprop
         >>> tx = rmsprop(learning_rate=0.5, alpha=0.75, eps=0.0)
@@ -173,7 +175,7 @@ def scale_by_rmsprop(
     Returns:
         A gradient transformation whose state is an `RMSPropState`.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from rmsprop_jax import scale_by_rmsprop
         >>> tx = scale_by_rmsprop(alpha=0.75, eps=0.0)

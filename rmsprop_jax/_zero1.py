@@ -48,7 +48,7 @@ def zero1(
         Rajbhandari et al., ZeRO: Memory Optimizations Toward Training Trillion
         Parameter Models (2020), section 5.1.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> from rmsprop_jax import rmsprop
         >>> from rmsprop_jax.sharding import zero1

@@ -12,7 +12,7 @@ of its own.
 
 Updates of narrow parameters are float32 here, and ``optax.apply_updates`` keeps the
 parameters' dtype. Equinox's ``eqx.apply_updates`` does not: with it the model is
-float32 after the first step. There split the model, and put it together again::
+float32 after the first step. There split the model, and put it together again:
 
     params, static = eqx.partition(model, eqx.is_inexact_array)
     updates, state = tx.update(gradients, state, params)
@@ -91,7 +91,7 @@ def stochastic_rounding(*, seed: Seed = 0) -> optax.GradientTransformationExtraA
         ValueError: From ``update``, where params are missing, or a parameter is in
             another dtype of 16 bits or fewer.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, optax
         >>> from rmsprop_jax import rmsprop
         >>> from rmsprop_jax.precision import stochastic_rounding
@@ -182,7 +182,7 @@ def master_weights(
         ValueError: From ``update``, where params are missing, or a narrow one has
             become wide.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, optax
         >>> from rmsprop_jax import rmsprop
         >>> from rmsprop_jax.precision import master_weights

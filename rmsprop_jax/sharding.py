@@ -50,7 +50,7 @@ def state_shardings(tx: optax.GradientTransformation, params: Any) -> Any:
         ValueError: Where a leaf has no sharding, two leaves differ in their mesh, or
             there is no leaf.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> from jax.sharding import NamedSharding, PartitionSpec
         >>> from rmsprop_jax import rmsprop
@@ -133,7 +133,7 @@ def check(state: Any, expected: Any) -> None:
         ValueError: Naming the leaves, where the trees differ or a leaf is elsewhere.
         TypeError: Where a leaf of ``expected`` is not a sharding.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> from jax.sharding import NamedSharding, PartitionSpec
         >>> from rmsprop_jax import rmsprop

@@ -6,7 +6,7 @@ the weights along, by the same names. The ``to_...`` go back. No framework is im
 for this, and no file is executed.
 
 What Flax trains with, where ``to_params`` makes nested dictionaries, and ``tx`` and
-``opt_state`` are of one group or of several::
+``opt_state`` are of one group or of several:
 
     # Flax's linen, or any TrainState
     tx, opt_state = from_torch(path, to_params)

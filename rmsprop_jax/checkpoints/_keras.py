@@ -76,7 +76,7 @@ def from_keras(
 
     Keras does not save what ``exclude_from_weight_decay`` excluded.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> import h5py, numpy as np
         >>> from rmsprop_jax.checkpoints import from_keras

@@ -70,7 +70,7 @@ def from_optax(
         ValueError: Where the state is not that of ``optax.rmsprop``; where ``count`` or
             ``decay`` are missing or contradict it; on complex leaves.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, optax
         >>> from rmsprop_jax.checkpoints import from_optax
         >>> tx = optax.rmsprop(0.5, decay=0.75, momentum=0.5, eps=0.0)

@@ -91,7 +91,7 @@ def from_paddle(
             lacks something, or was made with other settings; where ``names`` or
             ``to_params`` do not fit it.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from rmsprop_jax.checkpoints import from_paddle
         >>> state_dict = {

@@ -86,7 +86,7 @@ def read(path: File) -> Any:
             other names.
         FileNotFoundError: Where there is none.
 
-    Example:
+    Examples:
         Of a checkpoint with two optimizers, one goes on:
 
         >>> from rmsprop_jax.checkpoints import from_torch, read

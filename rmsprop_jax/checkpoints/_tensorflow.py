@@ -92,7 +92,7 @@ def from_tensorflow(
     Clips of the gradients are in no checkpoint: ``optax.chain(clip, tx)``, and
     ``(optax.EmptyState(), opt_state)``.
 
-    Example:
+    Examples:
         >>> from rmsprop_jax.checkpoints import from_tensorflow
         >>> tx, state = from_tensorflow(  # doctest: +SKIP
         ...     "run/model.ckpt-100", learning_rate=0.01, decay=0.9, momentum=0.9,

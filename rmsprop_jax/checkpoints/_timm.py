@@ -58,7 +58,7 @@ def from_timm(
         ValueError: As `from_torch` does, and where the optimizer is another one.
         TypeError: Where ``names`` are not names.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from rmsprop_jax.checkpoints import from_timm
         >>> group = dict(lr=0.5, alpha=0.75, eps=0.0, weight_decay=0, params=[0])

@@ -64,7 +64,7 @@ def from_torch(
             optimizer made from ``named_parameters()``. With one group, made from
             ``model.parameters()``, they may be ``dict(model.named_parameters())``. The
             weights in it are needed where a parameter never had a gradient, as only the
-            weight knows its shape. Several groups have an order of their own::
+            weight knows its shape. Several groups have an order of their own:
 
                 name_of = {p: name for name, p in model.named_parameters()}
                 names = [
@@ -98,7 +98,7 @@ def from_torch(
         UserWarning: Where a group shows a scheduler, and neither ``learning_rate`` nor
             ``momentum`` says how its settings go on.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from rmsprop_jax.checkpoints import from_torch
         >>> group = dict(lr=0.5, alpha=0.75, eps=0.0, weight_decay=0, params=[0])
@@ -152,7 +152,7 @@ def to_torch(
             do not fit it.
         TypeError: Where the state is another one, or ``names`` are not names.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from rmsprop_jax.checkpoints import from_torch, to_torch
         >>> group = dict(lr=0.5, alpha=0.75, eps=0.0, weight_decay=0, params=[0])

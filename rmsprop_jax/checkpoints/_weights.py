@@ -48,7 +48,7 @@ def weights(
             file is damaged or another one.
         FileNotFoundError: Where there is none.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from rmsprop_jax.checkpoints import weights
         >>> checkpoint = {"model": {"module.bias": np.ones(2)}, "epoch": 7}

@@ -21,7 +21,7 @@ True of them all:
 - The variance of a centered rule is kept as such and cannot cancel, in float32 too.
   Near where a framework's own rule is NaN, we are where float64 is.
 
-Example:
+Examples:
     >>> import jax.numpy as jnp
     >>> from rmsprop_jax import dialects
     >>> params, gradients = jnp.array([0.0]), jnp.array([3.0])
