@@ -19,7 +19,7 @@ from rmsprop_jax import _transform
 rmsprop: Any = rmsprop_jax.rmsprop
 
 SIZE = 1 << 14
-README = (Path(__file__).parents[1] / "README.md").read_text()
+PAGE = (Path(__file__).parents[1] / "docs/performance.md").read_text()
 FLAGS = ("centered", "nesterov", "maximize")
 
 
@@ -80,12 +80,12 @@ def test_moves_no_more_than_optax(momentum, nesterov, centered):
 
 
 @pytest.mark.parametrize("name", [*RULES, *(f"{r}, coupled decay" for r in RULES)])
-def test_our_column_of_the_readmes_table_of_words(name):
+def test_our_column_of_the_table_of_words(name):
     options = RULES[name.removesuffix(", coupled decay")]
     decay = 0.0 if name in RULES else 0.1
     program = compiled(rmsprop(0.1, weight_decay=decay, **options))
     cell = f"{words(program):.0f} ({temporaries(program) // (4 * SIZE)})"
-    assert f"| {name} | {cell} |" in README
+    assert f"| {name} | {cell} |" in PAGE
 
 
 def test_donation_aliases_parameters_and_every_moment():

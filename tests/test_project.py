@@ -1,4 +1,4 @@
-"""The README, the docstrings and the project's papers say what is true."""
+"""The docstrings and the project's papers say what is true."""
 
 import ast
 import doctest
@@ -6,7 +6,6 @@ import graphlib
 import importlib.metadata
 import pkgutil
 import re
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -17,38 +16,11 @@ import pytest
 import rmsprop_jax
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
 SOURCES = sorted((ROOT / "rmsprop_jax").rglob("*.py"))
-BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 MODULES = [
     module.name
     for module in pkgutil.walk_packages(rmsprop_jax.__path__, "rmsprop_jax.")
 ]
-
-
-@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
-def test_readme_blocks_run(block, tmp_path):
-    """Each block stands alone, and prints what the comments at its end say."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", block],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    says = re.search(r"(?:^# .*\n)*\Z", block, re.MULTILINE)
-    assert done.stdout == (re.sub("^# ", "", says[0], flags=re.M) if says else "")
-
-
-def test_readme_has_the_two_commands():
-    assert 'pip install -e ".[examples]" && python examples/train_digits.py' in README
-    assert 'pip install -e ".[test]" && pytest' in README
-
-
-def test_readme_points_to_what_exists():
-    for path in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (ROOT / path).exists(), path
 
 
 @pytest.mark.parametrize("module", ["rmsprop_jax", *MODULES])

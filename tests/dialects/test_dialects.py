@@ -1,4 +1,4 @@
-"""What the dialects refuse, what has no framework to run, and the README's tables."""
+"""What the dialects refuse, what has no framework to run, and the tables of them."""
 
 import inspect
 from typing import Any
@@ -207,14 +207,14 @@ def test_timms_decay_needs_params():
         tx.update(jnp.ones(2), tx.init(jnp.ones(2)))
 
 
-def test_every_dialect_is_in_a_table_of_the_readme():
+def test_every_dialect_is_in_a_table():
     assert {*tables.FRAMEWORKS, *tables.PAPERS} == set(dialects.__all__)
 
 
 @pytest.mark.parametrize("name", tables.TABLES)
-def test_readme_tables_are_the_code(name):
+def test_tables_are_the_code(name):
     """Write them anew with `python tests/support/tables.py`."""
-    found = tables.in_readme(name, tables.README.read_text())
+    found = tables.in_page(name, tables.PAGE.read_text())
     assert found is not None
     assert found[0] == tables.TABLES[name]()
 

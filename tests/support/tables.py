@@ -1,8 +1,8 @@
-"""The two tables of the README, generated from the dialects themselves.
+"""The two tables of docs/dialects.md, generated from the dialects themselves.
 
     python tests/support/tables.py
 
-writes them into README.md, between the lines that `MARKERS` gives.
+writes them there, between the lines that mark them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from support import trajectories
 
 from rmsprop_jax import dialects
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs/dialects.md"
 
 # What is theirs; the rest of a row is read from ours.
 FRAMEWORKS = {
@@ -133,20 +133,22 @@ def papers() -> str:
 TABLES = {"frameworks": frameworks, "papers": papers}
 
 
-def in_readme(name: str, text: str) -> re.Match[str] | None:
-    """What README.md has between the lines that mark a table."""
+def in_page(name: str, text: str) -> re.Match[str] | None:
+    """What the page has between the lines that mark a table."""
     return re.search(rf"(?<=<!-- table: {name} -->\n).*?(?=\n<!-- end -->)", text, re.S)
 
 
 def main() -> None:
-    """Writes the tables into README.md."""
-    text = README.read_text()
+    """Writes the tables into the page."""
+    text = PAGE.read_text()
     for name, table in TABLES.items():
-        found = in_readme(name, text)
+        found = in_page(name, text)
         if found is None:
-            raise SystemExit(f"README.md has no <!-- table: {name} --> … <!-- end -->")
+            raise SystemExit(
+                f"{PAGE.name} has no <!-- table: {name} --> … <!-- end -->"
+            )
         text = text[: found.start()] + table() + text[found.end() :]
-    README.write_text(text)
+    PAGE.write_text(text)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,193 @@
+"""README and documentation: their code runs, their tables and links are true."""
+
+import ast
+import contextlib
+import importlib.util
+import io
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from recorded.frameworks import with_timm
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PEERS = {"keras", "stable_baselines3", "timm", "torch"}
+
+
+def blocks(page):
+    """The Python of a page, from top to bottom."""
+    found = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S)
+    assert all("--8<--" not in block for block in found)
+    return found
+
+
+def peers_of(block):
+    """The packages of others that a block imports or uses."""
+    names = set()
+    for node in ast.walk(ast.parse(block)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(str(node.module).split(".")[0])
+        elif isinstance(node, ast.Name):
+            names.add(node.id)
+    return names & PEERS
+
+
+def need(peers):
+    """Skips a test of what is not installed; where CI requires it, it fails."""
+    for peer in peers:
+        if not importlib.util.find_spec(peer):
+            required = os.environ.get("RMSPROP_JAX_PEERS") == "required"
+            (pytest.fail if required else pytest.skip)(f"{peer} is not installed")
+
+
+def pages(*, live):
+    """The pages that have code, and those that have code of others."""
+    return [
+        pytest.param(page, id=str(page.relative_to(ROOT)))
+        for page in PAGES
+        if any(not live or peers_of(block) for block in blocks(page))
+    ]
+
+
+@pytest.fixture
+def as_users_have_it(monkeypatch, tmp_path):
+    """JAX's own defaults, in an empty folder; the tests have eight devices already."""
+    update = jax.config.update
+    monkeypatch.setattr(
+        jax.config,
+        "update",
+        lambda name, value: name == "jax_num_cpu_devices" or update(name, value),
+    )
+    monkeypatch.chdir(tmp_path)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def run(code):
+    """A page's blocks are one program. Comments at a block's end are what it prints."""
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    for block in code:
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile(block, block, "exec"), namespace)
+        says = re.search(r"(?:^# .*\n)*\Z", block, re.MULTILINE)
+        if says and says[0]:
+            assert printed.getvalue() == re.sub("^# ", "", says[0], flags=re.M)
+    return namespace
+
+
+@pytest.mark.parametrize("page", pages(live=False))
+def test_code_runs(page, as_users_have_it):
+    run(block for block in blocks(page) if not peers_of(block))
+
+
+@pytest.mark.live
+@pytest.mark.filterwarnings("ignore")  # those of others
+@pytest.mark.parametrize("page", pages(live=True))
+def test_code_runs_beside_that_of_others(page, as_users_have_it):
+    peers = set.union(*map(peers_of, blocks(page)))
+    need(peers)
+    if "timm" in peers:
+        with_timm("timm.optim")  # which is then there, whatever torchvision it finds
+    run(blocks(page))
+
+
+SCHEDULERS = re.findall(
+    r"^\| `(\w+)(.*?)` \| `(.*?)` \| (?:`(.*?)` )?\|$",
+    re.findall(
+        r"<!-- table: schedulers -->(.*?)<!-- end -->",
+        (ROOT / "docs/migrate/torch.md").read_text(),
+        re.S,
+    )[0],
+    re.M,
+)
+
+
+@pytest.mark.live
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("scheduler", "arguments", "rate", "momentum"), SCHEDULERS, ids=lambda x: x[:20]
+)
+def test_schedules_are_torchs(scheduler, arguments, rate, momentum, as_users_have_it):
+    need({"torch"})
+    import torch
+    from torch.optim import lr_scheduler, swa_utils
+
+    def cosine(start, end, steps):
+        return lambda n: end + (start - end) * (1 + jnp.cos(jnp.pi * n / steps)) / 2
+
+    ours = {"lr": 0.1, "optax": optax, "jnp": jnp, "cosine": cosine}
+    schedules = [eval(text, ours) for text in (rate, momentum) if text]
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.RMSprop([weight], lr=0.1)
+    known = vars(lr_scheduler) | vars(swa_utils) | {"optimizer": optimizer}
+    theirs = eval(scheduler + arguments, known)
+    for count in range(100):
+        group = optimizer.param_groups[0]
+        expected = [group["lr"], group["momentum"]][: len(schedules)]
+        rates = [schedule(count) for schedule in schedules]
+        np.testing.assert_allclose(rates, expected, rtol=1e-6, atol=1e-8)
+        optimizer.step()
+        if count < 99:  # OneCycleLR has no more
+            theirs.step()
+
+
+@pytest.mark.live
+def test_every_scheduler_of_torch_has_a_row():
+    need({"torch"})
+    from torch.optim import lr_scheduler
+
+    # ReduceLROnPlateau, which is no function of the count, has a block; LRScheduler is
+    # what all are made of.
+    others = {"ReduceLROnPlateau", "LRScheduler"}
+    assert {name for name, *_ in SCHEDULERS} | others >= {*lr_scheduler.__all__}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_point_to_what_exists(page):
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
+    for path in re.findall(r"\]\((?!http)([^)#]+)[^)]*\)", text):
+        assert (page.parent / path).exists(), path
+
+
+def test_the_readme_is_for_two_minutes():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 150
+    assert len(text.split()) <= 1200
+
+
+def test_the_readme_has_the_two_commands():
+    text = (ROOT / "README.md").read_text()
+    train = r'^    pip install -e "\.\[examples\]" && python examples/train_digits\.py$'
+    assert re.search(train, text, re.M)
+    assert re.search(r'^    pip install -e "\.\[test\]" && pytest$', text, re.M)
+
+
+def test_every_example_is_in_the_gallery():
+    """Make what is missing with `python docs/gallery.py NAME`."""
+    examples = {
+        path.stem
+        for path in (ROOT / "examples").glob("*.py")
+        if "__main__" in path.read_text()
+    }
+    assert examples == {path.stem for path in (ROOT / "docs/gallery").glob("*.txt")}
+
+
+def test_pictures_are_small_and_shown():
+    shown = {
+        Path(name).name
+        for page in PAGES
+        for name in re.findall(r"\((\S+\.(?:webp|svg))\)", page.read_text())
+    } | {f"{path.stem}.webp" for path in (ROOT / "docs/gallery").glob("*.txt")}
+    for picture in (ROOT / "docs/pictures").iterdir():
+        assert picture.name in shown
+        assert picture.stat().st_size < 100_000
