@@ -144,9 +144,7 @@ def main() -> None:
     for name, table in TABLES.items():
         found = in_page(name, text)
         if found is None:
-            raise SystemExit(
-                f"{PAGE.name} has no <!-- table: {name} --> … <!-- end -->"
-            )
+            raise SystemExit(f"{PAGE} has no <!-- table: {name} --> … <!-- end -->")
         text = text[: found.start()] + table() + text[found.end() :]
     PAGE.write_text(text)
 
