@@ -39,6 +39,13 @@ from rmsprop_jax._state import advanced
 from rmsprop_jax._storage import Salt
 from rmsprop_jax._storage.formats import bfloat16
 
+__all__ = [
+    "MasterWeightsState",
+    "StochasticRoundingState",
+    "master_weights",
+    "stochastic_rounding",
+]
+
 
 def _is_narrow(p: jax.Array | None) -> bool:
     """Whether a parameter is a floating-point one of 16 bits or fewer."""

@@ -57,10 +57,10 @@ def from_keras(
         gradient_accumulation_steps: Likewise; by default none.
 
     Returns:
-        ``(tx, opt_state)``: `dialects.keras` or `dialects.keras_legacy`, and its state,
-        like that of ``tx.init(params)``. It is float32, or float64 where Keras's is and
-        x64 is enabled. With ``clipnorm``, ``global_clipnorm`` or ``clipvalue`` it is
-        that of a chain, and with ``gradient_accumulation_steps`` of an
+        ``(tx, opt_state)`` with `dialects.keras` or `dialects.keras_legacy`. The state
+        is like that of ``tx.init(params)``. It is float32, or float64 where Keras's is
+        and x64 is enabled. With ``clipnorm``, ``global_clipnorm`` or ``clipvalue`` it
+        is that of a chain, and with ``gradient_accumulation_steps`` of an
         ``optax.MultiSteps``.
 
     Raises:

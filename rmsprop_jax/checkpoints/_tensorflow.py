@@ -78,8 +78,8 @@ def from_tensorflow(
         gradient_accumulation_steps: As Keras 3's was made with, if it accumulates.
 
     Returns:
-        ``(tx, opt_state)``: `dialects.tensorflow`, `dialects.keras` or
-        `dialects.keras_legacy`, and its state, like that of ``tx.init(params)``. It is
+        ``(tx, opt_state)`` with `dialects.tensorflow`, `dialects.keras` or
+        `dialects.keras_legacy`. The state is like that of ``tx.init(params)``. It is
         float32, or float64 where TensorFlow's is and x64 is enabled. With accumulated
         gradients ``tx`` is an ``optax.MultiSteps``.
 

@@ -52,9 +52,11 @@ def from_torch(
 
     Args:
         state_dict: ``torch.optim.RMSprop(...).state_dict()``, of tensors on any device
-            or of NumPy arrays, in any of the forms above. Or the checkpoint of a whole
+            or of NumPy arrays. It may also be flat, as safetensors keeps it
+            (``"state.0.square_avg"``), or by name, as torch.distributed.checkpoint
+            makes it (``"state.layer.weight.square_avg"``). Or the checkpoint of a whole
             run that has one in it, such as Lightning's. Or the path of a file that
-            ``torch.save`` wrote of either.
+            ``torch.save`` wrote of any of these.
         to_params: The function from torch's weights, NumPy arrays by name, to the
             model's parameters. It may rename, transpose, reshape, join, split and
             stack. It may not cast or compute. By default the parameters are a

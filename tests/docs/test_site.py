@@ -1,0 +1,185 @@
+"""The documentation as people read it: built strictly, and looked at in a browser.
+
+These tests need the extras docs and browser, and a Chromium. Where the environment
+variable RMSPROP_JAX_SITE is "required", what is missing is a failure.
+"""
+
+import functools
+import http.server
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+import rmsprop_jax
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+PHONE, DESK = 390, 1400  # pixels
+
+
+def missing(what):
+    required = os.environ.get("RMSPROP_JAX_SITE") == "required"
+    (pytest.fail if required else pytest.skip)(f"{what} is not installed")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The folder of the site."""
+    if not importlib.util.find_spec("mkdocs"):
+        missing("mkdocs")
+    folder = tmp_path_factory.mktemp("site")
+    subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", folder],
+        cwd=ROOT,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+        check=True,
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(site):
+    """Where the site is served."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    handler = functools.partial(Quiet, directory=site)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if not importlib.util.find_spec("playwright"):
+        missing("playwright")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = next(filter(None, map(shutil.which, names)), None)
+    if path is None:
+        missing("Chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        # As root, as in containers, it starts only so.
+        browser = playwright.chromium.launch(
+            executable_path=path, args=["--no-sandbox"]
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(params=[DESK, PHONE])
+def page(browser, address, request):
+    """A page of the browser; all that goes wrong in it is a failure."""
+    page = browser.new_page(viewport={"width": request.param, "height": 900})
+    wrong = []
+    page.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on(
+        "request",
+        lambda asked: (
+            None
+            if asked.url.startswith((address, "data:", "blob:"))
+            else wrong.append(f"another host: {asked.url}")
+        ),
+    )
+    page.on(
+        "response",
+        lambda got: (
+            wrong.append(f"{got.status} {got.url}") if got.status > 399 else None
+        ),
+    )
+    yield page
+    page.close()
+    assert not wrong
+
+
+def test_every_page_of_the_navigation(page, address):
+    page.goto(address)
+    links = page.eval_on_selector_all(
+        ".md-nav--primary a.md-nav__link", "links => links.map(link => link.href)"
+    )
+    links = {link.split("#")[0] for link in links}
+    sources = [*(ROOT / "docs").rglob("*.md")]
+    assert len(links) == len(sources)
+    for link in sorted(links):
+        page.goto(link)
+        assert page.locator("h1").count() == 1, link
+        # Wide tables, code and equations scroll by themselves.
+        width = page.evaluate("document.documentElement.scrollWidth")
+        assert width <= page.viewport_size["width"], link
+        # Pictures below the screen would be loaded later.
+        broken = page.evaluate(
+            """async () => {
+                const pictures = [...document.images];
+                pictures.forEach(picture => picture.loading = "eager");
+                await Promise.allSettled(pictures.map(picture => picture.decode()));
+                return pictures.filter(p => !p.naturalWidth).map(p => p.src);
+            }"""
+        )
+        assert not broken, link
+
+
+def test_the_navigation_is_followed_by_clicks(page, address):
+    page.goto(address)
+    if page.viewport_size["width"] == PHONE:
+        page.click("label.md-header__button[for=__drawer]")
+    page.click(".md-nav--primary >> text=Dialects")
+    page.wait_for_url("**/dialects/")
+    assert page.inner_text("h1").startswith("Dialects")
+
+
+def test_search_finds_learning_rate(page, address):
+    page.goto(address)
+    if page.viewport_size["width"] == PHONE:
+        page.click("label.md-header__button[for=__search]")
+    page.locator("input.md-search__input").press_sequentially("learning_rate")
+    found = page.locator(".md-search-result__link")
+    found.first.wait_for()
+    found.first.click()
+    page.wait_for_load_state()
+    assert "learning_rate" in page.inner_text("article")
+
+
+def test_equations_are_set_and_code_can_be_copied(page, address):
+    page.goto(address + "rule/")
+    assert page.locator(".equation math mtr").count() == 8
+    assert "$" not in page.inner_text("article")
+    assert page.locator("[data-clipboard-target], .md-code__button").count()
+
+
+PUBLIC = [
+    f"{module.__name__}.{name}"
+    for module in (
+        rmsprop_jax,
+        rmsprop_jax.checkpoints,
+        rmsprop_jax.dialects,
+        rmsprop_jax.precision,
+        rmsprop_jax.sharding,
+    )
+    for name in module.__all__
+]
+
+
+def test_every_public_name_is_in_the_reference(site):
+    text = "".join(path.read_text() for path in (site / "api").rglob("*.html"))
+    assert [name for name in PUBLIC if f'id="{name}"' not in text] == []
+
+
+def test_docstrings_are_set(site):
+    """What Markdown does not understand would stand there as it was typed."""
+    for path in (site / "api").rglob("*.html"):
+        text = path.read_text().split("<article", 1)[1].split("</article>")[0]
+        text = re.sub(r"<(pre|code)\b.*?</\1>", "", text, flags=re.S)
+        assert not re.findall(r"``|:math:|&gt;&gt;&gt;|\$|::", text), path
