@@ -50,8 +50,8 @@ def address(site):
     """Where the site is served."""
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
+        def log_message(self, format, *args):
+            """Not a line for every file."""
 
     handler = functools.partial(Quiet, directory=site)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
