@@ -1,4 +1,4 @@
-"""What mkdocs asks while it builds the site: equations, and the gallery.
+"""What mkdocs asks while it builds the site: equations, links, and the gallery.
 
 Equations are written as in the code, in Unicode, between dollars. They become MathML,
 which browsers set themselves: no script, no font, no network.
@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from latex2mathml.converter import convert
+
+import rmsprop_jax
 
 DOCS = Path(__file__).parent
 EXAMPLES = DOCS.parent / "examples"
@@ -51,6 +53,31 @@ def mathml(found: re.Match[str]) -> str:
     return f'<div class="equation">{convert(aligned(text), display="block")}</div>'
 
 
+def public() -> dict[str, str]:
+    """Where the reference has what texts name; dialects go by their module's name."""
+    found = {}
+    for name in rmsprop_jax.__all__:
+        place = f"rmsprop_jax.{name}"
+        found |= {name: place, place: place}
+        for inner in getattr(getattr(rmsprop_jax, name), "__all__", ()):
+            of = {f"{name}.{inner}", f"{place}.{inner}"}
+            of |= {inner} if name != "dialects" else set()
+            found |= dict.fromkeys(of, f"{place}.{inner}")
+    return found
+
+
+_NAMES = public()
+# Code in a sentence; that in links, headings and blocks is passed over.
+_CODE = re.compile(r"<(a|h\d|pre)\b.*?</\1>|<code>([\w.]+)</code>", re.DOTALL)
+
+
+def linked(found: re.Match[str]) -> str:
+    """A public name, which the plugin autorefs will link to the reference."""
+    if found[2] not in _NAMES:
+        return found[0]
+    return f'<autoref optional identifier="{_NAMES[found[2]]}">{found[0]}</autoref>'
+
+
 def entry(path: Path) -> str:
     """An example in the gallery: what it says of itself, draws and prints."""
     name = path.stem
@@ -81,5 +108,5 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def on_page_content(content: str, **_: Any) -> str:
-    """Equations into MathML."""
-    return _EQUATION.sub(mathml, content)
+    """Equations into MathML, names into links."""
+    return _CODE.sub(linked, _EQUATION.sub(mathml, content))

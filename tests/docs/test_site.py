@@ -160,15 +160,9 @@ def test_equations_are_set_and_code_can_be_copied(page, address):
 
 
 PUBLIC = [
-    f"{module.__name__}.{name}"
-    for module in (
-        rmsprop_jax,
-        rmsprop_jax.checkpoints,
-        rmsprop_jax.dialects,
-        rmsprop_jax.precision,
-        rmsprop_jax.sharding,
-    )
-    for name in module.__all__
+    f"rmsprop_jax.{name}.{inner}".rstrip(".")
+    for name in rmsprop_jax.__all__
+    for inner in ["", *getattr(getattr(rmsprop_jax, name), "__all__", ())]
 ]
 
 
