@@ -65,7 +65,7 @@ def identify(
             together, a number is not finite, nothing moves, or there are fewer than 4
             steps. It names the leaf.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp, optax
         >>> from rmsprop_jax import dialects, identify
         >>> tx = dialects.keras(0.01, rho=0.8, momentum=0.5, epsilon=0.001)
