@@ -103,7 +103,10 @@ def entry(path: Path) -> str:
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Every example that has been run, at the end of the gallery."""
     if page.file.src_uri == "gallery.md":
-        markdown += "\n".join(map(entry, sorted((DOCS / "gallery").glob("*.txt"))))
+        runs = sorted((DOCS / "gallery").glob("*.txt"))
+        markdown += "\n".join(
+            entry(run) for run in runs if (EXAMPLES / f"{run.stem}.py").exists()
+        )
     return markdown
 
 

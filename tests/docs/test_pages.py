@@ -179,7 +179,7 @@ def test_every_example_is_in_the_gallery():
         for path in (ROOT / "examples").glob("*.py")
         if "__main__" in path.read_text()
     }
-    assert examples == {path.stem for path in (ROOT / "docs/gallery").glob("*.txt")}
+    assert examples <= {path.stem for path in (ROOT / "docs/gallery").glob("*.txt")}
 
 
 def test_pictures_are_small_and_shown():
