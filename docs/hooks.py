@@ -36,7 +36,7 @@ def latex(text: str) -> str:
 
 
 def aligned(text: str) -> str:
-    """Lines below each other by their arrow; behind two spaces there are words."""
+    """Lines below each other by their arrow; behind three spaces there are words."""
     rows = []
     for line in text.strip().splitlines():
         equation, _, words = line.strip().partition("   ")
