@@ -1,0 +1,208 @@
+"""Train in bfloat16 from end to end, be killed, and go on to the same bits.
+
+    pip install -e ".[examples]"
+    python examples/bf16_training.py
+
+Parameters, moments and arithmetic are bfloat16, in flax.nnx and in Equinox. Stochastic
+rounding keeps small updates from being lost. The gradients of four batches are added up
+in float32, and so is kept the average of the weights. orbax saves all of it after every
+epoch. A process that trains so is killed with SIGKILL, and another goes on from its
+last checkpoint. Prints whether it ends at the bits of a run that was never killed, and
+the accuracy on scikit-learn's digits beside that of float32. Draws bf16_training.png.
+"""
+
+import argparse
+import functools
+import multiprocessing
+import tempfile
+import time
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from flax import nnx
+from matplotlib.figure import Figure
+from optax import softmax_cross_entropy_with_integer_labels as cross_entropy
+from tqdm import trange
+from train_digits import load_data
+
+from rmsprop_jax import rmsprop
+from rmsprop_jax.precision import stochastic_rounding
+
+UNITS, BATCH_SIZE, ACCUMULATED = 256, 16, 4
+
+
+def nnx_network(seed, dtype):
+    """The parameters, and the function from them and images [n, 64] to the logits."""
+    rngs, kinds = nnx.Rngs(seed), {"dtype": dtype, "param_dtype": dtype}
+    model = nnx.Sequential(
+        nnx.Linear(64, UNITS, rngs=rngs, **kinds),
+        nnx.relu,
+        nnx.Linear(UNITS, UNITS, rngs=rngs, **kinds),
+        nnx.relu,
+        nnx.Linear(UNITS, 10, rngs=rngs, **kinds),
+    )
+    graph, params = nnx.split(model, nnx.Param)
+    return params, lambda params, images: nnx.merge(graph, params)(images)
+
+
+def equinox_network(seed, dtype):
+    """The same in Equinox."""
+    key = jax.random.key(seed)
+    model = eqx.nn.MLP(64, 10, UNITS, depth=2, dtype=dtype, key=key)
+    params, static = eqx.partition(model, eqx.is_inexact_array)
+    return params, lambda params, images: jax.vmap(eqx.combine(params, static))(images)
+
+
+NETWORKS = {"flax.nnx": nnx_network, "Equinox": equinox_network}
+
+
+def make_optimizer(dtype, steps):
+    """RMSProp for parameters and state of a dtype; `steps` are those of the warm-up."""
+    rate = optax.warmup_constant_schedule(0.0, 2e-4, steps // ACCUMULATED)
+    tx = rmsprop(rate, alpha=0.99, momentum=0.9, state_dtype=dtype)
+    if dtype == "bfloat16":
+        tx = optax.chain(tx, stochastic_rounding())
+    return optax.MultiSteps(tx, ACCUMULATED)  # adds up in float32
+
+
+@functools.cache
+def make_run(library, dtype, seed, epochs):
+    """What a run begins with, and the function that trains it for an epoch."""
+    images, test_images, labels, test_labels = map(jnp.asarray, load_data(seed))
+    images, test_images = (jnp.reshape(x, (-1, 64)) for x in (images, test_images))
+    steps = len(images) // BATCH_SIZE  # in an epoch
+    params, logits_of = NETWORKS[library](seed, dtype)
+    tx = make_optimizer(dtype, 3 * steps)
+
+    def measure(params, images, labels):
+        """The loss and the accuracy."""
+        logits = logits_of(params, images.astype(dtype)).astype(jnp.float32)
+        right = logits.argmax(-1) == labels
+        return cross_entropy(logits, labels).mean(), right.mean()
+
+    def step(run, batch):
+        gradients, _ = jax.grad(measure, has_aux=True)(
+            run["params"], images[batch], labels[batch]
+        )
+        updates, state = tx.update(gradients, run["state"], run["params"])
+        # optax's function keeps the parameters' dtype. That of Equinox would widen it.
+        params = optax.apply_updates(run["params"], updates)
+        average = optax.incremental_update(params, run["average"], 0.005)
+        return run | {"params": params, "state": state, "average": average}, None
+
+    @jax.jit
+    def train_epoch(run, epoch):
+        # The order depends on the epoch alone: after a restart it is the same.
+        key = jax.random.fold_in(jax.random.key(seed), epoch)
+        order = jax.random.permutation(key, len(images))[: steps * BATCH_SIZE]
+        run, _ = jax.lax.scan(step, run, order.reshape(steps, BATCH_SIZE))
+        now = jnp.array(measure(run["average"], test_images, test_labels))
+        return run | {"history": run["history"].at[epoch].set(now)}
+
+    run = {
+        "params": params,
+        "state": tx.init(params),
+        "average": jax.tree.map(lambda p: p.astype(jnp.float32), params),
+        "history": jnp.zeros((epochs, 2)),  # the average's test loss and accuracy
+    }
+    return run, train_epoch
+
+
+def train(folder, library, dtype, seed, epochs):
+    """Train, from the last checkpoint in the folder if there is one; the run's end."""
+    run, train_epoch = make_run(library, dtype, seed, epochs)
+    with ocp.CheckpointManager(folder) as manager:
+        done = manager.latest_step() or 0
+        if done:
+            run = manager.restore(done, args=ocp.args.StandardRestore(run))
+        title = f"{library}, {dtype}"
+        for epoch in trange(done, epochs, desc=title, unit="epoch"):
+            run = train_epoch(run, epoch)
+            manager.save(epoch + 1, args=ocp.args.StandardSave(run))
+    return run
+
+
+def train_and_kill(folder, *arguments, after):
+    """Train in a process that dies after some epochs; how many of them it saved."""
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=train, args=(folder, *arguments))
+    process.start()
+    while not (folder / str(after)).exists():
+        if not process.is_alive():
+            raise RuntimeError("The process that was to be killed ended by itself.")
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    with ocp.CheckpointManager(folder) as manager:
+        return manager.latest_step()
+
+
+def same_bits(a, b):
+    """Whether two trees have the same arrays, to the last bit."""
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return all(np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in pairs)
+
+
+def plot(runs, path):
+    """The test losses, with each library."""
+    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    panels = figure.subplots(1, len(runs), sharey=True)
+    for axes, library in zip(panels, runs, strict=True):
+        wide, whole, saved, again = runs[library]
+        epochs = np.arange(1, len(wide["history"]) + 1)
+        for run, part, label, style in (
+            (wide, np.s_[:], "float32", {"color": "black", "linewidth": 1}),
+            (whole, np.s_[:], "bfloat16", {"color": "0.75", "linewidth": 6}),
+            (again, np.s_[:saved], "bfloat16, until killed", {"color": "#0072B2"}),
+            (again, np.s_[saved - 1 :], "and after", {"color": "#D55E00"}),
+        ):
+            losses = run["history"][:, 0]
+            axes.semilogy(epochs[part], losses[part], label=label, **style)
+        axes.axvline(saved, color="0.4", linewidth=0.8, linestyle=":")
+        axes.set_title(library, loc="left")
+        axes.set_xlabel("epoch")
+        axes.locator_params(axis="x", integer=True)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("test loss (cross-entropy, nats)")
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", frameon=False, ncols=4)
+    figure.savefig(path, dpi=130)
+
+
+def main(argv=None):
+    """Train, kill, go on, compare, print and plot."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--quick", dest="epochs", action="store_const", const=6)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", default="bf16_training.png", help="the plot's file")
+    args = parser.parse_args(argv)
+    runs, common = {}, (args.seed, args.epochs)
+    for library in NETWORKS:
+        with tempfile.TemporaryDirectory() as name:
+            folder, narrow = Path(name), (library, "bfloat16", *common)
+            wide = train(folder / "float32", library, "float32", *common)
+            whole = train(folder / "whole", *narrow)
+            after = max(1, args.epochs // 3)
+            saved = train_and_kill(folder / "killed", *narrow, after=after)
+            again = train(folder / "killed", *narrow)
+        runs[library] = wide, whole, saved, again
+    plot(runs, args.out)
+    for library, (wide, whole, saved, again) in runs.items():
+        same = "the same bits" if same_bits(again, whole) else "OTHER BITS"
+        print(f"{library}: killed, and gone on after epoch {saved}, ends at {same}.")
+        for dtype, run in (("float32", wide), ("bfloat16", whole)):
+            kept = run["params"], run["state"].inner_opt_state
+            size = sum(x.nbytes for x in jax.tree.leaves(kept)) / 1e6
+            print(f"  {dtype:8} {size:.2f} MB of parameters and state, ", end="")
+            print(f"test accuracy {run['history'][-1, 1]:.2%}")
+    print(f"The curves are in {args.out}.")
+
+
+if __name__ == "__main__":
+    main()
