@@ -22,30 +22,46 @@ ENVIRONMENT = {
     "PYTHONWARNINGS": "error,ignore:__array__ implementation",  # Keras, of itself
 }
 
+# What the examples print when they have learned: with these arguments, all numbers that
+# the pattern finds lie between the two.
+LEARNS = {
+    "train_digits": ([], r"test accuracy ([\d.]+)%, ", 98, 100),
+    "train_digits_nnx": ([], r"test accuracy ([\d.]+)%, ", 98, 100),
+}
+
 # One example trains as a newcomer would. What the others do quick tests do as well, and
 # what the benchmarks print is no part of the tests.
 QUICK = {"train_digits", "resume_from_keras", "resume_from_torch"}
-# multi_process.py has a test of its own, which does what it does.
-SCRIPTS = [
-    pytest.param(
-        path, id=path.name, marks=[] if path.stem in QUICK else [pytest.mark.slow]
-    )
-    for folder in ("examples", "benchmarks")
-    for path in sorted((ROOT / folder).glob("*.py"))
-    if path.stem != "multi_process"
-]
 
 
-@pytest.mark.parametrize("path", SCRIPTS)
-def test_runs_as_a_script(path, tmp_path):
-    source = path.read_text(encoding="utf-8")
+def runs():
+    """Every script with --quick, where it has that, and as long as it learns."""
+    for folder in ("examples", "benchmarks"):
+        for path in sorted((ROOT / folder).glob("*.py")):
+            marks = [] if path.stem in QUICK else [pytest.mark.slow]
+            quick = "--quick" in path.read_text(encoding="utf-8")
+            # multi_process.py has a test of its own, which does what it does.
+            if path.stem == "multi_process":
+                continue
+            if quick:
+                yield pytest.param(path, ["--quick"], None, id=path.name, marks=marks)
+            if path.stem in LEARNS:
+                arguments, *learned = LEARNS[path.stem]
+                name = f"{path.name} learns"
+                yield pytest.param(path, arguments, learned, id=name, marks=marks)
+            elif not quick:
+                yield pytest.param(path, [], None, id=path.name, marks=marks)
+
+
+@pytest.mark.parametrize(("path", "arguments", "learned"), list(runs()))
+def test_runs_as_a_script(path, arguments, learned, tmp_path):
     done = subprocess.run(
-        [sys.executable, path, *(["--quick"] if "--quick" in source else [])],
+        [sys.executable, path, *arguments],
         cwd=tmp_path,
         env=os.environ | ENVIRONMENT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600 if learned else 120,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -53,8 +69,10 @@ def test_runs_as_a_script(path, tmp_path):
     if "pip install" in done.stdout:
         assert os.environ.get("RMSPROP_JAX_PEERS") != "required", done.stdout
         pytest.skip(done.stdout.strip())
-    for name in re.findall(r"[\w-]+\.png", source):
+    for name in re.findall(r"[\w-]+\.png", path.read_text(encoding="utf-8")):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
-    if path.name.startswith("train_digits"):
-        *_, accuracy = re.findall(r"test accuracy ([\d.]+)%", done.stdout)
-        assert 98 <= float(accuracy) <= 100
+    if learned:
+        pattern, least, most = learned
+        numbers = [float(number) for number in re.findall(pattern, done.stdout)]
+        assert numbers, done.stdout
+        assert all(least <= number <= most for number in numbers), numbers
