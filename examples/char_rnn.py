@@ -89,15 +89,16 @@ def make_rate(first, steps):
 
 
 def make_optimizer(rule, steps):
-    """Clipping, and the rule for two groups: only kernels decay."""
-    rule = rule(make_rate(RATE, steps), momentum=MOMENTUM)
+    """Clipping, decay of the one group of parameters, and the rule."""
 
-    def groups(params):
-        return jax.tree.map(lambda p: "kernels" if p.ndim > 1 else "biases", params)
+    def kernels(params):
+        return jax.tree.map(lambda p: p.ndim > 1, params)
 
-    decayed = optax.chain(optax.add_decayed_weights(DECAY), rule)
-    rules = optax.partition({"kernels": decayed, "biases": rule}, groups)
-    return optax.chain(optax.clip_by_global_norm(CLIP), rules)
+    return optax.chain(
+        optax.clip_by_global_norm(CLIP),
+        optax.add_decayed_weights(DECAY, kernels),
+        rule(make_rate(RATE, steps), momentum=MOMENTUM),
+    )
 
 
 def loss_of(model, carry, inputs, targets):

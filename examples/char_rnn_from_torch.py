@@ -1,6 +1,6 @@
 """Start a character-level LSTM in PyTorch, and go on with it in flax.nnx at half.
 
-    pip install -e ".[examples]" torch
+    pip install -e ".[examples]" torch "flax>=0.12"
     python examples/char_rnn_from_torch.py
 
 The text, the network and the recipe are those of char_rnn.py, with the rule as
@@ -142,7 +142,7 @@ def plot(path, first, in_torch, in_nnx, without_state):
             bottom.semilogy(steps, np.abs(later - in_torch) + 1e-9, **style)
     top.set(ylabel="bits per character", ylim=(1.5, 5))
     top.legend(frameon=False)
-    bottom.set(xlabel="step", ylabel="beside PyTorch")
+    bottom.set(xlabel="step", ylabel="apart (bits)")
     for axes in (top, bottom):
         axes.axvline(len(first), color="0.4", linewidth=0.8, linestyle=":")
         axes.spines[["top", "right"]].set_visible(False)

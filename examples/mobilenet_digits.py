@@ -45,23 +45,34 @@ class ConvNorm(nnx.Module):
         return nnx.relu(self.norm(self.conv(x), use_running_average=not train))
 
 
+class Separable(nnx.Module):
+    """A convolution in two parts: each channel for itself, then all channels."""
+
+    def __init__(self, features_in, features, stride, rngs):
+        """Draw the parameters from `rngs`."""
+        options = {"feature_group_count": features_in, "strides": stride}
+        self.depthwise = ConvNorm(features_in, features_in, (3, 3), rngs, **options)
+        self.pointwise = ConvNorm(features_in, features, (1, 1), rngs)
+
+    def __call__(self, x, *, train):
+        """From (n, height, width, features_in) to (n, ..., features)."""
+        return self.pointwise(self.depthwise(x, train=train), train=train)
+
+
 class MobileNet(nnx.Module):
-    """A convolution, four depthwise separable ones, and a dense layer."""
+    """A convolution, three separable ones, and a dense layer."""
 
     def __init__(self, rngs):
         """Draw the parameters from `rngs`."""
-        layers, n = [ConvNorm(1, 16, (3, 3), rngs)], 16
-        for features, stride in ((32, 1), (32, 1), (64, 2), (64, 1)):
-            depthwise = {"feature_group_count": n, "strides": stride}
-            layers.append(ConvNorm(n, n, (3, 3), rngs, **depthwise))
-            layers.append(ConvNorm(n, features, (1, 1), rngs))
-            n = features
-        self.layers = nnx.List(layers)
-        self.out = nnx.Linear(n, 10, rngs=rngs)
+        self.stem = ConvNorm(1, 16, (3, 3), rngs)
+        self.block1 = Separable(16, 32, 1, rngs)
+        self.block2 = Separable(32, 64, 2, rngs)
+        self.block3 = Separable(64, 128, 1, rngs)
+        self.out = nnx.Linear(128, 10, rngs=rngs)
 
     def __call__(self, x, *, train):
         """From (n, 8, 8, 1) images to (n, 10) logits."""
-        for layer in self.layers:
+        for layer in (self.stem, self.block1, self.block2, self.block3):
             x = layer(x, train=train)
         return self.out(x.mean((1, 2)))
 

@@ -25,6 +25,10 @@ ENVIRONMENT = {
 # What the examples print when they have learned: with these arguments, all numbers that
 # the pattern finds lie between the two.
 LEARNS = {
+    "bf16_training": ([], r"test accuracy ([\d.]+)%", 97, 100),
+    "char_rnn": ([], r"(?:graves|rmsprop) +([\d.]+)", 1.7, 2.1),
+    "char_rnn_from_torch": ([], r"at most ([\d.e-]+) bits", 0, 1e-5),
+    "mobilenet_digits": ([], r"timm +[\d.]+% +([\d.]+)%", 98, 100),
     "train_digits": ([], r"test accuracy ([\d.]+)%, ", 98, 100),
     "train_digits_nnx": ([], r"test accuracy ([\d.]+)%, ", 98, 100),
 }
@@ -38,8 +42,11 @@ def runs():
     """Every script with --quick, where it has that, and as long as it learns."""
     for folder in ("examples", "benchmarks"):
         for path in sorted((ROOT / folder).glob("*.py")):
+            source = path.read_text(encoding="utf-8")
             marks = [] if path.stem in QUICK else [pytest.mark.slow]
-            quick = "--quick" in path.read_text(encoding="utf-8")
+            if "except ImportError" in source:  # it starts in another framework
+                marks.append(pytest.mark.live)
+            quick = "--quick" in source
             # multi_process.py has a test of its own, which does what it does.
             if path.stem == "multi_process":
                 continue
@@ -76,3 +83,12 @@ def test_runs_as_a_script(path, arguments, learned, tmp_path):
         numbers = [float(number) for number in re.findall(pattern, done.stdout)]
         assert numbers, done.stdout
         assert all(least <= number <= most for number in numbers), numbers
+
+
+def test_every_example_has_its_row():
+    readme = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| \[(\w+\.py)\]\(\1\) (.*)", readme, re.MULTILINE))
+    for path in (ROOT / "examples").glob("*.py"):
+        assert path.name in rows
+        pictures = set(re.findall(r"[\w-]+\.png", path.read_text(encoding="utf-8")))
+        assert set(re.findall(r"[\w-]+\.png", rows[path.name])) == pictures
