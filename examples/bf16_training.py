@@ -109,7 +109,8 @@ def make_run(library, dtype, seed, epochs):
         "average": jax.tree.map(lambda p: p.astype(jnp.float32), params),
         "history": jnp.zeros((epochs, 2)),  # the average's test loss and accuracy
     }
-    return run, train_epoch
+    # On this device, as orbax restores it: then both compile to one program.
+    return jax.device_put(run, jax.devices()[0]), train_epoch
 
 
 def train(folder, library, dtype, seed, epochs):
