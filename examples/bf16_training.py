@@ -3,12 +3,13 @@
     pip install -e ".[examples]"
     python examples/bf16_training.py
 
-Parameters, moments and arithmetic are bfloat16, in flax.nnx and in Equinox. Stochastic
-rounding keeps small updates from being lost. The gradients of four batches are added up
-in float32, and the average of the weights is float32. After every epoch orbax saves all
-of it. A process that trains this is killed with SIGKILL, and another one goes on from
-the last checkpoint. It must end at the bits of a run that was never killed. Prints the
-accuracy on scikit-learn's digits beside that of float32. Draws bf16_training.png.
+Parameters and moments are bfloat16, and so is the network's arithmetic, in flax.nnx and
+in Equinox. Stochastic rounding keeps small updates from being lost. The gradients of
+four batches are averaged in float32, and the average of the weights is float32. After
+every epoch orbax saves all of it. A process that trains this is killed with SIGKILL,
+and another one goes on from the last checkpoint. It must end at the bits of a run that
+was never killed. Prints the accuracy on scikit-learn's digits beside that of float32.
+Draws bf16_training.png.
 """
 
 import argparse
@@ -67,7 +68,7 @@ def make_optimizer(dtype, steps):
     tx = rmsprop(rate, alpha=0.99, momentum=0.9, state_dtype=dtype)
     if dtype == "bfloat16":
         tx = optax.chain(tx, stochastic_rounding())
-    return optax.MultiSteps(tx, ACCUMULATED)  # adds up in float32
+    return optax.MultiSteps(tx, ACCUMULATED)  # averages in float32
 
 
 @functools.cache

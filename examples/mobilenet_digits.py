@@ -97,19 +97,18 @@ def make_optimizers(steps):
 
 @nnx.jit
 def train_step(model, optimizer, average, images, labels):
-    """Update model, optimizer and average in place; the loss before it."""
+    """Update model, optimizer and average in place."""
 
     def loss_of(model):
         return cross_entropy(model(images, train=True), labels).mean()
 
-    loss, gradients = nnx.value_and_grad(loss_of)(model)
+    gradients = nnx.grad(loss_of)(model)
     optimizer.update(model, gradients)
     # Young averages forget faster, as in TensorFlow.
     count = optimizer.step[...].astype(jnp.float32)
     keep = jnp.minimum(0.98, (1 + count) / (10 + count))
     old, new = nnx.state(average, AVERAGED), nnx.state(model, AVERAGED)
     nnx.update(average, optax.incremental_update(new, old, 1 - keep))
-    return loss
 
 
 @nnx.jit
