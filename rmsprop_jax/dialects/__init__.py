@@ -39,6 +39,7 @@ from rmsprop_jax.dialects._reinforcement_learning import (
     a3c,
     dopamine,
     impala,
+    minatar,
     nature_dqn,
     torchbeast,
 )
@@ -70,6 +71,7 @@ __all__ = [
     "jax_example_libraries",
     "keras",
     "keras_legacy",
+    "minatar",
     "mlx",
     "nature_dqn",
     "optax",

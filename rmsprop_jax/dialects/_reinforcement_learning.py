@@ -77,6 +77,44 @@ def dopamine(
     return tensorflow(learning_rate, decay, momentum, epsilon, centered=centered)
 
 
+def minatar(
+    step_size: ScalarOrSchedule = 0.00025,
+    squared_grad_momentum: ScalarOrSchedule = 0.95,
+    min_squared_grad: ScalarOrSchedule = 0.01,
+) -> GradientTransformationExtraArgs:
+    """MinAtar's DQN: torch's centered rule, ε of 0.01 outside the root, no momentum.
+
+    The numbers are those of `nature_dqn`, the rule is another: where the gradient is
+    small, so that ν is far below ε², a step is up to ten times as large here.
+
+    Args:
+        step_size: The rate, or a schedule.
+        squared_grad_momentum: How much of both moments a step keeps.
+        min_squared_grad: Added to the root of the variance.
+
+    Returns:
+        A gradient transformation with an `RMSPropState`.
+
+    References:
+        kenjyoung/MinAtar, ``examples/dqn.py`` at 4241f24; read. Before, the file had a
+        ``GRAD_MOMENTUM`` of 0.95, which it did not use.
+        Young and Tian, *MinAtar*, arXiv:1903.03176, 2019.
+    """
+    return transformation(
+        Options(
+            learning_rate=step_size,
+            alpha=squared_grad_momentum,
+            eps=min_squared_grad,
+            centered=True,
+            names={
+                "learning_rate": "step_size",
+                "alpha": "squared_grad_momentum",
+                "eps": "min_squared_grad",
+            },
+        )
+    )
+
+
 def impala(
     learning_rate: ScalarOrSchedule = 0.00048,
     decay: ScalarOrSchedule = 0.99,

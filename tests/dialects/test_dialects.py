@@ -102,6 +102,18 @@ def test_nature_dqn_is_the_released_code():
     np.testing.assert_allclose(params, w, rtol=2e-5, atol=1e-9)
 
 
+def test_minatar_is_torchs_rule_with_natures_numbers():
+    """As its dqn.py calls torch's optimizer, whose rule this writes out."""
+    gradients = np.random.default_rng(0).normal(0.0, 0.02, (50, 8)).astype(np.float32)
+    w, g, g2 = np.zeros(8), np.zeros(8), np.zeros(8)
+    for dw in gradients:
+        g = 0.95 * g + 0.05 * dw
+        g2 = 0.95 * g2 + 0.05 * dw**2
+        w -= 0.00025 * dw / (np.sqrt(g2 - g**2) + 0.01)
+    params = train(dialects.minatar(), jnp.zeros(8), gradients)
+    np.testing.assert_allclose(params, w, rtol=2e-5, atol=1e-9)
+
+
 def test_graves_is_his_equations():
     gradients = np.random.default_rng(0).normal(0.3, 1.0, (50, 8)).astype(np.float32)
     w, n, g, delta = (np.zeros(8) for _ in range(4))

@@ -41,6 +41,7 @@ PAPERS = {
     "graves": "Graves 2013",
     "nature_dqn": "DQN (Nature 2015)",
     "dopamine": "Dopamine's DQN",
+    "minatar": "MinAtar's DQN",
     "impala": "IMPALA, DeepMind's scalable_agent",
     "torchbeast": "IMPALA, TorchBeast",
     "a3c": "A3C 2016",
