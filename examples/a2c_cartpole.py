@@ -1,0 +1,207 @@
+"""Advantage actor-critic (A2C) on CartPole-v1, with two rules that are called RMSProp.
+
+    pip install -e ".[examples]"
+    python examples/a2c_cartpole.py
+
+The numbers are those of Stable-Baselines3's A2C: 8 environments, 5 steps between
+updates, a rate that falls from 7e-4 to 0, ε of 1e-5, gradients clipped at 0.5. It
+trains with torch's rule, its default, and with TensorFlow's (`RMSpropTFLike`, which is
+`dialects.stable_baselines3` here): the same numbers, another run. Four seeds train at
+once under ``jax.vmap``. Draws the returns in a2c_cartpole.png, and prints what each
+seed's last policy gets without exploring; CartPole-v1 counts as solved at 475 of 500.
+"""
+
+import argparse
+import os
+from functools import partial
+from typing import Any, NamedTuple
+
+# One thread on a CPU: such small products gain nothing from more, and with more of them
+# jax 0.10.2 may wait for ever.
+os.environ.setdefault("NPROC", "1")
+
+import gymnax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from flax.training.train_state import TrainState
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from rmsprop_jax import dialects, rmsprop
+
+SEEDS, ENVIRONMENTS, STEPS = 4, 8, 5
+CHUNK = 250  # updates in one call
+RATE, ALPHA, EPS, CLIP, DISCOUNT, VALUE_WEIGHT = 7e-4, 0.99, 1e-5, 0.5, 0.99, 0.5
+EPISODES = 20  # for the last policy of each seed
+RULES = {"rmsprop": rmsprop, "dialects.stable_baselines3": dialects.stable_baselines3}
+COLOURS = ("#0072B2", "#D55E00")
+ENV, ENV_PARAMS = gymnax.make("CartPole-v1")
+LIMIT = ENV_PARAMS.max_steps_in_episode
+reset = jax.vmap(lambda key: ENV.reset(key, ENV_PARAMS))
+act = jax.vmap(lambda key, state, action: ENV.step(key, state, action, ENV_PARAMS))
+
+
+class ActorCritic(nn.Module):
+    """Two networks: one for the policy, one for the value."""
+
+    @nn.compact
+    def __call__(self, observations):
+        """From (..., 4) observations to (..., 2) logits and (...) values."""
+        outputs = []
+        for size, scale in ((2, 0.01), (1, 1.0)):
+            x = observations
+            for _ in range(2):
+                x = nn.Dense(64, kernel_init=nn.initializers.orthogonal(2**0.5))(x)
+                x = nn.tanh(x)
+            out = nn.Dense(size, kernel_init=nn.initializers.orthogonal(scale))
+            outputs.append(out(x))
+        logits, values = outputs
+        return logits, values[..., 0]
+
+
+class Run(NamedTuple):
+    """Where one seed's training stands."""
+
+    train: Any  # TrainState: the parameters and the optimizer's state
+    worlds: Any  # gymnax's states of the environments
+    observations: jax.Array  # what they show
+    returns: jax.Array  # what their episodes have brought so far
+    key: jax.Array
+
+
+def start(tx, seed):
+    """The first `Run` of a seed."""
+    key, for_params, for_reset = jax.random.split(jax.random.key(seed), 3)
+    observations, worlds = reset(jax.random.split(for_reset, ENVIRONMENTS))
+    # Not weakly typed, as after the first chunk, or that would be compiled twice.
+    worlds = jax.tree.map(lambda leaf: leaf.astype(leaf.dtype), worlds)
+    model = ActorCritic()
+    params = model.init(for_params, observations)
+    train = TrainState.create(apply_fn=model.apply, params=params, tx=tx)
+    return Run(train, worlds, observations, jnp.zeros(ENVIRONMENTS), key)
+
+
+def step(run, _):
+    """One step of all environments: the next `Run`, and what was seen."""
+    key, for_action, for_worlds = jax.random.split(run.key, 3)
+    logits, _ = run.train.apply_fn(run.train.params, run.observations)
+    actions = jax.random.categorical(for_action, logits)
+    observations, worlds, rewards, fell, timeout, info = act(
+        jax.random.split(for_worlds, ENVIRONMENTS), run.worlds, actions
+    )
+    # The time limit is no failure: what would have followed counts.
+    _, after = run.train.apply_fn(run.train.params, info["final_observation"])
+    gain = rewards + DISCOUNT * after * (timeout & ~fell)
+    over, returns = fell | timeout, run.returns + rewards
+    next_run = Run(run.train, worlds, observations, returns * ~over, key)
+    finished = jnp.array([(returns * over).sum(), over.sum()])
+    return next_run, (run.observations, actions, gain, over, finished)
+
+
+def update(run, _):
+    """Five steps and one update: the next `Run`, sum and number of ended returns."""
+    run, (observations, actions, gains, over, finished) = jax.lax.scan(
+        step, run, length=STEPS
+    )
+    _, value = run.train.apply_fn(run.train.params, run.observations)
+    targets = []
+    for gain, end in zip(gains[::-1], over[::-1], strict=True):
+        value = gain + DISCOUNT * value * ~end
+        targets.insert(0, value)
+
+    def loss_of(params):
+        logits, values = run.train.apply_fn(params, observations)
+        error = jnp.stack(targets) - values
+        log_policy = jax.nn.log_softmax(logits)
+        chosen = jnp.take_along_axis(log_policy, actions[..., None], axis=-1)[..., 0]
+        policy_loss = -jnp.mean(jax.lax.stop_gradient(error) * chosen)
+        return policy_loss + VALUE_WEIGHT * jnp.mean(error**2)
+
+    gradients = jax.grad(loss_of)(run.train.params)
+    train = run.train.apply_gradients(grads=gradients)
+    return run._replace(train=train), finished.sum(axis=0)
+
+
+@jax.jit
+@jax.vmap
+def train_chunk(run):
+    """For every seed: the next `Run`, and the mean return of the ended episodes."""
+    run, finished = jax.lax.scan(update, run, length=CHUNK)
+    total, number = finished.sum(axis=0)
+    return run, total / jnp.maximum(number, 1)
+
+
+@jax.jit
+@jax.vmap
+def greedy_return(run):
+    """For every seed: the mean return of the policy that does not explore."""
+    key, for_reset = jax.random.split(run.key)
+    observations, worlds = reset(jax.random.split(for_reset, EPISODES))
+
+    def play(carry, key):
+        observations, worlds, alive = carry
+        logits, _ = run.train.apply_fn(run.train.params, observations)
+        keys = jax.random.split(key, EPISODES)
+        actions = jnp.argmax(logits, axis=-1)
+        observations, worlds, rewards, fell, _, _ = act(keys, worlds, actions)
+        return (observations, worlds, alive & ~fell), rewards * alive
+
+    carry = (observations, worlds, jnp.ones(EPISODES, bool))
+    _, rewards = jax.lax.scan(play, carry, jax.random.split(key, LIMIT))
+    return rewards.sum(axis=0).mean()
+
+
+def plot(curves, path):
+    """Draw each rule's returns [chunk, seed]: every seed, their mean and range."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for (name, returns), colour in zip(curves.items(), COLOURS, strict=True):
+        steps = np.arange(1, len(returns) + 1) * CHUNK * STEPS * ENVIRONMENTS / 1000
+        low, high = returns.min(axis=1), returns.max(axis=1)
+        axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
+        axes.plot(steps, returns.mean(axis=1), color=colour, linewidth=2, label=name)
+    axes.axhline(475, color="0.5", linewidth=0.8, linestyle=":")
+    axes.annotate(" solved: 475", (0, 477), color="0.4", va="bottom")
+    axes.margins(x=0)
+    axes.set(xlabel="steps in the environments (thousands)", xlim=(0, None))
+    axes.set(ylabel="return of an episode", ylim=(0, 525))
+    axes.set_title(f"A2C on CartPole-v1: mean and range of {SEEDS} seeds", loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    axes.legend(loc="lower right", frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def main(argv=None):
+    """Train with both rules, plot and print."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--steps", type=int, default=500_000)
+    parser.add_argument("--quick", dest="steps", action="store_const", const=30_000)
+    parser.add_argument("--seed", type=int, default=0, help="the first of the seeds")
+    parser.add_argument("--out", default="a2c_cartpole.png", help="the plot's file")
+    args = parser.parse_args(argv)
+    seeds = args.seed + jnp.arange(SEEDS)
+    chunks = args.steps // (CHUNK * STEPS * ENVIRONMENTS)
+    rate = optax.linear_schedule(RATE, 0.0, chunks * CHUNK)
+    curves, results = {}, {}
+    for name, rule in RULES.items():
+        tx = rule(rate, alpha=ALPHA, eps=EPS)
+        tx = optax.chain(optax.clip_by_global_norm(CLIP), tx)
+        runs = jax.jit(jax.vmap(partial(start, tx)))(seeds)
+        returns = []
+        for _ in tqdm(range(chunks), desc=name, unit="chunk"):
+            runs, mean = train_chunk(runs)
+            returns.append(np.asarray(mean))
+        curves[name], results[name] = np.array(returns), greedy_return(runs)
+    plot(curves, args.out)
+    for name, values in results.items():
+        words = ", ".join(f"{value:.1f}" for value in values)
+        print(f"{name}: greedy returns {words}, the least {values.min():.1f}")
+    print(f"curves in {args.out}")
+
+
+if __name__ == "__main__":
+    main()
