@@ -62,6 +62,9 @@ class ActorCritic(nn.Module):
         return logits, values[..., 0]
 
 
+MODEL: Any = ActorCritic()
+
+
 class Run(NamedTuple):
     """Where one seed's training stands."""
 
@@ -78,22 +81,21 @@ def start(tx, seed):
     observations, worlds = reset(jax.random.split(for_reset, ENVIRONMENTS))
     # Not weakly typed, as after the first chunk, or that would be compiled twice.
     worlds = jax.tree.map(lambda leaf: leaf.astype(leaf.dtype), worlds)
-    model = ActorCritic()
-    params = model.init(for_params, observations)
-    train = TrainState.create(apply_fn=model.apply, params=params, tx=tx)
+    params = MODEL.init(for_params, observations)
+    train = TrainState.create(apply_fn=MODEL.apply, params=params, tx=tx)
     return Run(train, worlds, observations, jnp.zeros(ENVIRONMENTS), key)
 
 
 def step(run, _):
     """One step of all environments: the next `Run`, and what was seen."""
     key, for_action, for_worlds = jax.random.split(run.key, 3)
-    logits, _ = run.train.apply_fn(run.train.params, run.observations)
+    logits, _ = MODEL.apply(run.train.params, run.observations)
     actions = jax.random.categorical(for_action, logits)
     observations, worlds, rewards, fell, timeout, info = act(
         jax.random.split(for_worlds, ENVIRONMENTS), run.worlds, actions
     )
     # The time limit is no failure: what would have followed counts.
-    _, after = run.train.apply_fn(run.train.params, info["final_observation"])
+    _, after = MODEL.apply(run.train.params, info["final_observation"])
     gain = rewards + DISCOUNT * after * (timeout & ~fell)
     over, returns = fell | timeout, run.returns + rewards
     next_run = Run(run.train, worlds, observations, returns * ~over, key)
@@ -106,14 +108,14 @@ def update(run, _):
     run, (observations, actions, gains, over, finished) = jax.lax.scan(
         step, run, length=STEPS
     )
-    _, value = run.train.apply_fn(run.train.params, run.observations)
+    _, value = MODEL.apply(run.train.params, run.observations)
     targets = []
     for gain, end in zip(gains[::-1], over[::-1], strict=True):
         value = gain + DISCOUNT * value * ~end
         targets.insert(0, value)
 
     def loss_of(params):
-        logits, values = run.train.apply_fn(params, observations)
+        logits, values = MODEL.apply(params, observations)
         error = jnp.stack(targets) - values
         log_policy = jax.nn.log_softmax(logits)
         chosen = jnp.take_along_axis(log_policy, actions[..., None], axis=-1)[..., 0]
@@ -136,14 +138,14 @@ def train_chunk(run):
 
 @jax.jit
 @jax.vmap
-def greedy_return(run):
+def greedy_return(params, key):
     """For every seed: the mean return of the policy that does not explore."""
-    key, for_reset = jax.random.split(run.key)
+    key, for_reset = jax.random.split(key)
     observations, worlds = reset(jax.random.split(for_reset, EPISODES))
 
     def play(carry, key):
         observations, worlds, alive = carry
-        logits, _ = run.train.apply_fn(run.train.params, observations)
+        logits, _ = MODEL.apply(params, observations)
         keys = jax.random.split(key, EPISODES)
         actions = jnp.argmax(logits, axis=-1)
         observations, worlds, rewards, fell, _, _ = act(keys, worlds, actions)
@@ -195,7 +197,8 @@ def main(argv=None):
         for _ in tqdm(range(chunks), desc=name, unit="chunk"):
             runs, mean = train_chunk(runs)
             returns.append(np.asarray(mean))
-        curves[name], results[name] = np.array(returns), greedy_return(runs)
+        curves[name] = np.array(returns)
+        results[name] = greedy_return(runs.train.params, runs.key)
     plot(curves, args.out)
     for name, values in results.items():
         words = ", ".join(f"{value:.1f}" for value in values)
