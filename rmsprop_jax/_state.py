@@ -11,9 +11,10 @@ import optax
 from jax import lax
 from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.tree_util import KeyPath
 from jax.typing import ArrayLike, DTypeLike
 
-from rmsprop_jax import _storage
+from rmsprop_jax import _errors, _storage
 
 
 class RMSPropState(NamedTuple):
@@ -45,18 +46,29 @@ def moments(
     params: optax.Params, value: ArrayLike, field: str, state_dtype: DTypeLike
 ) -> Any:
     """A tree like the parameters: the state's field before the first step."""
-    return jax.tree.map(
-        lambda p: _moment(p, value, field, state_dtype),
+    return jax.tree.map_with_path(
+        lambda path, p: _moment(path, p, value, field, state_dtype),
         params,
         is_leaf=lambda x: x is None,
     )
 
 
-def _moment(p: Any, value: ArrayLike, field: str, state_dtype: DTypeLike) -> Any:
+def _moment(
+    path: KeyPath, p: Any, value: ArrayLike, field: str, state_dtype: DTypeLike
+) -> Any:
     """A leaf of the state, filled with a value; None where p cannot be optimized."""
-    if p is None or not jnp.issubdtype(jnp.result_type(p), jnp.inexact):
+    if p is None:
         return None
-    dtype = jnp.result_type(p)
+    try:
+        dtype = jnp.result_type(p)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"params: leaf {_errors.leaf(path)} must be an array, but it was a "
+            f"{type(p).__name__}. Give init and update the arrays alone; of an "
+            "Equinox model these are eqx.filter(model, eqx.is_inexact_array)."
+        ) from None
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        return None
     wide = jnp.float64 if jnp.finfo(dtype).bits == 64 else jnp.float32
     number = jnp.asarray(value, wide)
     if jnp.issubdtype(dtype, jnp.complexfloating):

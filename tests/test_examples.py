@@ -28,7 +28,7 @@ ENVIRONMENT = {
 LEARNS = {
     "a2c_cartpole": ([], r"rmsprop: .* least ([\d.]+)", 475, 500),
     "bf16_training": ([], r"test accuracy ([\d.]+)%", 97, 100),
-    "char_rnn": ([], r"(?:graves|rmsprop) +([\d.]+)", 1.7, 2.1),
+    "char_rnn": (["--steps", "160"], r"(?:graves|rmsprop) +([\d.]+)", 1.7, 2.6),
     "char_rnn_from_torch": ([], r"at most ([\d.e-]+) bits", 0, 1e-5),
     "mobilenet_digits": ([], r"timm +[\d.]+% +([\d.]+)%", 98, 100),
     # A random player gets 0.43 here; the rules that are torch's have left that by then.
@@ -77,7 +77,7 @@ def test_runs_as_a_script(path, arguments, learned, tmp_path):
         env=os.environ | ENVIRONMENT,
         capture_output=True,
         text=True,
-        timeout=600 if learned else 300,
+        timeout=900 if learned else 300,
         check=False,
     )
     assert done.returncode == 0, done.stderr

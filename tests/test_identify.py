@@ -141,7 +141,7 @@ def test_what_is_no_rmsprop_is_not_called_one(name):
     best = identify(run(OTHERS[name], gradients, start), gradients)[0]
     assert not best.explains
     if name in ("adam", "lion"):
-        assert str(best).startswith("No RMSProp made this run")
+        assert str(best).startswith("No RMSProp with constant numbers")
         assert best.residual > 0.01
     else:
         assert str(best).startswith(f"This is {name}, which RMSProp can imitate")
@@ -161,14 +161,14 @@ def test_decay_of_some_leaves_and_a_clip():
     norm = np.median([np.linalg.norm(gradients["kernel"][t]) for t in range(STEPS)])
     decays = {"kernel": True, "bias": False}
     for clip in (None, float(norm)):
-        tx = dialects.torch(0.003, 0.9, 1e-3)
+        tx = dialects.torch(0.003, 0.9, 1e-3, momentum=0.5)
         tx = optax.chain(optax.masked(optax.add_decayed_weights(0.1), decays), tx)
         if clip:
             tx = optax.chain(optax.clip_by_global_norm(clip), tx)
         best = identify(run(tx, gradients, start), gradients)[0]
         print(best)
         assert best.explains
-        assert best.dialects[0] == "torch"
+        assert "torch" in best.dialects
         close(best.numbers["weight_decay"], 0.1)
         assert best.readings[0].options.weight_decay_mask == decays
         assert ("clip" in best.numbers) == bool(clip)

@@ -252,3 +252,9 @@ def test_haiku_parameters():
         after,
         optax.apply_updates(params, updates),
     )
+
+
+def test_a_whole_model_is_refused_by_its_leaf():
+    model = {"layer": jnp.ones(3), "activation": jnp.tanh}
+    with pytest.raises(TypeError, match=r"leaf \['activation'\] must be an array"):
+        rmsprop(0.01).init(model)

@@ -91,7 +91,10 @@ class Match:
 
     @property
     def dialects(self) -> tuple[str, ...]:
-        """The names in `rmsprop_jax.dialects` that this is, the nearest first."""
+        """The names in `rmsprop_jax.dialects` that this is, the nearest first.
+
+        They say something only where `explains` is true.
+        """
         return tuple(self._calls)
 
     @property
@@ -180,8 +183,10 @@ class Match:
         if not self._fits:
             lines.insert(
                 0,
-                f"No RMSProp made this run: the nearest leaves {left} unexplained, and "
-                f"rounding would leave {self.rounding:.0e}. The nearest is",
+                "No RMSProp with constant numbers and one rate for all leaves made "
+                f"this run: the nearest leaves {left} unexplained, and rounding would "
+                f"leave {self.rounding:.0e}. Parameter groups may be tried one by one. "
+                "The nearest is",
             )
         elif first.limit:
             lines.insert(0, f"This is {first.limit}, which RMSProp can imitate:")

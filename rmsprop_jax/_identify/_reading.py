@@ -117,8 +117,13 @@ def _reading(found: Found, fit: Fit, steps: int, params: optax.Params) -> Readin
         remarks.append(
             f"alpha is hardly seen: 1 − α is {forgets:.1g} ± {forgets_error:.0e}."
         )
+    found_rates = sign * fit.rates / unit
     if x.nu.size:
         remarks.append("the state before the first step is fitted as well.")
+        if s.rate_in_momentum and not found.known:
+            # Whatever it is, some buffer before it makes the same of it.
+            found_rates[0] = found_rates[1]
+            remarks.append("the first rate can't be seen; it stands for the second.")
     scale = brief["initial_scale"]
     if s.started and scale != 1.0:
         remarks.append(
@@ -143,7 +148,7 @@ def _reading(found: Found, fit: Fit, steps: int, params: optax.Params) -> Readin
         ]
         remarks.append(f"weights decay on some leaves only: {', '.join(names)}.")
     rates = np.full(steps, np.nan)
-    rates[found.recording.moved] = sign * fit.rates / unit
+    rates[found.recording.moved] = found_rates
     return Reading(
         options=options,
         numbers={name: value for name, (value, _) in values.items()},

@@ -95,11 +95,17 @@ def recorded(
     odd = _errors.difference(list(gs), list(ps))
     if odd:
         raise ValueError(
-            f"gradients must be a tree like params, but in gradients {odd}."
+            f"gradients must be a tree like params, but in gradients {odd}. Stack the "
+            "steps of each: jax.tree.map(lambda *xs: np.stack(xs), *params)."
         )
     if not ps:
         raise ValueError("params must hold floating-point leaves, but it has none.")
     steps = len(next(iter(gs.values())))
+    if steps < LEAST_STEPS:
+        raise ValueError(
+            f"There must be at least {LEAST_STEPS} steps, but there were {steps} "
+            "gradients. A few dozen say more."
+        )
     for name in ps:
         _check_shapes(name, ps[name].shape, gs[name].shape, steps)
 
@@ -172,7 +178,7 @@ def _check_shapes(name: str, p: Any, g: Any, steps: int) -> None:
             "params must hold the parameters before the first step and after each, so "
             f"one more than there are gradients, but leaf {name} has {p[0]} of "
             f"parameters and {g[0]} of gradients, and the first leaf has {steps} of "
-            "gradients."
+            "gradients. params is the first argument."
         )
     if p[1:] != g[1:]:
         raise ValueError(

@@ -29,6 +29,7 @@ class Found(NamedTuple):
     recording: Recording  # its sampled elements
     group: np.ndarray  # [leaves], which of the decays is a leaf's
     elements: int  # of the whole recording
+    known: bool  # whether the rates are
 
     @property
     def explains(self) -> bool:
@@ -66,6 +67,10 @@ def searched(recording: Recording, rates: np.ndarray, count: int) -> Found:
         like = _starts(some, by_leaf, rules[0], count)[0]
         other = _problem(some, by_leaf, rates, count, like)
         more = [_extended(other, fit, like, some.norm) for fit in fits[:_MOST]]
+        best = min(more, key=cost_of)
+        for s in _near(best.structure):
+            fit = best._replace(structure=s)
+            more.append(_finished(other, fit, _starts(some, by_leaf, s, count)))
         if min(map(cost_of, more)) * ALIKE < fits[0].cost:
             fits, problem, group = sorted(more, key=cost_of), other, by_leaf
     simple: dict[Any, Fit] = {}
@@ -76,7 +81,9 @@ def searched(recording: Recording, rates: np.ndarray, count: int) -> Found:
             simple[key] = fit
         if len(simple) == _MOST:
             break
-    return Found(sorted(simple.values(), key=cost_of), problem, some, group, elements)
+    best = sorted(simple.values(), key=cost_of)
+    known = not np.isnan(rates[0])
+    return Found(best, problem, some, group, elements, bool(known))
 
 
 def _plain(
@@ -115,6 +122,13 @@ def _extended(problem: Problem, fit: Fit, like: Unknowns, norm: np.ndarray) -> F
         clip = np.array(np.log(np.quantile(norm, share)))
         fits.append(problem.fit(fit.structure, x._replace(clip=clip), free))
     return min(fits, key=cost_of)
+
+
+def _near(s: Structure) -> list[Structure]:
+    """Others that may explain as much where ε is small or the rate is constant."""
+    flags = itertools.product([False, True], repeat=2)
+    both = [s._replace(eps_in_sqrt=a, rate_in_momentum=b) for a, b in flags]
+    return [other for other in both if other != s]
 
 
 def _stacked(trees: Any) -> Any:

@@ -9,11 +9,11 @@ import numpy as np
 from rmsprop_jax._identify._explaining import Structure, Unknowns
 from rmsprop_jax._identify._fitting import Fit, Problem
 
-# By how much more may be unexplained, squared, for a rule to explain as well. A number
-# that is free by chance alone explains about one part in as many as there are updates,
-# of which there are some thousand. The rest is room for rounding, which is not quite
-# the noise that it is taken for.
-ALIKE = 1.05
+# By how much more may be unexplained, squared, for a rule to explain as well. The rate
+# of each step is free. So of two rules that are one at a constant rate, either may
+# explain more, by chance: about one part in as many as there are elements that count,
+# which may be a dozen.
+ALIKE = 1.25
 # Logarithms of an ε that is not there, and of one beside which nothing is, and of
 # (1 − α)/α where nothing is ever forgotten.
 _NO_EPS, _ALL_EPS, _NO_FORGETTING = -700.0, 18.0, -21.0
