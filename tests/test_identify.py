@@ -231,7 +231,7 @@ def test_recordings_in_few_bits(dtype):
 
 
 @pytest.mark.slow
-@hypothesis.settings(max_examples=15, deadline=None, derandomize=True)
+@hypothesis.settings(max_examples=8, deadline=None, derandomize=True)
 @hypothesis.given(
     alpha=st.sampled_from([0.8, 0.9, 0.95, 0.99]),
     eps=st.sampled_from([1e-8, 1e-3, 1e-2]),
