@@ -50,7 +50,7 @@ def test_finds_what_a_framework_did(name, c):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FRAMEWORKS)
 def test_finds_what_an_installed_framework_does(name, tmp_path):
-    peers.need(name)
+    peers.need(*FRAMEWORKS[name].packages)
     record_apart(name, tmp_path / "live.npz")
     with np.load(tmp_path / "live.npz") as recorded:
         for c in configurations(name):
@@ -201,16 +201,23 @@ def test_steps_at_which_nothing_moves(skips):
 
 
 @pytest.mark.slow
-def test_a_run_from_the_middle():
+@pytest.mark.parametrize(
+    ("name", "numbers"),
+    [
+        ("torch", {"alpha": 0.9, "eps": 1e-3, "momentum": 0.9}),
+        # Its buffer holds the rate, so that the first one can't be seen.
+        ("keras", {"rho": 0.9, "epsilon": 1e-3, "momentum": 0.9}),
+    ],
+)
+def test_a_run_from_the_middle(name, numbers: Any):
     gradients, start = noise()
-    numbers: Any = {"alpha": 0.9, "eps": 1e-3, "momentum": 0.9}
-    tx = dialects.torch(0.01, **numbers)
-    params = run(tx, gradients, start)
+    params = run(getattr(dialects, name)(0.01, **numbers), gradients, start)
     best = identify(params[30:], gradients[30:], count=30)[0]
     print(best)
     assert best.explains
-    for name, number in best.arguments_of("torch").items():
-        close(number, numbers[name])
+    for argument, number in best.arguments_of(name).items():
+        close(number, numbers[argument])
+    np.testing.assert_allclose(best.rates, 0.01, rtol=0.01)
 
 
 @pytest.mark.slow

@@ -67,9 +67,9 @@ def searched(recording: Recording, rates: np.ndarray, count: int) -> Found:
         like = _starts(some, by_leaf, rules[0], count)[0]
         other = _problem(some, by_leaf, rates, count, like)
         more = [_extended(other, fit, like, some.norm) for fit in fits[:_MOST]]
-        best = min(more, key=cost_of)
-        for s in _near(best.structure):
-            fit = best._replace(structure=s)
+        nearest = min(more, key=cost_of)
+        for s in _near(nearest.structure):
+            fit = nearest._replace(structure=s)
             more.append(_finished(other, fit, _starts(some, by_leaf, s, count)))
         if min(map(cost_of, more)) * ALIKE < fits[0].cost:
             fits, problem, group = sorted(more, key=cost_of), other, by_leaf
@@ -82,8 +82,8 @@ def searched(recording: Recording, rates: np.ndarray, count: int) -> Found:
         if len(simple) == _MOST:
             break
     best = sorted(simple.values(), key=cost_of)
-    known = not np.isnan(rates[0])
-    return Found(best, problem, some, group, elements, bool(known))
+    known = bool(np.isfinite(rates[0]))
+    return Found(best, problem, some, group, elements, known)
 
 
 def _plain(

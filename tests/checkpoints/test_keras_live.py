@@ -4,16 +4,14 @@ N gradients there, the file, then M there and here.
 """
 
 import json
-import os
 import zipfile
-from importlib.metadata import PackageNotFoundError, version
 
 import jax
 import numpy as np
 import pytest
 from recorded.keras_runs import FRAMEWORKS
 from recorded.record_keras_runs import FILE, RECORDED, make_apart
-from support import keras_files
+from support import keras_files, peers
 
 pytestmark = pytest.mark.live
 TOLERANCE = {
@@ -28,12 +26,7 @@ TOLERANCE = {
 def live(request, tmp_path_factory):
     """A framework, and the folder of files that it just wrote."""
     name = request.param
-    try:
-        for package in FRAMEWORKS[name].packages:
-            version(package)
-    except PackageNotFoundError as missing:
-        required = os.environ.get("RMSPROP_JAX_PEERS") == "required"
-        (pytest.fail if required else pytest.skip)(f"{missing.name} is not installed")
+    peers.need(*FRAMEWORKS[name].packages)
     folder = tmp_path_factory.mktemp(name)
     make_apart(name, folder)
     return name, folder

@@ -90,27 +90,22 @@ def test_burns_own_numbers():
     np.testing.assert_allclose(params["bias"], np.full((1, 6), 0.239199), atol=1e-6)
 
 
-def test_nature_dqn_is_the_released_code():
-    """Written out from NeuralQLearner.lua, whose framework is not run."""
+@pytest.mark.parametrize(
+    ("name", "divisor"),
+    [
+        ("nature_dqn", lambda variance: np.sqrt(variance + 0.01)),
+        ("minatar", lambda variance: np.sqrt(variance) + 0.01),
+    ],
+)
+def test_dqn_is_the_released_code(name, divisor):
+    """Nature's NeuralQLearner.lua, whose framework is not run, and MinAtar's dqn.py."""
     gradients = np.random.default_rng(0).normal(0.3, 1.0, (50, 8)).astype(np.float32)
     w, g, g2 = np.zeros(8), np.zeros(8), np.zeros(8)
     for dw in gradients:
         g = 0.95 * g + 0.05 * dw
         g2 = 0.95 * g2 + 0.05 * dw**2
-        w -= 0.00025 * dw / np.sqrt(g2 - g**2 + 0.01)
-    params = train(dialects.nature_dqn(), jnp.zeros(8), gradients)
-    np.testing.assert_allclose(params, w, rtol=2e-5, atol=1e-9)
-
-
-def test_minatar_is_torchs_rule_with_natures_numbers():
-    """As its dqn.py calls torch's optimizer, whose rule this writes out."""
-    gradients = np.random.default_rng(0).normal(0.0, 0.02, (50, 8)).astype(np.float32)
-    w, g, g2 = np.zeros(8), np.zeros(8), np.zeros(8)
-    for dw in gradients:
-        g = 0.95 * g + 0.05 * dw
-        g2 = 0.95 * g2 + 0.05 * dw**2
-        w -= 0.00025 * dw / (np.sqrt(g2 - g**2) + 0.01)
-    params = train(dialects.minatar(), jnp.zeros(8), gradients)
+        w -= 0.00025 * dw / divisor(g2 - g**2)
+    params = train(getattr(dialects, name)(), jnp.zeros(8), gradients)
     np.testing.assert_allclose(params, w, rtol=2e-5, atol=1e-9)
 
 

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.live
 def live(request, tmp_path_factory):
     """A framework's name, and its trajectories just recorded."""
     name = request.param
-    peers.need(name)
+    peers.need(*FRAMEWORKS[name].packages)
     path = tmp_path_factory.mktemp("live") / f"{name}.npz"
     record.record_apart(name, path)
     return name, path

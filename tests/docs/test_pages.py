@@ -2,9 +2,7 @@
 
 import ast
 import contextlib
-import importlib.util
 import io
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 from recorded.frameworks import with_timm
+from support import peers
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -39,14 +38,6 @@ def peers_of(block):
         elif isinstance(node, ast.Name):
             names.add(node.id)
     return names & PEERS
-
-
-def need(peers):
-    """Skips a test of what is not installed; where CI requires it, it fails."""
-    for peer in peers:
-        if not importlib.util.find_spec(peer):
-            required = os.environ.get("RMSPROP_JAX_PEERS") == "required"
-            (pytest.fail if required else pytest.skip)(f"{peer} is not installed")
 
 
 def pages(*, live):
@@ -94,9 +85,9 @@ def test_code_runs(page, as_users_have_it):
 @pytest.mark.filterwarnings("ignore")  # those of others
 @pytest.mark.parametrize("page", pages(live=True))
 def test_code_runs_beside_that_of_others(page, as_users_have_it):
-    peers = set.union(*map(peers_of, blocks(page)))
-    need(peers)
-    if "timm" in peers:
+    used = set.union(*map(peers_of, blocks(page)))
+    peers.need(*used)
+    if "timm" in used:
         with_timm("timm.optim")  # which is then there, whatever torchvision it finds
     run(blocks(page))
 
@@ -118,7 +109,7 @@ SCHEDULERS = re.findall(
     ("scheduler", "arguments", "rate", "momentum"), SCHEDULERS, ids=lambda x: x[:20]
 )
 def test_schedules_are_torchs(scheduler, arguments, rate, momentum, as_users_have_it):
-    need({"torch"})
+    peers.need("torch")
     import torch
     from torch.optim import lr_scheduler, swa_utils
 
@@ -143,7 +134,7 @@ def test_schedules_are_torchs(scheduler, arguments, rate, momentum, as_users_hav
 
 @pytest.mark.live
 def test_every_scheduler_of_torch_has_a_row():
-    need({"torch"})
+    peers.need("torch")
     from torch.optim import lr_scheduler
 
     # ReduceLROnPlateau, which is no function of the count, has a block; LRScheduler is

@@ -4,17 +4,16 @@ import os
 from importlib import metadata
 
 import pytest
-from recorded.frameworks import FRAMEWORKS
 
 
-def need(name):
-    """Skips a test whose framework is missing.
+def need(*packages):
+    """Skips a test where a package is missing.
 
     Where the environment variable RMSPROP_JAX_PEERS is "required", it fails.
     """
-    try:
-        for package in FRAMEWORKS[name].packages:
+    for package in packages:
+        try:
             metadata.version(package)
-    except metadata.PackageNotFoundError as missing:
-        required = os.environ.get("RMSPROP_JAX_PEERS") == "required"
-        (pytest.fail if required else pytest.skip)(f"{missing.name} is not installed")
+        except metadata.PackageNotFoundError:
+            required = os.environ.get("RMSPROP_JAX_PEERS") == "required"
+            (pytest.fail if required else pytest.skip)(f"{package} is not installed")
