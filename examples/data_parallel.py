@@ -24,7 +24,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from optax import softmax_cross_entropy_with_integer_labels as cross_entropy
 from train_digits import BATCH_SIZE, Network, load_data, make_optimizer
 
-from rmsprop_jax.sharding import check, state_shardings, zero1
+from rmsprop_jax.sharding import check_shardings, state_shardings, zero1
 
 DEVICES = 8
 ROW = "{:8} {:>14} {:>15} {:>11} {:>8}"
@@ -69,7 +69,7 @@ def train_jit(tx, params, batches, mesh):
     step = jax.jit(make_step(tx), out_shardings=(replicated, expected))
     for batch in jax.device_put(batches, NamedSharding(mesh, PartitionSpec("data"))):
         params, state = jax.block_until_ready(step(params, state, *batch))
-    check(state, expected)
+    check_shardings(state, expected)
     return params, params, state
 
 

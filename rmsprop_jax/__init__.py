@@ -1,9 +1,8 @@
-"""RMSProp for JAX: the one you already know, the same numbers."""
+"""PyTorch's RMSProp for JAX: same arguments, same results."""
 
 from rmsprop_jax import checkpoints, dialects, precision, sharding
 from rmsprop_jax._identify import Match, identify
-from rmsprop_jax._optimizer import rmsprop, scale_by_rmsprop
-from rmsprop_jax._state import RMSPropState
+from rmsprop_jax._optimizer import RMSPropState, rmsprop, scale_by_rmsprop
 
 __all__ = [
     "Match",

@@ -1,49 +1,53 @@
-"""How errors name leaves, differences of trees, and shardings."""
+"""How errors name leaves, shardings and differences between trees."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 from jax.sharding import NamedSharding, Sharding
-from jax.tree_util import KeyPath
+
+# jax.tree_util.KeyPath, whose entries have no common type.
+Path: TypeAlias = tuple[Any, ...]
 
 
-def leaf(path: KeyPath) -> str:
-    """A leaf's path in its tree."""
+def path_str(path: Path) -> str:
+    """Return a leaf's path in its tree, such as ``['layer']['bias']``."""
     return jax.tree_util.keystr(path) or "the root"
 
 
-def few(sentences: Sequence[str]) -> str:
-    """The first of many, in one line."""
+def join_first(sentences: Sequence[str]) -> str:
+    """Join the first of many sentences into one line."""
     return "; ".join(sentences[:4]) + "; …" * (len(sentences) > 4)
 
 
-def difference(have: Sequence[str], must: Sequence[str]) -> str:
-    """Which leaves a tree has too many or too few of; empty where it has the same."""
+def describe_difference(have: Sequence[str], must: Sequence[str]) -> str:
+    """Describe which leaves are missing or unexpected; empty if there are none."""
     odd = [f"leaf {name} is missing" for name in must if name not in have]
     odd += [f"leaf {name} is unexpected" for name in have if name not in must]
-    return few(odd)
+    return join_first(odd)
 
 
-def kinds(was: Any, must: Any) -> str:
-    """The first node of a tree's structure that is of another kind than it must be."""
-    if was.node_data() == must.node_data():
-        pairs = zip(was.children(), must.children(), strict=True)
-        return next(kinds(*pair) for pair in pairs if pair[0] != pair[1])
-    have, want = (
-        data[0].__name__ if (data := node.node_data()) else "leaf"
-        for node in (was, must)
-    )
+def describe_node_mismatch(
+    was: jax.tree_util.PyTreeDef, must: jax.tree_util.PyTreeDef
+) -> str:
+    """Describe the first node of a tree that is of another type than it must be."""
+    have, want = was.node_data(), must.node_data()
     if have == want:
-        return f"a {have} in it has other keys, or other fields that are no leaves"
-    return f"it has a {have} where there must be a {want}"
+        pairs = zip(was.children(), must.children(), strict=True)
+        return next(
+            describe_node_mismatch(*pair) for pair in pairs if pair[0] != pair[1]
+        )
+    names = [data[0].__name__ if data else "leaf" for data in (have, want)]
+    if names[0] == names[1]:
+        return f"a {names[0]} in it has other keys, or other fields that aren't leaves"
+    return f"it has a {names[0]} where there must be a {names[1]}"
 
 
-def sharding(x: object) -> str:
-    """A sharding, or that of an array."""
+def describe_sharding(x: object) -> str:
+    """Describe a sharding, or the sharding of an array."""
     x = getattr(x, "sharding", x)
     if isinstance(x, NamedSharding):
         return f"{x.spec} over the mesh {dict(x.mesh.shape)}"
-    return f"{x}" if isinstance(x, Sharding) else f"{type(x)} without one"
+    return f"{x}" if isinstance(x, Sharding) else f"{type(x)} without a sharding"

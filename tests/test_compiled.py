@@ -13,7 +13,7 @@ import pytest
 from support.steps import DECAYS, RULES, train_step
 
 import rmsprop_jax
-from rmsprop_jax import _transform
+from rmsprop_jax._optimizer import transform
 
 # optax types states as any trees of arrays; here they are what they are.
 rmsprop: Any = rmsprop_jax.rmsprop
@@ -138,14 +138,14 @@ def test_narrow_state_moves_fewer_bytes_and_makes_no_temporary(options):
 def test_outside_of_jit_only_the_update_and_the_state_are_written(decay, monkeypatch):
     """A gradient that came back from the leaf's own program would be a copy."""
     written = []
-    inner = _transform.updated
+    inner = transform.update_leaf
 
     def spy(*args):
         program: Any = inner.lower(*args).compile()
         written.append(program.memory_analysis().output_size_in_bytes)
         return inner(*args)
 
-    monkeypatch.setattr(_transform, "updated", spy)
+    monkeypatch.setattr(transform, "update_leaf", spy)
     tx = rmsprop(0.1, momentum=0.9, weight_decay=decay)
     p = jnp.ones(SIZE)
     tx.update(p, tx.init(p), p)

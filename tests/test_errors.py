@@ -81,7 +81,8 @@ def test_a_schedule_returns_a_scalar():
 def test_what_cannot_be_a_schedule():
     with refused(TypeError, "initial_scale", "for the whole run", "schedule"):
         rmsprop(initial_scale=lambda count: 0.0)
-    with refused(TypeError, "alpha", "schedule with bias_correction", "same at every"):
+    words = ["alpha", "schedule with bias_correction", "same value at every step"]
+    with refused(TypeError, *words):
         rmsprop(alpha=lambda count: 0.9, bias_correction=True)
     with refused(TypeError, "seed", "must be an integer"):
         rmsprop(seed=lambda count: 0)
@@ -198,7 +199,7 @@ def test_a_mask_is_like_the_parameters():
         with refused(ValueError, "weight_decay_mask", "prefix", *words):
             tx.update(P, tx.init(P), P)
     tx = rmsprop(weight_decay=0.1, weight_decay_mask={"layer": np.array([True, False])})
-    with refused(ValueError, "one boolean for a leaf", "['layer']", "shape (2,)"):
+    with refused(ValueError, "one boolean per leaf", "['layer']", "shape (2,)"):
         tx.update(P, tx.init(P), P)
 
 
@@ -211,7 +212,7 @@ def test_a_mask_of_the_whole_model_inside_of_another():
         return optax.masked(tx, {"layer": False, "head": True})
 
     tx = inside(mask)
-    words = ["['layer']['b'] is unexpected", "masked", "give a function", "lambda"]
+    words = ["['layer']['b'] is unexpected", "masked", "Give a function", "lambda"]
     with refused(ValueError, "weight_decay_mask", *words):
         tx.update(p, tx.init(p), p)
     # As the message says.

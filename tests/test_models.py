@@ -23,7 +23,7 @@ from support.meshes import (
 from support.steps import train_step
 
 import rmsprop_jax
-from rmsprop_jax.sharding import check, state_shardings
+from rmsprop_jax.sharding import check_shardings, state_shardings
 
 # optax types states as any trees of arrays; here they are what they are.
 rmsprop: Any = rmsprop_jax.rmsprop
@@ -76,8 +76,8 @@ def test_linen_train_state_with_partitioned_metadata(boxed):
     state = jax.jit(create, out_shardings=shardings)(jax.random.key(0))
     kernel = nn.unbox(state.opt_state.nu)["Dense_0"]["kernel"]
     assert kernel.sharding.is_equivalent_to(on(mesh, *AXES), 2)
-    check(tx.init(state.params), expected)
-    check(jax.jit(tx.init)(state.params), expected)
+    check_shardings(tx.init(state.params), expected)
+    check_shardings(jax.jit(tx.init)(state.params), expected)
 
     # Without out_shardings XLA may split what is replicated as it finds the gradients.
     @functools.partial(jax.jit, out_shardings=shardings)
@@ -88,8 +88,8 @@ def test_linen_train_state_with_partitioned_metadata(boxed):
         return state.apply_gradients(grads=jax.grad(loss)(state.params))
 
     after = jax.block_until_ready(step(state, jax.device_put(x, on(mesh))))
-    check(after.opt_state, expected)
-    check(after.params, shardings.params)
+    check_shardings(after.opt_state, expected)
+    check_shardings(after.params, shardings.params)
     assert after.opt_state.count == 1
 
 
@@ -122,12 +122,12 @@ def test_nnx_optimizer_with_sharded_variables():
         optimizer.update(model, gradients)
 
     expected = [on(mesh, *AXES)] * 3
-    check(moments(), expected)
+    check_shardings(moments(), expected)
     before = np.asarray(model.dense.kernel[...])
     for _ in range(2):
         step(model, optimizer, jax.device_put(x, on(mesh)))
         jax.block_until_ready(nnx.state(optimizer))
-    check([model.dense.kernel[...], *moments()], [on(mesh, *AXES), *expected])
+    check_shardings([model.dense.kernel[...], *moments()], [on(mesh, *AXES), *expected])
     assert float(abs(model.dense.kernel[...] - before).max()) > 0
 
 
@@ -136,7 +136,7 @@ def test_nnx_state_shardings_of_its_parameters():
     _, tx = x_and_tx()
     params = nnx.state(Nnx(mesh, nnx.Rngs(0)), nnx.Param)
     expected = state_shardings(tx, params)
-    check(jax.jit(tx.init, out_shardings=expected)(params), expected)
+    check_shardings(jax.jit(tx.init, out_shardings=expected)(params), expected)
     assert jax.tree.leaves(expected.nu) == [on(mesh, *AXES)]
 
 
@@ -166,7 +166,7 @@ def test_equinox_modules_with_none_leaves():
     params = eqx.filter(model, eqx.is_inexact_array)
     state = tx.init(params)
     expected = state_shardings(tx, params)
-    check(state, expected)
+    check_shardings(state, expected)
     assert state.nu.first.weight.sharding.is_equivalent_to(on(mesh, "data"), 2)
     assert state.nu.first.bias is None
     assert state.nu.frozen is None
@@ -188,8 +188,8 @@ def test_equinox_modules_with_none_leaves():
         model, state = jax.block_until_ready(
             step(model, state, jax.device_put(x, on(mesh)))
         )
-    check(state, expected)
-    check(eqx.filter(model, eqx.is_inexact_array), places)
+    check_shardings(state, expected)
+    check_shardings(eqx.filter(model, eqx.is_inexact_array), places)
     assert state.count == 2
     assert float(abs(model.first.weight - params.first.weight).max()) > 0
 
@@ -236,8 +236,8 @@ def test_haiku_parameters():
     )
     state = tx.init(params)
     expected = state_shardings(tx, params)
-    check(state, expected)
-    check(state.nu, shardings_of(params))
+    check_shardings(state, expected)
+    check_shardings(state.nu, shardings_of(params))
     gradients = jax.jit(
         jax.grad(lambda p: jnp.mean(model.apply(p, x) ** 2)),
         out_shardings=shardings_of(params),
@@ -245,7 +245,7 @@ def test_haiku_parameters():
     program = compiled(train_step(tx), params, state, gradients)
     assert not collectives(program)
     after, state = program(params, state, gradients)
-    check(state, expected)
+    check_shardings(state, expected)
     updates, _ = tx.update(gradients, tx.init(params), params)
     jax.tree.map(
         lambda p, q: np.testing.assert_allclose(p, q, rtol=1e-5, atol=1e-6),

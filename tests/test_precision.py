@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from support.keeping import salt
+from support.encoding import make_salt
 
 import rmsprop_jax
-from rmsprop_jax import _storage
-from rmsprop_jax._storage.formats import bfloat16
+from rmsprop_jax._optimizer.bfloat16_rounding import round_to_bfloat16
+from rmsprop_jax._optimizer.random_bits import make_random_bits
 
 # optax types states as any trees of arrays; here they are what they are.
 rmsprop: Any = rmsprop_jax.rmsprop
@@ -94,8 +94,8 @@ def test_updates_land_exactly():
     with jax.numpy_dtype_promotion("standard"):
         q = apply_updates(p, updates)
     exact = p["narrow"].astype(jnp.float32) + g["narrow"].astype(jnp.float32)
-    bits = _storage.random_bits(exact, salt(leaf=1, use="parameters"))
-    chex.assert_trees_all_equal(q["narrow"], bfloat16.rounded(exact, bits >> 16))
+    bits = make_random_bits(exact, make_salt(leaf=1, use="parameters"))
+    chex.assert_trees_all_equal(q["narrow"], round_to_bfloat16(exact, bits >> 16))
     chex.assert_trees_all_equal(updates["wide"], g["wide"])
     assert int(after.count) == 1
 

@@ -105,7 +105,8 @@ FILES = {
 
 def test_imports_have_no_circle():
     graph = {module: set(imported_by(module, path)) for module, path in FILES.items()}
-    assert graph["rmsprop_jax._transform"] > {"rmsprop_jax._leaf"}  # it sees some
+    # It sees some.
+    assert "rmsprop_jax._optimizer.safe_math" in graph["rmsprop_jax._optimizer.rule"]
     graphlib.TopologicalSorter(graph).prepare()  # which raises where there is one
 
 

@@ -10,8 +10,8 @@ import optax
 import pytest
 from support.twin import trajectory
 
-from rmsprop_jax._options import Options
-from rmsprop_jax._transform import transformation
+from rmsprop_jax._optimizer.options import Options
+from rmsprop_jax._optimizer.transform import make_transformation
 
 STEPS, SIZE = 30, 6
 RATES = 0.01 * (1.2 + np.sin(np.arange(STEPS)))  # up and down, never a constant
@@ -28,7 +28,7 @@ def gradients(seed=0, steps=STEPS):
 
 def run(rule, gs, start):
     """Parameters and state after every step, from one compiled scan."""
-    tx = transformation(rule)
+    tx = make_transformation(rule)
     gs, start = jax.tree.map(jnp.asarray, (gs, start))
 
     def step(carry, g):
@@ -61,7 +61,7 @@ def test_equals_the_twin_on_every_leaf_at_every_step(x64, centered, momentum, de
     options = [
         {"eps_in_sqrt": inside, "bias_correction": corrected, "initial_scale": scale}
         | {"nesterov": corrected or scale > 0, "maximize": inside ^ (scale > 0)}
-        | {"rate_in_momentum": inside ^ corrected, "eps": 1e-3}
+        | {"learning_rate_in_momentum": inside ^ corrected, "eps": 1e-3}
         | {"centered": centered, "momentum": momentum, **DECAYS[decay]}
         for inside, corrected in itertools.product([False, True], repeat=2)
         for scale in ((0.0,) if corrected else (0.0, 1.0))
@@ -132,7 +132,7 @@ def test_constant_gradients_stay_finite(momentum, centered):
     @jax.jit
     def last(rule_numbers):
         def one(alpha, inside, corrected):
-            tx: Any = transformation(
+            tx: Any = make_transformation(
                 Options(
                     1e-3,
                     alpha,

@@ -12,11 +12,11 @@ import numpy as np
 import optax
 from jax import experimental
 
-from rmsprop_jax import _numbers
 from rmsprop_jax._identify._match import Match
 from rmsprop_jax._identify._reading import matches
 from rmsprop_jax._identify._recording import Recording, recorded
 from rmsprop_jax._identify._search import searched
+from rmsprop_jax._optimizer.step_numbers import evaluate
 
 __all__ = ["Match", "identify"]
 
@@ -128,7 +128,7 @@ def _known(
         return np.full(steps, np.nan)
     rates = np.array(
         [
-            _numbers.value_of(
+            evaluate(
                 "learning_rate",
                 learning_rate if callable(learning_rate) else float(learning_rate),
                 jnp.asarray(count + i, jnp.int32),

@@ -14,9 +14,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rmsprop_jax import _numbers, _rule
-from rmsprop_jax._options import Options
-from rmsprop_jax._rule import Formula, Leaf, Numbers
+from rmsprop_jax._optimizer import rule as equations
+from rmsprop_jax._optimizer.leaf_update import Formula
+from rmsprop_jax._optimizer.options import Hyperparams
+from rmsprop_jax._optimizer.rule import Leaf, Rule, StepNumbers
+from rmsprop_jax._optimizer.step_numbers import compute_step_numbers
 
 
 class Structure(NamedTuple):
@@ -58,52 +60,68 @@ class Seen(NamedTuple):
     count: Any  # the steps before the first
 
 
-# The rules that differ in the equations behind the second moment.
-_FLAGS = ("eps_in_sqrt", "rate_in_momentum", "nesterov")
-_CHOICES = [
-    dict(zip(_FLAGS, flags, strict=True))
+# The rules that differ in the equations behind the second moment. Which others apply is
+# an array in `Structure`.
+_FLAGS = ("eps_in_sqrt", "learning_rate_in_momentum", "nesterov")
+_RULE = Rule(
+    has_learning_rate=True,
+    learning_rate_in_momentum=False,
+    has_momentum=True,
+    nesterov=False,
+    centered=True,
+    bias_correction=False,
+    maximize=False,
+    has_weight_decay=True,
+    decoupled_weight_decay=True,
+    eps_in_sqrt=False,
+    has_eps=False,
+    cautious=False,
+)
+_RULES = [
+    _RULE._replace(**dict(zip(_FLAGS, flags, strict=True)))
     for flags in itertools.product([False, True], repeat=len(_FLAGS))
 ]
 
 
 def _one_step(
-    s: Structure, options: Options, count: jax.Array, leaf: Leaf
+    s: Structure, hyperparams: Hyperparams, count: jax.Array, leaf: Leaf
 ) -> tuple[jax.Array, Leaf]:
     """The update, and the leaf with its new state."""
+    coupled = _RULE._replace(decoupled_weight_decay=False)
     plain, corrected = (
-        _numbers.of_step(options._replace(bias_correction=flag), count)
+        compute_step_numbers(
+            coupled._replace(bias_correction=flag), hyperparams, count, {}
+        )
         for flag in (False, True)
     )
-    n = Numbers(*jnp.where(s.corrected, corrected, plain))
+    n = StepNumbers(*jnp.where(s.corrected, corrected, plain))
     # A moment about the origin is one about a mean of 0, with another weight.
-    n = n._replace(ratio=jnp.where(s.centered, n.ratio, n.weight))
-    options = options._replace(centered=True)
+    n = n._replace(
+        one_minus_alpha_over_alpha=jnp.where(
+            s.centered, n.one_minus_alpha_over_alpha, n.one_minus_alpha
+        )
+    )
     # A decay is of the gradient beforehand, or of the parameter.
-    g, p = _rule.gradient(options.rule, n, leaf), jnp.asarray(leaf.p)
+    g, p = equations.decayed_gradient(coupled, n, leaf), jnp.asarray(leaf.p)
     g, p = jnp.where(s.decoupled, leaf.g, g), jnp.where(s.decoupled, p, 0)
     leaf = leaf._replace(g=g, p=p)
-    n = n._replace(decay=n.decay * n.rate)
-    options = options._replace(decoupled_weight_decay=True)
-    rules = [options._replace(**choice).rule for choice in _CHOICES]
+    n = n._replace(weight_decay=n.weight_decay * n.learning_rate)
     index = 4 * s.eps_in_sqrt + 2 * s.rate_in_momentum + s.nesterov
 
-    def compute(formula: Formula, leaf: Leaf) -> jax.Array:
-        return lax.select_n(index, *(formula(rule, n, leaf) for rule in rules))
+    def select(formula: Formula, leaf: Leaf) -> jax.Array:
+        return lax.select_n(index, *(formula(rule, n, leaf) for rule in _RULES))
 
-    def keep(field: str, formula: Formula, leaf: Leaf) -> Leaf:
-        same = field != "mu"  # in all the rules
-        new = formula(rules[0], n, leaf) if same else compute(formula, leaf)
-        if field == "grad_mean":
-            new = jnp.where(s.centered, new, 0)
-        return leaf._replace(**{field: new})
-
-    leaf = _rule.update(rules[0], leaf, keep)
-    return compute(_rule.step, leaf), leaf
+    mean = equations.next_grad_mean(_RULE, n, leaf)
+    leaf = leaf._replace(grad_mean=jnp.where(s.centered, mean, 0))
+    leaf = leaf._replace(nu=equations.next_nu(_RULE, n, leaf))
+    leaf = leaf._replace(mu=select(equations.next_mu, leaf))
+    return select(equations.final_update, leaf), leaf
 
 
 def explained(s: Structure, x: Unknowns, seen: Seen) -> tuple[jax.Array, jax.Array]:
     """The updates that the rule makes [T, n], and the rates [T]."""
-    options = Options(
+    hyperparams = Hyperparams(
+        learning_rate=1.0,
         alpha=jax.nn.sigmoid(-x.forgetting),
         eps=jnp.exp(x.eps),
         momentum=x.momentum,
@@ -124,7 +142,7 @@ def explained(s: Structure, x: Unknowns, seen: Seen) -> tuple[jax.Array, jax.Arr
         leaf = leaf._replace(g=factor * g, p=x.decay[seen.group] * p)
 
         def at(rate: jax.Array) -> tuple[jax.Array, Leaf]:
-            return _one_step(s, options._replace(learning_rate=rate), count, leaf)
+            return _one_step(s, hyperparams._replace(learning_rate=rate), count, leaf)
 
         (made, new), (slope, moved) = jax.jvp(at, (rate,), (jnp.ones(()),))
         curvature = jnp.sum(jnp.square(weight * slope))

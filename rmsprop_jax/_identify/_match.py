@@ -13,8 +13,8 @@ from jax.typing import ArrayLike
 
 from rmsprop_jax._identify._naming import Arguments, text, written
 from rmsprop_jax._identify._recording import ROUNDINGS
-from rmsprop_jax._options import Options
-from rmsprop_jax._transform import transformation
+from rmsprop_jax._optimizer.options import Options
+from rmsprop_jax._optimizer.transform import make_transformation
 
 
 class Reading(NamedTuple):
@@ -148,7 +148,7 @@ class Match:
             )
         if learning_rate is None:
             learning_rate = _schedule(first.rates)
-        tx = transformation(first.options._replace(learning_rate=learning_rate))
+        tx = make_transformation(first.options._replace(learning_rate=learning_rate))
         if "clip" not in first.numbers:
             return tx
         clip = optax.clip_by_global_norm(first.numbers["clip"])

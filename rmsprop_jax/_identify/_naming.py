@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from rmsprop_jax import dialects
-from rmsprop_jax._options import Options
+from rmsprop_jax._optimizer.options import Config, Options
+from rmsprop_jax._optimizer.transform import get_config
 
 # Those that a port most often comes from; with as many arguments they are named first.
 _FIRST = ("torch", "keras", "tensorflow", "timm", "optax")
@@ -44,7 +45,15 @@ def calls(rule: Options, explains: Callable[[Options], bool]) -> dict[str, Argum
 
 def options_of(transformation: Any) -> Options:
     """The options of one of our transformations."""
-    return transformation.init.args[0]
+    config: Config = get_config(transformation)
+    rule = config.rule._asdict()
+    own = {name: rule[name] for name in rule if name in Options._fields}
+    return Options()._replace(
+        **own,
+        **config.hyperparams._asdict(),
+        initial_scale=config.initial_scale,
+        names=config.names,
+    )
 
 
 def written(name: str, arguments: Mapping[str, Any]) -> str:
@@ -96,7 +105,7 @@ def _same(one: Options, other: Options) -> bool:
     fields = ["centered", "maximize", "alpha", "initial_scale", "bias_correction"]
     fields += ["momentum", "weight_decay"]
     if other.momentum:
-        fields += ["nesterov", "rate_in_momentum"]
+        fields += ["nesterov", "learning_rate_in_momentum"]
     if other.weight_decay:
         fields += ["decoupled_weight_decay"]
     return all(getattr(one, field) == getattr(other, field) for field in fields)

@@ -9,13 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rmsprop_jax import _errors
+from rmsprop_jax._error_text import (
+    path_str,
+)
 from rmsprop_jax._identify._fitting import Fit
 from rmsprop_jax._identify._match import Match, Reading, constant_pieces
 from rmsprop_jax._identify._naming import calls, short
 from rmsprop_jax._identify._search import Found
 from rmsprop_jax._identify._simplifying import ALIKE
-from rmsprop_jax._options import Options
+from rmsprop_jax._optimizer.options import Options
 
 
 def matches(found: Found, params: optax.Params) -> list[Match]:
@@ -90,7 +92,7 @@ def _reading(found: Found, fit: Fit, steps: int, params: optax.Params) -> Readin
         eps_in_sqrt=s.eps_in_sqrt,
         bias_correction=s.corrected,
         decoupled_weight_decay=s.decoupled,
-        rate_in_momentum=s.rate_in_momentum,
+        learning_rate_in_momentum=s.rate_in_momentum,
     )
 
     def explains(made: Options) -> bool:
@@ -142,7 +144,7 @@ def _reading(found: Found, fit: Fit, steps: int, params: optax.Params) -> Readin
         mask = _mask(params, decays[found.group])
         options = options._replace(weight_decay_mask=mask)
         names = [
-            _errors.leaf(path)
+            path_str(path)
             for path, flag in jax.tree_util.tree_leaves_with_path(mask)
             if flag
         ]

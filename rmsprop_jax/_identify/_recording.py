@@ -10,7 +10,10 @@ import numpy as np
 import optax
 from jax.typing import DTypeLike
 
-from rmsprop_jax import _errors
+from rmsprop_jax._error_text import (
+    describe_difference,
+    path_str,
+)
 
 LEAST_STEPS = 4
 # By how many times more than rounding leaves may be unexplained by the right rule.
@@ -92,7 +95,7 @@ def recorded(
             together, or nothing can be learned from them. It names the leaf.
     """
     ps, gs = _leaves("params", params), _leaves("gradients", gradients)
-    odd = _errors.difference(list(gs), list(ps))
+    odd = describe_difference(list(gs), list(ps))
     if odd:
         raise ValueError(
             f"gradients must be a tree like params, but in gradients {odd}. Stack the "
@@ -166,9 +169,9 @@ def _leaves(what: str, tree: optax.Params) -> dict[str, np.ndarray]:
             if x.ndim == 0:
                 raise ValueError(
                     f"{what} must be stacked, with the steps in front, but leaf "
-                    f"{_errors.leaf(path)} was a scalar."
+                    f"{path_str(path)} was a scalar."
                 )
-            found[_errors.leaf(path)] = x
+            found[path_str(path)] = x
     return found
 
 

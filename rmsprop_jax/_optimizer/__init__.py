@@ -1,12 +1,15 @@
-"""The optimizer: torch.optim.RMSprop's arguments, in its order, with its defaults."""
+"""The optimizer, with the arguments of ``torch.optim.RMSprop`` in PyTorch's order."""
 
 from __future__ import annotations
 
 import optax
 from jax.typing import ArrayLike, DTypeLike
 
-from rmsprop_jax._options import Mask, Options, Seed
-from rmsprop_jax._transform import transformation
+from rmsprop_jax._optimizer.options import Mask, Options, Seed
+from rmsprop_jax._optimizer.state import RMSPropState
+from rmsprop_jax._optimizer.transform import make_transformation
+
+__all__ = ["RMSPropState", "rmsprop", "scale_by_rmsprop"]
 
 
 def rmsprop(
@@ -27,10 +30,10 @@ def rmsprop(
     state_dtype: DTypeLike = "float32",
     seed: Seed = 0,
 ) -> optax.GradientTransformationExtraArgs:
-    """RMSProp as ``torch.optim.RMSprop`` has it, number for number.
+    """RMSProp, with the arguments and the results of ``torch.optim.RMSprop``.
 
-    With gradient g, parameter p, rate η, decay λ, and the state's ``nu`` (ν) and ``mu``
-    (b):
+    For a gradient g, a parameter p, a learning rate η, a weight decay λ and the state's
+    ``nu`` (ν) and ``mu`` (b):
 
     $$
     g ← g + λ·p
@@ -40,75 +43,81 @@ def rmsprop(
     $$
 
     With ``centered``, ν is the variance of the gradient about its mean (``grad_mean``,
-    m) and is kept as such, so that it is never negative:
+    m). It is computed as such, so that it is never negative:
 
     $$
     m ← α·m + (1 − α)·g
     ν ← α·ν + (1 − α)/α · (g − m)²
     $$
 
-    The surprising thing: momentum comes *before* the rate, as in torch and MLX and
-    unlike optax, TensorFlow and Keras. The two differ as soon as the rate changes.
+    Note that momentum is applied *before* the learning rate, as in PyTorch and MLX, but
+    unlike optax, TensorFlow and Keras. The two orders differ as soon as the learning
+    rate changes.
 
-    A complex leaf is two reals, as in torch. ``jax.grad`` returns the conjugate of its
-    gradient. Turn it before ``update``, or the loss rises:
-    ``gradients = jax.tree.map(jnp.conj, gradients)``.
+    A complex leaf is treated as two real ones, as in PyTorch. ``jax.grad`` returns the
+    conjugate of a complex gradient. Conjugate it before calling ``update``; otherwise
+    the loss increases: ``gradients = jax.tree.map(jnp.conj, gradients)``.
 
-    The arithmetic is in float32, or in float64 where a gradient or a parameter is.
-    Finite gradients give finite updates: in float32 those beyond ±2⁶² count as ±2⁶²
-    (in float64 ±2⁵¹⁰), as the square of more would be infinite. An infinite gradient
-    gives NaN.
+    The arithmetic is in float32, or in float64 if a gradient or a parameter is. Finite
+    gradients give finite updates: in float32, gradients are clipped to ±2⁶² (in float64
+    to ±2⁵¹⁰), because the square of a larger number would be infinite. An infinite
+    gradient gives NaN.
 
-    The rate, α, ε, the decay and the momentum may each be a Python number, a traced
-    scalar (a jit argument, under ``jax.vmap``, ``jax.grad`` or
-    ``optax.inject_hyperparams``), or a schedule: a function from the count of updates
-    (from 0) to a scalar.
+    The learning rate, α, ε, the weight decay and the momentum may each be a Python
+    number, a traced scalar (an argument of a jitted function, or under ``jax.vmap``,
+    ``jax.grad`` or ``optax.inject_hyperparams``), or a schedule: a function from the
+    step count (starting at 0) to a scalar.
 
     Args:
-        learning_rate: η, torch's ``lr``.
-        alpha: α, how much of the second moment (and of the mean) a step keeps. With
+        learning_rate: η. PyTorch calls it ``lr``.
+        alpha: α, the decay rate of the second moment (and of the gradient mean). With
             bias correction it can't be a schedule.
-        eps: ε, added to the root of the second moment, in units of the gradient.
-        weight_decay: λ, added to the gradient as λ·p (coupled, L2); then ``update``
-            needs ``params``.
-        momentum: μ, how much of the momentum buffer a step keeps. A Python 0 means no
-            buffer; a traced one and a schedule keep it.
-        centered: Whether to divide by the deviation of the gradient from its mean
-            rather than from 0 (Graves 2013).
-        maximize: Whether to go up the gradient: its sign is turned before the decay.
-        nesterov: Whether the step is μ·b + x rather than b, x being the gradient
-            divided by its root mean square. Changes nothing without momentum.
-        eps_in_sqrt: Whether the divisor is √(ν + ε), as in TensorFlow and Keras,
-            rather than √ν + ε. Then ε is in units of the gradient squared.
-        initial_scale: The second moment before the first step: 0, or 1 in TensorFlow 1.
-            A number or a scalar array. With bias correction it must be 0.
-        bias_correction: Whether the moments are weighted means from the first step
-            on, as in Adam, rather than leaning towards where they began. If centered,
-            the variance of the first gradient alone is 0, and the first step g/ε.
-        decoupled_weight_decay: Whether the decay goes to the parameter instead, as
-            p − η·λ·p (as in AdamW), past the rule.
-        weight_decay_mask: Which leaves decay: a tree of booleans like the parameters,
-            or a prefix of it, or a function from the parameters to one. All by default.
-        state_dtype: How ``nu``, ``mu`` and ``grad_mean`` are kept, whatever the dtype
-            of the parameters: ``"float32"``, ``"float64"`` or ``"bfloat16"``. bfloat16
-            is rounded stochastically (see `rmsprop_jax.precision`), and ``grad_mean``
-            is float32 with it. float64 parameters keep float64, complex ones complex64
-            or complex128. A state that is there already, as from a checkpoint, keeps
-            its own.
-        seed: Of the stochastic rounding: an integer or an integer scalar array. Runs
-            with the same one are the same to the bit.
+        eps: ε, added to the square root of the second moment. It has the unit of the
+            gradient.
+        weight_decay: λ. λ·p is added to the gradient (coupled weight decay, or L2
+            regularization). ``update`` then needs ``params``.
+        momentum: μ, the decay rate of the momentum buffer. ``momentum=0`` allocates no
+            buffer; a traced zero or a schedule does.
+        centered: Whether to divide by the gradient's standard deviation instead of its
+            root mean square (Graves 2013).
+        maximize: Whether to maximize the objective. The sign of the gradient is changed
+            before weight decay is added.
+        nesterov: Whether to use Nesterov momentum: the step is μ·b + x instead of b,
+            where x is the gradient divided by its root mean square. Without momentum it
+            has no effect.
+        eps_in_sqrt: Whether to divide by √(ν + ε), as TensorFlow and Keras do, instead
+            of √ν + ε. Then ε has the unit of the squared gradient.
+        initial_scale: What the second moment is initialized to: 0, or 1 in TensorFlow
+            1. A number or a scalar array. With bias correction it must be 0.
+        bias_correction: Whether to correct the moments' bias towards their initial
+            values, as Adam does. If centered, the variance of the first gradient alone
+            is 0, and the first step is g/ε.
+        decoupled_weight_decay: Whether to decay the parameter directly, as
+            p − η·λ·p (like AdamW), instead of through the gradient.
+        weight_decay_mask: Which leaves decay: a pytree of booleans like the parameters,
+            a prefix of one, or a function from the parameters to one. By default all.
+        state_dtype: The dtype of ``nu``, ``mu`` and ``grad_mean``, whatever the dtype
+        of
+            the parameters: ``"float32"``, ``"float64"`` or ``"bfloat16"``. bfloat16 is
+            rounded stochastically (see `rmsprop_jax.precision`), and ``grad_mean``
+            stays float32 with it. The state of float64 and complex parameters has their
+            dtype. An existing state, such as one from a checkpoint, keeps its own
+            dtype.
+        seed: The seed of the stochastic rounding: an integer or an integer scalar
+            array. Runs with the same seed are bitwise identical.
 
     Returns:
-        A gradient transformation, with an `RMSPropState` whose trees are like the
-        parameters. Updates have the gradients' shapes and dtypes. Integer, boolean and
-        float0 gradients get a zero update; a ``None`` gets none, and its state stays.
+        A gradient transformation with an `RMSPropState`, whose pytrees are like the
+        parameters. Updates have the shapes and dtypes of the gradients. Integer,
+        boolean and float0 gradients get an update of zeros. A gradient that is ``None``
+        gets no update, and its state does not change.
 
     Raises:
-        ValueError: On a number that is negative, infinite or NaN, an array that is not
-            a scalar, or another state dtype; from ``update`` where gradients,
+        ValueError: If a number is negative, infinite or NaN, if an array is not a
+            scalar, or if the state dtype is unknown. From ``update``, if gradients,
             parameters, mask and state do not belong together.
-        TypeError: On an argument of the wrong kind; from ``update`` on a state that
-            is not an `RMSPropState`.
+        TypeError: If an argument has the wrong type. From ``update``, if the state is
+            not an `RMSPropState`.
 
     Examples:
         >>> import jax.numpy as jnp, optax
@@ -124,13 +133,13 @@ def rmsprop(
         Array([ 0., -3.], dtype=float32)
 
     References:
-        torch 2.13.0, ``torch/optim/rmsprop.py``.
+        PyTorch 2.13.0, ``torch/optim/rmsprop.py``.
         Tieleman and Hinton, *Lecture 6.5: RMSProp*, Neural Networks for Machine
         Learning, Coursera, 2012.
         Graves, *Generating Sequences With Recurrent Neural Networks*,
         arXiv:1308.0850, 2013, equations 38-45 (centered).
     """
-    return transformation(
+    return make_transformation(
         Options(
             learning_rate=learning_rate,
             alpha=alpha,
@@ -166,11 +175,11 @@ def scale_by_rmsprop(
     state_dtype: DTypeLike = "float32",
     seed: Seed = 0,
 ) -> optax.GradientTransformationExtraArgs:
-    """`rmsprop` without the rate: the direction, neither scaled nor negated.
+    """`rmsprop` without the learning rate: the direction, neither scaled nor negated.
 
-    For chains of one's own: ``optax.chain(scale_by_rmsprop(), ...,
-    optax.scale_by_learning_rate(0.01))``. The decay is coupled, as in torch. The
-    arguments, the state, the dtypes and what is raised are those of `rmsprop`.
+    Use it to build your own chain: ``optax.chain(scale_by_rmsprop(), ...,
+    optax.scale_by_learning_rate(0.01))``. Weight decay is coupled, as in PyTorch. The
+    arguments, the state, the dtypes and the errors are those of `rmsprop`.
 
     Returns:
         A gradient transformation whose state is an `RMSPropState`.
@@ -184,7 +193,7 @@ def scale_by_rmsprop(
         >>> updates["w"]  # g / √((1 − α)·g²) = ±1/0.5
         Array([ 2., -2.], dtype=float32)
     """
-    return transformation(
+    return make_transformation(
         Options(
             alpha=alpha,
             eps=eps,
@@ -198,6 +207,6 @@ def scale_by_rmsprop(
             weight_decay_mask=weight_decay_mask,
             state_dtype=state_dtype,
             seed=seed,
-            has_rate=False,
+            has_learning_rate=False,
         )
     )

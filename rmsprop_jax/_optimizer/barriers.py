@@ -1,4 +1,8 @@
-"""Values as they are in memory."""
+"""Optimization barriers that make XLA read values from memory.
+
+A barrier is placed only on the platforms where it helps. On the others it could keep
+the compiler from fusing.
+"""
 
 from __future__ import annotations
 
@@ -13,42 +17,46 @@ from jax import lax
 Tree = TypeVar("Tree")
 
 
-def settled(tree: Tree) -> Tree:
-    """The tree as it is in memory; what follows computes from this.
+def barrier_on_cpu(tree: Tree) -> Tree:
+    """Return the tree; on CPU, what follows computes from its stored values.
 
-    XLA on CPU keeps in memory whatever has several readers, such as g + λ·p, x with
-    Nesterov, or the parts of a complex leaf: more words moved, and up to twice the
-    time. Behind a barrier together with what was just stored, each reader computes
-    such a thing for itself. (Identical barriers are merged again, so what was stored
-    must be in each.) Elsewhere there is none, as a barrier can keep a compiler from
-    fusing.
+    XLA on CPU keeps in memory whatever has several readers: g + λ·p, x with Nesterov,
+    or the parts of a complex leaf. That moves more words and takes up to twice the
+    time. Behind a barrier together with the field that was just stored, each reader
+    computes such a value for itself instead. (XLA merges identical barriers again, so
+    the stored field must be part of each.)
     """
-    return lax.platform_dependent(tree, cpu=lax.optimization_barrier, default=_same)
+    return lax.platform_dependent(tree, cpu=lax.optimization_barrier, default=identity)
 
 
-def in_memory_on_gpu(x: jax.Array) -> jax.Array:
-    """An array that every leaf reads from memory, on a GPU.
+def barrier_on_gpu(x: jax.Array) -> jax.Array:
+    """Return the array; on a GPU, every leaf reads it from memory.
 
-    There XLA makes one kernel of all leaves of one shape if they read one array in
-    common. Without it each leaf is a kernel, and a small leaf's kernel is all launch.
+    There XLA makes one kernel of all leaves of one shape if they share an operand that
+    is an array. Otherwise each leaf is a kernel of its own, and the kernel of a small
+    leaf is nearly all launch time.
     """
     barrier = lax.optimization_barrier
-    return lax.platform_dependent(x, cuda=barrier, rocm=barrier, default=_same)
+    return lax.platform_dependent(x, cuda=barrier, rocm=barrier, default=identity)
 
 
-def shared(numbers: np.ndarray | jax.Array) -> jax.Array:
-    """A vector that every leaf reads from memory, on a GPU.
+def barrier_numbers_on_gpu(
+    numbers: np.ndarray[tuple[int], np.dtype[np.floating]] | jax.Array,
+) -> jax.Array:
+    """Return the vector of a step's numbers; on a GPU, every leaf reads it from memory.
 
-    Of constants only the first is read from there. One is enough, and a constant makes
-    less to compile.
+    If the numbers are constants, only the first is read from memory: one shared operand
+    is enough, and a constant leaves less to compile.
     """
-    return _shared(numbers, 1 if isinstance(numbers, np.ndarray) else len(numbers))
+    shared = 1 if isinstance(numbers, np.ndarray) else len(numbers)
+    return _barrier_first_on_gpu(numbers, shared)
 
 
 @partial(jax.jit, static_argnums=1)
-def _shared(numbers: jax.Array, read: int) -> jax.Array:
-    return jnp.concatenate([in_memory_on_gpu(numbers)[:read], numbers[read:]])
+def _barrier_first_on_gpu(numbers: jax.Array, shared: int) -> jax.Array:
+    return jnp.concatenate([barrier_on_gpu(numbers)[:shared], numbers[shared:]])
 
 
-def _same(tree: Tree) -> Tree:
+def identity(tree: Tree) -> Tree:
+    """Return the tree as it is."""
     return tree

@@ -1,64 +1,74 @@
-"""One leaf's update: the rule between what is stored and what is computed with.
+"""One leaf's update: evaluate each equation, and store its result.
 
-It is compiled by itself, so that leaves of one shape are traced once, and outside of
-``jit`` an update is one call for each leaf. All that differs from leaf to leaf or from
-step to step is an array: a Python number or a leaf's own number in it would make each
-leaf a program of its own.
+A leaf is compiled by itself, so that leaves of one shape are traced once, and outside
+of ``jit`` an update is one call per leaf. Whatever differs from leaf to leaf or from
+step to step is an array: a Python number or a leaf's index would make each leaf a
+program of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from rmsprop_jax import _rule, _storage
-from rmsprop_jax._rule import Formula, Leaf, Numbers, Rule
-from rmsprop_jax._storage import Salt, settled
+from rmsprop_jax._optimizer import rule as equations
+from rmsprop_jax._optimizer.barriers import barrier_on_cpu
+from rmsprop_jax._optimizer.random_bits import Salt
+from rmsprop_jax._optimizer.rule import Leaf, Rule, StepNumbers
+from rmsprop_jax._optimizer.storage import Field, decode_state, encode
+
+Formula: TypeAlias = Callable[[Rule, StepNumbers, Leaf], jax.Array]
 
 
 @partial(jax.jit, static_argnames="rule")
-def updated(
+def update_leaf(
     rule: Rule, numbers: jax.Array, salt: Salt | None, leaf: Leaf
-) -> tuple[Any, ...]:
-    """A leaf's update, in its gradient's dtype, and its new nu, mu and grad_mean.
+) -> tuple[jax.Array, jax.Array, jax.Array | None, jax.Array | None]:
+    """Compute a leaf's update, in its gradient's dtype, and its new nu, mu, grad_mean.
 
     Args:
-        rule: The equations.
-        numbers: `Numbers` as one vector.
-        salt: The leaf's, if its state is rounded.
-        leaf: The gradient and the parameter, and the state as it is kept.
+        rule: Which equations apply.
+        numbers: `StepNumbers` as one vector.
+        salt: The leaf's salt, if its state is rounded.
+        leaf: The leaf before the step, as it is stored.
     """
-    g = leaf.g
-    both = (g, jax.eval_shape(_storage.read, leaf.nu))
-    # The bits are those of a real part.
-    is_wide = any(jnp.finfo(x.dtype).bits == 64 for x in both)
-    dtype = jnp.dtype(jnp.float64 if is_wide else jnp.float32)
-    n = Numbers(*numbers.astype(dtype))
+    n = StepNumbers(*numbers.astype(arithmetic_dtype(leaf)))
+    if leaf.grad_mean is not None:
+        grad_mean = evaluate(equations.next_grad_mean, rule, n, leaf)
+        leaf = store("grad_mean", grad_mean, leaf, salt)
+    leaf = store("nu", evaluate(equations.next_nu, rule, n, leaf), leaf, salt)
+    if leaf.mu is not None:
+        leaf = store("mu", evaluate(equations.next_mu, rule, n, leaf), leaf, salt)
+    update = evaluate(equations.final_update, rule, n, leaf).astype(leaf.g.dtype)
+    # Not the whole leaf: outside of an outer jit, every result is written to memory.
+    return update, leaf.nu, leaf.mu, leaf.grad_mean
 
-    def compute(formula: Formula, leaf: Leaf) -> jax.Array:
-        """The formula in the arithmetic's dtype, of each real part."""
 
-        def of(part: Callable[[jax.Array], jax.Array]) -> jax.Array:
-            state = (x if x is None else _storage.read(x) for x in leaf[2:])
-            arrays = (leaf.g, leaf.p, *state)
-            parts: Any = (x if x is None else part(x).astype(dtype) for x in arrays)
-            return formula(rule, n, Leaf(*parts))
+def arithmetic_dtype(leaf: Leaf) -> np.dtype[np.floating]:
+    """Return float64 if the gradient or the state is that wide, else float32."""
+    wide = (jnp.float64, jnp.complex128)
+    is_wide = leaf.g.dtype in wide or leaf.nu.dtype in wide
+    return np.dtype(np.float64 if is_wide else np.float32)
 
-        if jnp.iscomplexobj(g):
-            return lax.complex(of(jnp.real), of(jnp.imag))
-        return of(lambda x: x)
 
-    def keep(field: str, formula: Formula, leaf: Leaf) -> Leaf:
-        old = getattr(leaf, field)
-        new = _storage.keep(compute(formula, leaf), old, field, salt)
-        return settled(leaf._replace(**{field: new}))
+def evaluate(formula: Formula, rule: Rule, n: StepNumbers, leaf: Leaf) -> jax.Array:
+    """Evaluate a formula on a stored leaf; if it is complex, on each part by itself."""
+    dtype = arithmetic_dtype(leaf)
+    decoded = decode_state(leaf)
+    if jnp.iscomplexobj(leaf.g):
+        real = jax.tree.map(lambda x: jnp.real(x).astype(dtype), decoded)
+        imag = jax.tree.map(lambda x: jnp.imag(x).astype(dtype), decoded)
+        return lax.complex(formula(rule, n, real), formula(rule, n, imag))
+    return formula(rule, n, jax.tree.map(lambda x: x.astype(dtype), decoded))
 
-    leaf = _rule.update(rule, leaf, keep)
-    u = compute(_rule.step, leaf).astype(g.dtype)
-    # Outside of an outer jit, what is returned is written to memory.
-    return u, *leaf[2:]
+
+def store(field: Field, value: jax.Array, leaf: Leaf, salt: Salt | None) -> Leaf:
+    """Return the leaf with a new value of one field, as it is in memory."""
+    encoded = encode(value, getattr(leaf, field), field, salt)
+    return barrier_on_cpu(leaf._replace(**{field: encoded}))

@@ -1,15 +1,15 @@
 """Random bits without a key: a hash of the seed, the step, the leaf and the element.
 
-The same run has the same bits, and so it has them however a leaf is sharded. What lies
-outside the program's view of a leaf they can't depend on: under ``vmap``, ``pmap`` and
-``shard_map`` each part has the same bits, unless it has a seed of its own.
+The same run has the same bits, however its leaves are sharded. The bits cannot depend
+on anything outside the program's view of a leaf: under ``vmap``, ``pmap`` and
+``shard_map``, every part has the same bits unless it has a seed of its own.
 """
 
 from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,98 +18,116 @@ from jax import lax
 from jax.sharding import AxisType
 from jax.typing import ArrayLike
 
-from rmsprop_jax._storage._memory import in_memory_on_gpu
+from rmsprop_jax._optimizer.barriers import barrier_on_gpu
 
 Use = Literal["state", "parameters"]
 
 
 class Salt(NamedTuple):
-    """What tells the bits of one leaf at one step from all others.
+    """What distinguishes the bits of one leaf at one step from all others.
 
     Attributes:
-        number: uint32 scalar, the leaf's.
-        step: uint32 scalar: a hash of the seed, the step and the use.
-        all: uint32, one for each leaf: a hash of the step's and the leaf's number.
-        zero: uint32 of shape (1,): 0, but no compiler can know.
+        leaf_index: uint32 scalar.
+        step_hash: uint32 scalar, a hash of the seed, the step and the use.
+        leaf_hashes: uint32 [leaves], for each leaf a hash of the step and its index.
+        opaque_zero: uint32 of shape (1,): 0, which no compiler can know.
     """
 
-    number: np.uint32 | jax.Array
-    step: jax.Array
-    all: jax.Array
-    zero: jax.Array
+    leaf_index: np.uint32 | jax.Array
+    step_hash: jax.Array
+    leaf_hashes: jax.Array
+    opaque_zero: jax.Array
 
 
-def salts(seed: ArrayLike, count: jax.Array, *, leaves: int, use: Use) -> list[Salt]:
-    """A salt for each leaf.
+def make_salts(
+    seed: ArrayLike, count: jax.Array, *, leaves: int, use: Use
+) -> list[Salt]:
+    """Make a salt for each leaf.
 
     Args:
         seed: uint32 scalar.
         count: int32 scalar, the steps before this one.
-        leaves: How many leaves there are.
+        leaves: The number of leaves.
         use: What is rounded.
     """
-    numbers = np.arange(leaves, dtype=np.uint32)
-    rest = _of_step(seed, count, np.uint32(use == "parameters"), numbers)
-    return [Salt(number, *rest) for number in numbers]
+    indices = np.arange(leaves, dtype=np.uint32)
+    shared = _hash_step(seed, count, np.uint32(use == "parameters"), indices)
+    return [Salt(index, *shared) for index in indices]
 
 
 @jax.jit
-def _of_step(
-    seed: jax.Array, count: jax.Array, use: jax.Array, numbers: jax.Array
+def _hash_step(
+    seed: jax.Array, count: jax.Array, use: jax.Array, leaf_indices: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    step = _mixed(_mixed(_mixed(seed) + use) + count.astype(jnp.uint32))
-    zero = (count < 0).astype(jnp.uint32).reshape(1)
-    return step, in_memory_on_gpu(_mixed(step + numbers)), zero
+    step_hash = hash32(hash32(hash32(seed) + use) + count.astype(jnp.uint32))
+    leaf_hashes = barrier_on_gpu(hash32(step_hash + leaf_indices))
+    opaque_zero = (count < 0).astype(jnp.uint32).reshape(1)
+    return step_hash, leaf_hashes, opaque_zero
 
 
 @jax.jit  # traced once for both moments of a leaf
-def random_bits(like: jax.Array, salt: Salt) -> jax.Array:
-    """32 random bits for each element, uint32, the same for the same salt."""
-    own = lax.platform_dependent(salt, cpu=_read_when_run, tpu=_computed, default=_read)
-    index = _index(like)
-    # Of `_mixed` what an element needs whose salt is a hash already.
-    x = (index + own) * jnp.uint32(0x7FEB352D)
+def make_random_bits(like: jax.Array, salt: Salt) -> jax.Array:
+    """Make 32 random bits, as uint32, for each element of an array.
+
+    The same salt and shape always give the same bits.
+    """
+    leaf_hash = lax.platform_dependent(
+        salt, cpu=read_leaf_hash_opaquely, tpu=compute_leaf_hash, default=read_leaf_hash
+    )
+    # Only a part of `hash32`: the leaf's hash is mixed already.
+    x = (linear_index(like) + leaf_hash) * jnp.uint32(0x7FEB352D)
     return (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
 
 
-def _read(salt: Salt) -> jax.Array:
-    """The leaf's own hash. On a GPU all leaves read one array: `in_memory_on_gpu`."""
-    number = salt.number.reshape(1)
-    return lax.dynamic_slice(salt.all, number, (1,)).reshape(())
+def read_leaf_hash(salt: Salt) -> jax.Array:
+    """Read the leaf's hash from the array that all leaves share.
 
-
-def _read_when_run(salt: Salt) -> jax.Array:
-    """The same, from a place that is only known when the program runs.
-
-    XLA on CPU compiles one kernel for all that are the same. A number that it knew
-    would be written into the kernel, and make it one of its own for every leaf.
+    On a GPU this is what lets XLA make one kernel of several leaves: `barrier_on_gpu`.
     """
-    either = jnp.stack([salt.number, ~salt.number])
-    number = lax.dynamic_slice(either, salt.zero, (1,))
-    return lax.dynamic_slice(salt.all, number, (1,)).reshape(())
+    index = jnp.asarray(salt.leaf_index).reshape(1)
+    return lax.dynamic_slice(salt.leaf_hashes, index, (1,)).reshape(())
 
 
-def _computed(salt: Salt) -> jax.Array:
-    """The same. A TPU has scalars of its own; an array would be held in memory."""
-    return _mixed(salt.step + salt.number)
+def read_leaf_hash_opaquely(salt: Salt) -> jax.Array:
+    """Read the leaf's hash by an index that is only known when the program runs.
+
+    XLA on CPU compiles identical kernels once. It would write an index that it knew
+    into the kernel, and so make a different one for every leaf.
+    """
+    either = jnp.stack([salt.leaf_index, ~salt.leaf_index])
+    index = lax.dynamic_slice(either, salt.opaque_zero, (1,))
+    return lax.dynamic_slice(salt.leaf_hashes, index, (1,)).reshape(())
 
 
-def _index(like: jax.Array) -> jax.Array:
-    """The place of each element in its leaf, modulo 2³², and sharded like it."""
+def compute_leaf_hash(salt: Salt) -> jax.Array:
+    """Compute the leaf's hash.
 
-    def index() -> jax.Array:
-        return lax.platform_dependent(
-            tpu=partial(_counted, like.shape), default=partial(_summed, like.shape)
-        )
+    A TPU has registers for scalars, but would hold the array of hashes in memory.
+    """
+    return hash32(salt.step_hash + salt.leaf_index)
 
+
+def linear_index(like: jax.Array) -> jax.Array:
+    """Return the index of each element in its flattened array, modulo 2³².
+
+    The result is sharded like the array.
+    """
+    index = partial(_linear_index_of_shape, like.shape)
     sharding = jax.typeof(like).sharding
     if AxisType.Explicit not in sharding.mesh.axis_types:
-        return index()  # XLA sees to it
-    on_auto: Any = jax.sharding.auto_axes(index, out_sharding=sharding)
-    return on_auto()
+        return index()  # XLA chooses the same sharding by itself
+    return jax.sharding.auto_axes(index, out_sharding=sharding)()
 
 
-def _summed(shape: tuple[int, ...]) -> jax.Array:
+def _linear_index_of_shape(shape: tuple[int, ...]) -> jax.Array:
+    return lax.platform_dependent(
+        tpu=partial(linear_index_by_iota, shape),
+        default=partial(linear_index_by_sum, shape),
+    )
+
+
+def linear_index_by_sum(shape: tuple[int, ...]) -> jax.Array:
+    """Add the strided indices of all axes."""
     index = jnp.zeros(shape, jnp.uint32)
     for axis in range(len(shape)):
         stride = math.prod(shape[axis + 1 :]) % 2**32
@@ -117,19 +135,21 @@ def _summed(shape: tuple[int, ...]) -> jax.Array:
     return index
 
 
-def _counted(shape: tuple[int, ...]) -> jax.Array:
-    """On a TPU, where a sum becomes kernels of their own for rows and columns.
+def linear_index_by_iota(shape: tuple[int, ...]) -> jax.Array:
+    """Reshape a flat count.
 
-    Elsewhere it is no better, and where shards are uneven it communicates.
+    On a TPU the sum would become kernels of their own for rows and columns. Elsewhere
+    the count is no better, and it communicates where shards are uneven.
     """
     return lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
 
 
-def _mixed(x: jax.Array) -> jax.Array:
-    """A hash of 32 bits to 32 bits, in which each depends on all.
+def hash32(x: ArrayLike) -> jax.Array:
+    """Hash 32 bits to 32 bits, so that each bit depends on all.
 
-    The multipliers are the "lowbias32" of Ellis and Wellons' hash prospector (2018).
+    The multipliers are "lowbias32" of Ellis and Wellons' hash prospector (2018).
     """
+    x = jnp.asarray(x, jnp.uint32)
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
     return x ^ (x >> 16)

@@ -1,12 +1,12 @@
-"""The RMSProp rule: its equations, and the order in which they are stored.
+"""The RMSProp rule.
 
-For one parameter p with gradient g, where α is ``alpha``, μ ``momentum``, λ
-``weight_decay`` and η ``learning_rate``, in torch's order:
+For one parameter p with gradient g, in PyTorch's order, where α is ``alpha``, μ
+``momentum``, λ ``weight_decay`` and η ``learning_rate``:
 
-    g   = −g                                    only when maximizing
-    g   = g + λ·p                               only with coupled decay
+    g   = −g                                    only if maximizing
+    g   = g + λ·p                               only with coupled weight decay
     m'  = α·m + (1−α)·g                         only if centered
-    ν'  = α·ν + ((1−α)/α)·(g − m')²             centered (no second term if α = 0)
+    ν'  = α·ν + ((1−α)/α)·(g − m')²             if centered (no second term if α = 0)
     ν'  = α·ν + (1−α)·g²                        otherwise
     d   = √ν' + eps      or      √(ν' + eps)
     x   = g / d                                 and 0 where d = 0
@@ -14,126 +14,136 @@ For one parameter p with gradient g, where α is ``alpha``, μ ``momentum``, λ
     out = b'      or      μ·b' + x (Nesterov)      or      x (no momentum)
     p'  = p − η·out                             or p − η·(out + λ·p), decoupled
 
-timm's caution takes of out only what goes the way of g, and that larger by the share
-of all elements which do (at least 1/1000).
+TensorFlow and its successors multiply by the learning rate before the momentum buffer
+instead: x = η·g/d and p' = p − out.
 
-TensorFlow and those after it put the rate into the momentum buffer instead: there
-x = η·g/d and p' = p − out.
+timm's caution keeps only the elements of out whose sign is that of g, and divides them
+by their share of the leaf (at least 1/1000).
 
-Centered, ν is the variance itself. That is the same algebra as the usual E[g²] − m²,
-and it can't cancel. With bias correction α is α_t = α(1−α^(t−1))/(1−α^t), and ν and m
-are the corrected moments.
+Centered, ν is the variance itself. The usual form keeps E[g²] and subtracts m², which
+cancels in float32; the recursion above is the same algebra and cannot cancel. With bias
+correction, α is α_t = α(1−α^(t−1))/(1−α^t), and ν and m are the corrected moments.
 
-A finite gradient gives finite numbers. In float32, g beyond ±2⁶² counts as that: the
-square of more would be infinite. Where ε may be next to 0, x stays within ±2¹⁰⁰.
+A finite gradient gives finite numbers. In float32, g is clipped to ±2⁶² because the
+square of a larger number would be infinite, and x to ±2¹⁰⁰ where ε may be tiny.
 
-*Store, then read*: every leaf of the state is computed once, and what follows reads
-what was stored. XLA then makes one kernel per output and no temporary.
+*Store, then read*: each field of the state is computed once, in the order m, ν, b, and
+whatever comes later reads the field as it was stored. XLA then makes one kernel per
+output and no temporaries. `leaf_update` does this.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
-from rmsprop_jax._finite import quotient, root, with_finite_square
+from rmsprop_jax._optimizer.safe_math import (
+    clip_to_finite_square,
+    safe_divide,
+    safe_sqrt,
+)
+
+Number: TypeAlias = float | jax.Array
 
 
 class Rule(NamedTuple):
-    """Which of the equations hold: what is known before a program is traced."""
+    """Which of the equations apply. Known before a program is traced."""
 
-    centered: bool
-    momentum: bool
+    has_learning_rate: bool  # otherwise the update is out itself, not −η·out
+    learning_rate_in_momentum: bool  # TensorFlow's order
+    has_momentum: bool
     nesterov: bool
+    centered: bool
+    bias_correction: bool
     maximize: bool
+    has_weight_decay: bool
+    decoupled_weight_decay: bool
     eps_in_sqrt: bool
-    decoupled: bool
-    rate_in_momentum: bool
-    has_rate: bool  # or else hand out x or b', neither scaled nor negated
+    has_eps: bool  # ε is known and large enough that g/d cannot overflow
     cautious: bool
-    has_eps: bool  # ε is known, and g/d can't overflow
 
 
-class Numbers(NamedTuple):
-    """The numbers of one step."""
+class StepNumbers(NamedTuple):
+    """The numbers of one step, scalars."""
 
-    rate: jax.Array  # η
-    alpha: jax.Array  # α, or α_t with bias correction
-    weight: jax.Array  # 1 − α
-    ratio: jax.Array  # (1 − α)/α, and 0 where α is 0
-    eps: jax.Array
-    decay: jax.Array  # λ, or η·λ if decoupled
-    momentum: jax.Array  # μ
+    learning_rate: Number
+    alpha: Number  # α, or α_t with bias correction
+    one_minus_alpha: Number
+    one_minus_alpha_over_alpha: Number  # 0 where α is 0
+    eps: Number
+    weight_decay: Number  # λ, or η·λ if decoupled
+    momentum: Number
 
 
 class Leaf(NamedTuple):
-    """One leaf: a parameter and what belongs to it."""
+    """One leaf of the parameters with its gradient and state.
+
+    The equations see real arrays of one dtype. `leaf_update` makes them of what is
+    stored, which may be complex or in other dtypes.
+    """
 
     g: jax.Array
-    p: jax.Array | None  # only where the leaf decays
+    p: jax.Array | None  # None where the leaf does not decay
     nu: jax.Array
-    mu: jax.Array  # b; None without momentum
-    grad_mean: jax.Array  # m; None if not centered
+    mu: jax.Array | None  # b; None without momentum
+    grad_mean: jax.Array | None  # m; None if not centered
 
 
-Formula = Callable[[Rule, Numbers, Leaf], jax.Array]
-
-
-def gradient(rule: Rule, n: Numbers, leaf: Leaf) -> jax.Array:
+def decayed_gradient(rule: Rule, n: StepNumbers, leaf: Leaf) -> jax.Array:
     g = -leaf.g if rule.maximize else leaf.g
-    g = g if leaf.p is None or rule.decoupled else g + n.decay * leaf.p
-    # An infinite gradient is no large one: it becomes NaN.
-    return with_finite_square(g) + (leaf.g - leaf.g)
+    if leaf.p is not None and not rule.decoupled_weight_decay:
+        g = g + n.weight_decay * leaf.p
+    # Clipping would hide an infinite gradient; g − g turns it into NaN.
+    return clip_to_finite_square(g) + (leaf.g - leaf.g)
 
 
-def mean(rule: Rule, n: Numbers, leaf: Leaf) -> jax.Array:
-    # As a step towards g: the two weights, once rounded, do not add up to 1, and where
-    # the mean is large the variance would see it.
-    return leaf.grad_mean + n.weight * (gradient(rule, n, leaf) - leaf.grad_mean)
+def next_grad_mean(rule: Rule, n: StepNumbers, leaf: Leaf) -> jax.Array:
+    assert leaf.grad_mean is not None
+    # Written as m + w·(g − m) because in float32 α and 1 − α do not sum to exactly 1;
+    # with a large mean that error would show up in the variance.
+    g = decayed_gradient(rule, n, leaf)
+    return leaf.grad_mean + n.one_minus_alpha * (g - leaf.grad_mean)
 
 
-def second_moment(rule: Rule, n: Numbers, leaf: Leaf) -> jax.Array:
-    g = gradient(rule, n, leaf)
-    about, weight = (leaf.grad_mean, n.ratio) if rule.centered else (0, n.weight)
-    return n.alpha * leaf.nu + weight * jnp.square(g - about)
+def next_nu(rule: Rule, n: StepNumbers, leaf: Leaf) -> jax.Array:
+    g = decayed_gradient(rule, n, leaf)
+    if leaf.grad_mean is None:
+        return n.alpha * leaf.nu + n.one_minus_alpha * jnp.square(g)
+    deviation = jnp.square(g - leaf.grad_mean)
+    return n.alpha * leaf.nu + n.one_minus_alpha_over_alpha * deviation
 
 
-def direction(rule: Rule, n: Numbers, leaf: Leaf) -> jax.Array:
-    d = root(leaf.nu + n.eps) if rule.eps_in_sqrt else root(leaf.nu) + n.eps
-    g = gradient(rule, n, leaf)
-    x = g / d if rule.has_eps else quotient(g, d)
-    return n.rate * x if rule.rate_in_momentum else x
+def direction(rule: Rule, n: StepNumbers, leaf: Leaf) -> jax.Array:
+    g = decayed_gradient(rule, n, leaf)
+    nu, eps = leaf.nu, n.eps
+    d = safe_sqrt(nu + eps) if rule.eps_in_sqrt else safe_sqrt(nu) + eps
+    x = g / d if rule.has_eps else safe_divide(g, d)
+    return n.learning_rate * x if rule.learning_rate_in_momentum else x
 
 
-def buffer(rule: Rule, n: Numbers, leaf: Leaf) -> jax.Array:
+def next_mu(rule: Rule, n: StepNumbers, leaf: Leaf) -> jax.Array:
+    assert leaf.mu is not None
     return n.momentum * leaf.mu + direction(rule, n, leaf)
 
 
-def step(rule: Rule, n: Numbers, leaf: Leaf) -> jax.Array:
-    if not rule.momentum:
+def final_update(rule: Rule, n: StepNumbers, leaf: Leaf) -> jax.Array:
+    if leaf.mu is None:
         out = direction(rule, n, leaf)
     else:
-        out = buffer(rule, n, leaf) if rule.nesterov else leaf.mu
+        out = next_mu(rule, n, leaf) if rule.nesterov else leaf.mu
     if rule.cautious:
-        to, way = jnp.sign(leaf.mu), jnp.sign(gradient(rule, n, leaf))
-        share = jnp.maximum(jnp.mean(to * way > 0, dtype=out.dtype), 1e-3)
-        # Where both are 0, so is out. In the same words as above, XLA would keep it.
-        out = jnp.where(to == way, out / share, 0)
-    if not rule.has_rate:
+        assert leaf.mu is not None
+        step_sign = jnp.sign(leaf.mu)
+        gradient_sign = jnp.sign(decayed_gradient(rule, n, leaf))
+        share = jnp.mean(step_sign * gradient_sign > 0, dtype=out.dtype)
+        # Where both signs are 0, so is out. Do not write `step_sign * gradient_sign >
+        # 0` again: XLA would reuse that value and keep it as a temporary.
+        out = jnp.where(step_sign == gradient_sign, out / jnp.maximum(share, 1e-3), 0)
+    if not rule.has_learning_rate:
         return out
-    out = -out if rule.rate_in_momentum else -n.rate * out
-    return out - n.decay * leaf.p if leaf.p is not None and rule.decoupled else out
-
-
-def update(rule: Rule, leaf: Leaf, keep: Callable[[str, Formula, Leaf], Leaf]) -> Leaf:
-    """The leaf with its new state; `step` of that is p's update.
-
-    ``keep`` stores what a formula makes of a leaf in the field of that name.
-    """
-    if rule.centered:
-        leaf = keep("grad_mean", mean, leaf)
-    leaf = keep("nu", second_moment, leaf)
-    return keep("mu", buffer, leaf) if rule.momentum else leaf
+    update = -out if rule.learning_rate_in_momentum else -n.learning_rate * out
+    if leaf.p is not None and rule.decoupled_weight_decay:
+        update = update - n.weight_decay * leaf.p
+    return update

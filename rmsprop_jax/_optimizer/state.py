@@ -1,9 +1,8 @@
-"""The state, and what it holds before the first step."""
+"""The state, and what it is initialized to."""
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +10,11 @@ import optax
 from jax import lax
 from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
-from jax.tree_util import KeyPath
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import ArrayLike
 
-from rmsprop_jax import _errors, _storage
+from rmsprop_jax._error_text import Path, path_str
+from rmsprop_jax._optimizer import storage
+from rmsprop_jax._optimizer.storage import DType, Field
 
 
 class RMSPropState(NamedTuple):
@@ -22,92 +22,103 @@ class RMSPropState(NamedTuple):
 
     Attributes:
         count: int32 scalar, the number of updates so far.
-        nu: a tree like the parameters: the second moment of the gradient about the
-            origin, or about its mean (the variance) if centered. torch says
+        nu: A pytree like the parameters: the second moment of the gradient about the
+            origin, or about its mean (the variance) if centered. PyTorch calls it
             ``square_avg``. A complex leaf holds one moment for the real and one for
             the imaginary part. Leaves that cannot be optimized (integers) are ``None``.
-        mu: the momentum buffer, or ``None`` without momentum. torch says
+        mu: The momentum buffer, or ``None`` without momentum. PyTorch calls it
             ``momentum_buffer``.
-        grad_mean: the mean of the gradient, or ``None`` if not centered. torch says
-            ``grad_avg``.
+        grad_mean: The mean of the gradient, or ``None`` if not centered. PyTorch calls
+            it ``grad_avg``.
 
-    Where a tree like the parameters goes along, ``optax.tree.map_params`` has to be
-    told of leaves that are ``None``: ``is_leaf=lambda x: x is None``.
+    If you map over the state together with a pytree like the parameters, tell
+    ``optax.tree.map_params`` about leaves that are ``None``:
+    ``is_leaf=lambda x: x is None``.
     """
 
-    count: Any  # jax.Array, but every tuple has a method of that name
-    # Trees like the user's parameters, whose type only the user knows.
-    nu: Any
-    mu: Any
-    grad_mean: Any
+    # Every tuple has a method of this name, so a type checker objects to the field.
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
+    nu: optax.Params
+    mu: optax.Params | None
+    grad_mean: optax.Params | None
 
 
-def moments(
-    params: optax.Params, value: ArrayLike, field: str, state_dtype: DTypeLike
-) -> Any:
-    """A tree like the parameters: the state's field before the first step."""
-    return jax.tree.map_with_path(
-        lambda path, p: _moment(path, p, value, field, state_dtype),
-        params,
-        is_leaf=lambda x: x is None,
-    )
+def init_moments(
+    params: optax.Params, value: ArrayLike, field: Field, state_dtype: DType
+) -> optax.Params:
+    """Return a pytree like the parameters: one field of the state before any step."""
+    values: dict[DType, jax.Array] = {}
+
+    def init_leaf(path: Path, p: ArrayLike | None) -> jax.Array | None:
+        dtype = None if p is None else moment_dtype(path, p, field, state_dtype)
+        if p is None or dtype is None:
+            return None
+        if dtype not in values:  # converted once, because each operation takes time
+            values[dtype] = _convert(value, dtype)
+        return full_like_sharded(p, values[dtype])
+
+    return jax.tree.map_with_path(init_leaf, params, is_leaf=lambda x: x is None)
 
 
-def _moment(
-    path: KeyPath, p: Any, value: ArrayLike, field: str, state_dtype: DTypeLike
-) -> Any:
-    """A leaf of the state, filled with a value; None where p cannot be optimized."""
-    if p is None:
-        return None
+def moment_dtype(
+    path: Path, p: ArrayLike, field: Field, state_dtype: DType
+) -> DType | None:
+    """Return the dtype of a leaf of the state; None if p cannot be optimized."""
     try:
         dtype = jnp.result_type(p)
     except (TypeError, ValueError):
         raise TypeError(
-            f"params: leaf {_errors.leaf(path)} must be an array, but it was a "
-            f"{type(p).__name__}. Give init and update the arrays alone; of an "
+            f"params: leaf {path_str(path)} must be an array, but it was a "
+            f"{type(p).__name__}. Give init and update the arrays alone; for an "
             "Equinox model these are eqx.filter(model, eqx.is_inexact_array)."
         ) from None
     if not jnp.issubdtype(dtype, jnp.inexact):
         return None
-    wide = jnp.float64 if jnp.finfo(dtype).bits == 64 else jnp.float32
-    number = jnp.asarray(value, wide)
-    if jnp.issubdtype(dtype, jnp.complexfloating):
-        return _filled(p, lax.complex(number, number))
-    if wide == jnp.float64:
-        return _filled(p, number)
-    return _started(_filled(p, number), field, str(jnp.dtype(state_dtype)))
+    if jnp.issubdtype(dtype, jnp.complexfloating) or dtype == jnp.float64:
+        return dtype
+    return storage.initial_dtype(field, state_dtype)
 
 
-@partial(jax.jit, static_argnums=(1, 2))  # of many operations, outside of jit
-def _started(full: jax.Array, field: str, state_dtype: str) -> Any:
-    return _storage.started(full, field, state_dtype)
+def _convert(value: ArrayLike, dtype: DType) -> jax.Array:
+    """Return a scalar array; of a complex dtype, with the value in both parts."""
+    if not jnp.issubdtype(dtype, jnp.complexfloating):
+        return jnp.asarray(value, dtype)
+    part = jnp.asarray(value, jnp.finfo(dtype).dtype)
+    return lax.complex(part, part)
 
 
-def _filled(p: Any, value: jax.Array) -> jax.Array:
-    """An array like p, and sharded like it, of one value."""
+def full_like_sharded(p: ArrayLike, value: jax.Array) -> jax.Array:
+    """Return an array with the shape and the sharding of p, filled with a scalar."""
     full = jnp.full_like(p, value, dtype=value.dtype)
     if not isinstance(p, Tracer):
-        return full
-    # Under jit a constant has no sharding, and is whole on one device or on all. What
-    # is computed from p is sharded like p; behind the barrier XLA can't see that the
-    # two values are the same.
-    again = jnp.full_like(p, lax.optimization_barrier(value), dtype=value.dtype)
-    return jnp.where(jnp.isnan(p), again, full)
+        # A scalar shares the buffer of the value, so one of them could not be donated.
+        return full if full.ndim else full.copy()
+    # Under jit a constant has no sharding, and ends up whole on one device or on all.
+    # A value that is computed from p is sharded like p. The barrier keeps XLA from
+    # seeing that both branches have the same value.
+    hidden = lax.optimization_barrier(value)
+    return jnp.where(jnp.isnan(p), jnp.full_like(p, hidden, dtype=value.dtype), full)
 
 
-def no_steps(params: optax.Params) -> jax.Array:
-    """A count of 0: outside of jit, on the parameters' device or all their mesh's."""
-    places = set()
+def init_count(params: optax.Params) -> jax.Array:
+    """Return a step count of 0, replicated over the devices of the parameters.
+
+    Under jit it has no sharding. Outside of jit, if the parameters are on no particular
+    device, neither is the count.
+    """
+    shardings: set[NamedSharding | SingleDeviceSharding] = set()
     for p in jax.tree.leaves(params):
         sharding = None if isinstance(p, Tracer) else getattr(p, "sharding", None)
         if isinstance(sharding, NamedSharding):
-            places = {NamedSharding(sharding.mesh, PartitionSpec())}
+            shardings = {NamedSharding(sharding.mesh, PartitionSpec())}
             break
         if isinstance(sharding, SingleDeviceSharding) and getattr(p, "committed", True):
-            places.add(sharding)
-    # Where nothing is said to be in one place, neither is the count.
-    device = places.pop() if len(places) == 1 else None
+            shardings.add(sharding)
+    device = shardings.pop() if len(shardings) == 1 else None
     return jnp.zeros([], jnp.int32, device=device)
 
 
-advanced = jax.jit(optax.safe_increment)  # of a count; one piece outside of jit too
+@jax.jit  # one operation outside of jit too
+def increment_count(count: jax.Array) -> jax.Array:
+    """Add 1, up to the largest int32."""
+    return optax.safe_increment(count)

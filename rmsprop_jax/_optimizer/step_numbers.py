@@ -1,65 +1,86 @@
-"""The numbers of one step: schedules asked, α_t, (1 − α)/α, and the decay's rate.
+"""The numbers of one step: evaluated schedules, α_t, (1 − α)/α and η·λ.
 
-They stay Python floats as long as all of them are, so that no digit is lost: in
+They stay Python floats as long as all of them are, so that no digits are lost: in
 float32, 1 − 0.999 is off by 1.3·10⁻⁵.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.typing import ArrayLike
 
-from rmsprop_jax._options import SCHEDULED, Options
+from rmsprop_jax._optimizer.options import Hyperparams
+from rmsprop_jax._optimizer.rule import Number, Rule, StepNumbers
 
-# Below the arithmetic's precision α·(g − m)² is nothing beside g².
-_LEAST = float(jnp.finfo(jnp.float32).eps)
+# `StepNumbers` as one vector.
+NumbersVector: TypeAlias = np.ndarray[tuple[int], np.dtype[np.floating]] | jax.Array
+
+# With α below float32's precision, α·(g − m)² is nothing compared with g².
+_SMALLEST_ALPHA = float(jnp.finfo(jnp.float32).eps)
 _TINY = float(jnp.finfo(jnp.float32).tiny)
 
-Number = float | jax.Array
 
-
-def of_step(options: Options, count: jax.Array) -> np.ndarray | jax.Array:
-    """`Numbers` as one vector, in the widest real dtype that JAX has.
+def compute_step_numbers(
+    rule: Rule, hyperparams: Hyperparams, count: jax.Array, names: Mapping[str, str]
+) -> NumbersVector:
+    """Compute `StepNumbers` as one vector, in JAX's widest real dtype.
 
     Args:
-        options: Checked ones.
+        rule: Which equations apply.
+        hyperparams: Numbers and schedules.
         count: int32 scalar, the steps before this one.
+        names: What the user calls the hyperparameters, for errors, if not as here.
     """
-    rate, alpha, eps, decay, momentum = (
-        value_of(options.name(option), getattr(options, option), count)
-        for option in SCHEDULED
+
+    def evaluate_option(option: str) -> Number:
+        name = names.get(option, option)
+        return evaluate(name, getattr(hyperparams, option), count)
+
+    learning_rate, alpha = evaluate_option("learning_rate"), evaluate_option("alpha")
+    one_minus_alpha = 1 - alpha
+    if rule.bias_correction:
+        alpha, one_minus_alpha = _correct_bias(alpha, count)
+    weight_decay = evaluate_option("weight_decay")
+    if rule.decoupled_weight_decay:
+        weight_decay = weight_decay * learning_rate
+    numbers = StepNumbers(
+        learning_rate=learning_rate,
+        alpha=alpha,
+        one_minus_alpha=one_minus_alpha,
+        one_minus_alpha_over_alpha=_divide_by_alpha(one_minus_alpha, alpha),
+        eps=evaluate_option("eps"),
+        weight_decay=weight_decay,
+        momentum=evaluate_option("momentum"),
     )
-    weight = 1 - alpha
-    if options.bias_correction:
-        alpha, weight = _corrected(alpha, count)
-    if options.decoupled_weight_decay:
-        # η·λ, or η²/max_rate·λ.
-        decay = decay * rate
-        if options.max_rate is not None:
-            largest = value_of(options.name("max_rate"), options.max_rate, count)
-            decay = decay * (rate / largest)
-    # In the order of `Numbers`.
-    numbers = [rate, alpha, weight, _ratio(alpha, weight), eps, decay, momentum]
     wide = jnp.result_type(float)
     if all(isinstance(number, float) for number in numbers):
         return np.array(numbers, wide)
     return jnp.stack([jnp.asarray(number, wide) for number in numbers])
 
 
-def value_of(
-    name: str, value: optax.ScalarOrSchedule | ArrayLike, count: jax.Array
+def evaluate(
+    name: str, value: Number | optax.Schedule, count: jax.Array | np.ndarray
 ) -> Number:
-    """The number itself, or what the schedule makes of the count."""
+    """Return the number itself, or the value of the schedule at this step count.
+
+    Args:
+        name: What the user calls it, for errors.
+        value: A validated number, or a schedule.
+        count: int32 scalar, the steps before this one.
+
+    Raises:
+        ValueError: If the schedule does not return a real scalar.
+    """
     wide = jnp.result_type(float)
     if not callable(value):
-        return value if isinstance(value, float) else jnp.asarray(value, wide)
-    returned: Any = value(count)
+        return value if isinstance(value, float) else value.astype(wide)
+    returned: object = value(count)
     if isinstance(returned, int | float):
         return float(returned)
     is_array = isinstance(returned, jax.Array | np.ndarray | np.number)
@@ -73,24 +94,25 @@ def value_of(
     )
 
 
-def _corrected(alpha: Number, count: jax.Array) -> tuple[Number, Number]:
-    """α_t = α(1−α^(t−1))/(1−α^t), and 1 − α_t.
+def _correct_bias(alpha: Number, count: jax.Array) -> tuple[Number, Number]:
+    """Return α_t = α(1−α^(t−1))/(1−α^t), and 1 − α_t.
 
-    By expm1, as α^t is close to 1 while t is small. A traced α is kept off 1 and out
-    of the logarithm's pole at 0; the products stay right.
+    The powers are computed by expm1 because α^t is close to 1 while t is small. A
+    traced α is kept below 1, and away from the logarithm's pole at 0.
     """
     if isinstance(alpha, float):
         log_alpha = math.log(max(alpha, _TINY))
     else:
-        alpha = jnp.minimum(alpha, 1 - _LEAST)
+        alpha = jnp.minimum(alpha, 1 - _SMALLEST_ALPHA)
         log_alpha = jnp.log(jnp.maximum(alpha, _TINY))
     t = count.astype(jnp.result_type(float))
-    whole = -jnp.expm1((t + 1) * log_alpha)
-    return alpha * -jnp.expm1(t * log_alpha) / whole, (1 - alpha) / whole
+    one_minus_power = -jnp.expm1((t + 1) * log_alpha)
+    alpha_t = alpha * -jnp.expm1(t * log_alpha) / one_minus_power
+    return alpha_t, (1 - alpha) / one_minus_power
 
 
-def _ratio(alpha: Number, weight: Number) -> Number:
+def _divide_by_alpha(one_minus_alpha: Number, alpha: Number) -> Number:
     if isinstance(alpha, float):
-        return weight / alpha if alpha > _LEAST else 0.0
-    counts = alpha > _LEAST
-    return jnp.where(counts, weight / jnp.where(counts, alpha, 1), 0)
+        return one_minus_alpha / alpha if alpha > _SMALLEST_ALPHA else 0.0
+    is_positive = alpha > _SMALLEST_ALPHA
+    return jnp.where(is_positive, one_minus_alpha / jnp.where(is_positive, alpha, 1), 0)

@@ -1,119 +1,128 @@
-"""How a leaf of the state is kept and read, and what it starts with.
+"""How a leaf of the state is stored: its dtype, and how it is encoded and decoded.
 
-A leaf is kept in an array. Every module in `formats` is one way to do so; a new one is
-a new file there, and nothing else. Such a module has:
-
-    DTYPES                          what ``state_dtype`` calls it, each the name of a
-                                    dtype
-    HELD                            the names of all dtypes that it reads
-    ROUNDS                          whether it asks for random bits
-    start(full, field, dtype)       what is kept of an array before the first step
-    keep(x, dtype, bits)            what is kept of a new value, float32 or wider, where
-                                    the old one had this dtype
-    read(kept)                      the array that it stands for
-
-``field`` is the state's: ``"nu"``, which is never negative, ``"mu"`` or
-``"grad_mean"``. ``bits()`` are 16 random bits for each element of x, as uint32.
+A new format is one more `Format` in `FORMATS`. The rule does not change, because it
+only ever sees decoded values.
 """
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-from collections.abc import Callable
-from typing import Protocol, cast
+from collections.abc import Callable, Iterable
+from typing import Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
-from rmsprop_jax._storage import formats
-from rmsprop_jax._storage._bits import Salt, random_bits, salts
-from rmsprop_jax._storage._memory import settled, shared
+from rmsprop_jax._optimizer.bfloat16_rounding import round_to_bfloat16
+from rmsprop_jax._optimizer.random_bits import Salt, make_random_bits
+from rmsprop_jax._optimizer.rule import Leaf
 
-__all__ = [
-    "Salt",
-    "dtypes",
-    "is_rounded",
-    "keep",
-    "random_bits",
-    "read",
-    "salts",
-    "settled",
-    "shared",
-    "started",
-]
+# nu is never negative; mu and grad_mean may be.
+Field: TypeAlias = Literal["nu", "mu", "grad_mean"]
+DType: TypeAlias = np.dtype[np.generic]
 
 
-class Format(Protocol):
-    """A module in `formats`."""
+class Format(NamedTuple):
+    """One way to store a leaf.
 
-    DTYPES: tuple[str, ...]
-    HELD: tuple[str, ...]
-    ROUNDS: bool
+    Attributes:
+        state_dtypes: The names by which ``state_dtype`` selects the format.
+        stored_dtypes: The names of all dtypes that it can decode.
+        is_rounded: Whether `encode` needs random bits.
+        initial_dtype: From a field and the ``state_dtype`` to the dtype of a new leaf.
+        encode: From a float32 or wider array, the dtype that the old leaf has, and a
+            function that makes 16 random bits (uint32) per element, to the new leaf.
+        decode: From a leaf to a real or complex array, float32 or wider.
+    """
 
-    def start(self, full: jax.Array, field: str, dtype: DTypeLike) -> jax.Array: ...
-    def keep(
-        self,
-        x: jax.Array,
-        dtype: DTypeLike,
-        bits: Callable[[], jax.Array],
-    ) -> jax.Array: ...
-    def read(self, kept: jax.Array) -> jax.Array: ...
-
-
-FORMATS = [
-    cast(Format, importlib.import_module(module.name))
-    for module in pkgutil.iter_modules(formats.__path__, f"{formats.__name__}.")
-]
+    state_dtypes: tuple[str, ...]
+    stored_dtypes: tuple[str, ...]
+    is_rounded: bool
+    initial_dtype: Callable[[Field, DType], DType]
+    encode: Callable[[jax.Array, DType, Callable[[], jax.Array]], jax.Array]
+    decode: Callable[[jax.Array], jax.Array]
 
 
-def dtypes() -> list[str]:
-    """What ``state_dtype`` may be, from the widest on."""
-    names = [name for each in FORMATS for name in each.DTYPES]
-    return sorted(names, key=lambda name: -jnp.dtype(name).itemsize)
+FLOATS = Format(
+    state_dtypes=("float64", "float32"),
+    # A complex leaf is two such numbers. Only a restored state has float16.
+    stored_dtypes=("float64", "float32", "float16", "complex64", "complex128"),
+    is_rounded=False,
+    initial_dtype=lambda field, state_dtype: state_dtype,
+    encode=lambda x, dtype, make_bits: x.astype(dtype),
+    decode=lambda x: x.astype(jnp.float32) if x.dtype == jnp.float16 else x,
+)
+
+BFLOAT16 = Format(
+    state_dtypes=("bfloat16",),
+    stored_dtypes=("bfloat16",),
+    is_rounded=True,
+    # The mean stays float32, because the variance is about this very mean: rounding it
+    # would add the variance of that rounding, 20 % at a mean of 100 deviations.
+    initial_dtype=lambda field, state_dtype: (
+        np.dtype(np.float32) if field == "grad_mean" else state_dtype
+    ),
+    encode=lambda x, dtype, make_bits: round_to_bfloat16(x, make_bits()),
+    decode=lambda x: x.astype(jnp.float32),
+)
+
+FORMATS = (FLOATS, BFLOAT16)
 
 
-def _format_of(dtype: DTypeLike) -> Format:
+def state_dtype_names() -> list[str]:
+    """Return what ``state_dtype`` may be, the widest first."""
+    return [name for form in FORMATS for name in form.state_dtypes]
+
+
+def _find_format(dtype: DTypeLike) -> Format:
     name = jnp.dtype(dtype).name
-    for each in FORMATS:
-        if name in each.HELD:
-            return each
+    for form in FORMATS:
+        if name in form.stored_dtypes:
+            return form
     raise TypeError(
-        f"A leaf of the state must be of one of the dtypes {', '.join(dtypes())}, but "
-        f"it was {name}. Make the state with init."
+        f"A leaf of the state must have one of the dtypes "
+        f"{', '.join(state_dtype_names())}, but it was {name}. Make the state with "
+        "init."
     )
 
 
-def is_rounded(kept: jax.Array | None) -> bool:
-    """Whether new values of this leaf are rounded by random bits."""
-    return kept is not None and _format_of(kept.dtype).ROUNDS
+def is_any_rounded(leaves: Iterable[Leaf]) -> bool:
+    """Whether new values of any of these leaves are rounded by random bits."""
+    stored = [x for leaf in leaves for x in (leaf.nu, leaf.mu) if x is not None]
+    return any(_find_format(dtype).is_rounded for dtype in {x.dtype for x in stored})
 
 
-def started(full: jax.Array, field: str, dtype: DTypeLike) -> jax.Array:
-    """A whole leaf of the state, real and at most 32 bits wide, in its format."""
-    return _format_of(dtype).start(full, field, dtype)
+def initial_dtype(field: Field, state_dtype: DType) -> DType:
+    """Return the dtype of a new leaf whose parameter is real and not float64."""
+    return _find_format(state_dtype).initial_dtype(field, state_dtype)
 
 
-def keep(x: jax.Array, old: jax.Array, field: str, salt: Salt | None) -> jax.Array:
-    """A new value, kept as the old one is.
+def encode(x: jax.Array, old: jax.Array, field: Field, salt: Salt | None) -> jax.Array:
+    """Encode a new value as the old one is stored.
 
     Args:
-        x: float32 or wider.
-        old: The leaf's old value.
-        field: Which of the state's it is.
-        salt: That of `salts` for this leaf, if it is rounded.
+        x: The value, float32 or wider.
+        old: The leaf's old value, as it is stored.
+        field: Which field of the state it belongs to.
+        salt: The leaf's salt, if it is rounded.
     """
 
-    def bits() -> jax.Array:
+    def make_bits() -> jax.Array:
         assert salt is not None
-        # One hash serves both moments: nu has its upper half, mu the lower one.
-        both = random_bits(x, salt)
+        # One hash serves both moments: nu takes its upper half and mu the lower.
+        both = make_random_bits(x, salt)
         return both & 0xFFFF if field == "mu" else both >> 16
 
-    return _format_of(old.dtype).keep(x, old.dtype, bits)
+    return _find_format(old.dtype).encode(x, old.dtype, make_bits)
 
 
-def read(kept: jax.Array) -> jax.Array:
-    """The array that a leaf of the state stands for."""
-    return _format_of(kept.dtype).read(kept)
+def decode(stored: jax.Array) -> jax.Array:
+    """Return the array that a stored leaf represents, float32 or wider."""
+    return _find_format(stored.dtype).decode(stored)
+
+
+def decode_state(leaf: Leaf) -> Leaf:
+    """Return the leaf with its state decoded."""
+    state = {"nu": leaf.nu, "mu": leaf.mu, "grad_mean": leaf.grad_mean}
+    return leaf._replace(**jax.tree.map(decode, state))

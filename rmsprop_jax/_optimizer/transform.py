@@ -1,83 +1,111 @@
-"""The gradient transformation of a rule: `init` and `update` over trees."""
+"""The gradient transformation of a rule: ``init`` and ``update`` over pytrees."""
 
 from __future__ import annotations
 
-from functools import partial
+import inspect
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import ArrayLike
 
-from rmsprop_jax import _numbers, _options, _storage, _trees
-from rmsprop_jax._leaf import updated
-from rmsprop_jax._options import Options
-from rmsprop_jax._rule import Leaf
-from rmsprop_jax._state import RMSPropState, advanced, moments, no_steps
+from rmsprop_jax._optimizer import random_bits, storage
+from rmsprop_jax._optimizer.barriers import barrier_numbers_on_gpu
+from rmsprop_jax._optimizer.leaf_update import update_leaf
+from rmsprop_jax._optimizer.options import Config, Options, validate_options
+from rmsprop_jax._optimizer.random_bits import Salt
+from rmsprop_jax._optimizer.state import (
+    RMSPropState,
+    increment_count,
+    init_count,
+    init_moments,
+)
+from rmsprop_jax._optimizer.step_numbers import compute_step_numbers
+from rmsprop_jax._optimizer.tree_matching import match_trees
 
 
-def transformation(options: Options) -> optax.GradientTransformationExtraArgs:
-    """The gradient transformation with these options, which are checked."""
-    options = _options.checked(options)
-    return optax.GradientTransformationExtraArgs(
-        partial(_init, options), partial(_update, options)
-    )
+def make_transformation(options: Options) -> optax.GradientTransformationExtraArgs:
+    """Make the gradient transformation with these options, which are validated."""
+    return make_transformation_of_config(validate_options(options))
 
 
-def _init(options: Options, params: optax.Params) -> RMSPropState:
-    rule = options.rule
+def make_transformation_of_config(
+    config: Config,
+) -> optax.GradientTransformationExtraArgs:
+    """Make the gradient transformation with these validated options.
 
-    def field(name: str, value: ArrayLike = 0.0) -> Any:
-        return moments(params, value, name, options.state_dtype)
+    ``init`` and ``update`` are functions that close over the options because Equinox
+    looks into closures for arrays: with ``functools.partial``, a new learning rate in
+    an array would compile again.
+    """
 
+    def init(params: optax.Params) -> RMSPropState:
+        return init_state(config, params)
+
+    def update(
+        updates: optax.Updates,
+        state: RMSPropState,
+        params: optax.Params | None = None,
+        **extra_args: object,
+    ) -> tuple[optax.Updates, RMSPropState]:
+        del extra_args  # unused here, but allowed for others in a chain
+        return update_trees(config, updates, state, params)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def get_config(tx: optax.GradientTransformation) -> Config:
+    """Return the validated options that a transformation of ours closes over."""
+    return inspect.getclosurevars(tx.init).nonlocals["config"]
+
+
+def init_state(config: Config, params: optax.Params) -> RMSPropState:
+    """Return the state before the first step."""
+    rule, dtype = config.rule, config.state_dtype
     return RMSPropState(
-        count=no_steps(params),
-        nu=field("nu", options.initial_scale),
-        mu=field("mu") if rule.momentum else None,
-        grad_mean=field("grad_mean") if rule.centered else None,
+        count=init_count(params),
+        nu=init_moments(params, config.initial_scale, "nu", dtype),
+        mu=init_moments(params, 0.0, "mu", dtype) if rule.has_momentum else None,
+        grad_mean=init_moments(params, 0.0, "grad_mean", dtype)
+        if rule.centered
+        else None,
     )
 
 
-def _update(
-    options: Options,
+def update_trees(
+    config: Config,
     updates: optax.Updates,
-    state: Any,
-    params: optax.Params | None = None,
-    **extra_args: object,
+    state: RMSPropState,
+    params: optax.Params | None,
 ) -> tuple[optax.Updates, RMSPropState]:
-    del extra_args  # unused here, and allowed, for others in a chain
-    rule = options.rule
-    leaves, tree = _trees.matched(options, updates, state, params)
-    numbers = _storage.shared(_numbers.of_step(options, state.count))
-    salts = [None] * len(leaves)
-    if any(_storage.is_rounded(x) for leaf in leaves for x in (leaf.nu, leaf.mu)):
-        salts = _storage.salts(
-            options.seed, state.count, leaves=len(leaves), use="state"
+    """Return the updates and the state after one step."""
+    leaves, is_updated, structure = match_trees(config, updates, state, params)
+    numbers = compute_step_numbers(
+        config.rule, config.hyperparams, state.count, config.names
+    )
+    shared_numbers = barrier_numbers_on_gpu(numbers)
+    salts: list[Salt | None] = [None] * len(leaves)
+    if storage.is_any_rounded(leaves):
+        salts = random_bits.make_salts(
+            config.seed, state.count, leaves=len(leaves), use="state"
         )
-    out, new = [], []
-    for leaf, salt in zip(leaves, salts, strict=True):
-        if leaf.g is None or leaf.nu is None:  # no news of it, or nothing to optimize
-            u = _no_update(leaf.g, leaf.p)
-        else:
-            u, *fields = updated(rule, numbers, salt, leaf)
-            leaf = Leaf(leaf.g, leaf.p, *fields)
-        out.append(u)
-        new.append(leaf)
-
-    def field(name: str) -> Any:
-        return tree(getattr(leaf, name) for leaf in new)
-
-    return tree(out), RMSPropState(
-        count=advanced(state.count),
-        nu=field("nu"),
-        mu=field("mu") if rule.momentum else None,
-        grad_mean=field("grad_mean") if rule.centered else None,
+    rows = [
+        update_leaf(config.rule, shared_numbers, salt, leaf)
+        if has_update
+        else (zero_update(leaf.g, leaf.p), leaf.nu, leaf.mu, leaf.grad_mean)
+        for leaf, salt, has_update in zip(leaves, salts, is_updated, strict=True)
+    ]
+    update, nu, mu, grad_mean = ([row[i] for row in rows] for i in range(4))
+    return structure.unflatten(update), RMSPropState(
+        count=increment_count(state.count),
+        nu=structure.unflatten(nu),
+        mu=structure.unflatten(mu) if config.rule.has_momentum else None,
+        grad_mean=structure.unflatten(grad_mean) if config.rule.centered else None,
     )
 
 
-def _no_update(g: Any, p: Any) -> Any:
-    """The update of a leaf that has none: zeros for an integer, None for None."""
+def zero_update(g: Any, p: Any) -> jax.Array | None:
+    """Return the update of a leaf without gradient (None) or without state (zeros)."""
     if g is None:
         return None
     like = g if p is None else p

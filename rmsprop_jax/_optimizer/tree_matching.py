@@ -1,225 +1,188 @@
-"""Trees that belong together: matched leaf by leaf, or refused with the leaf's name."""
+"""Match the pytrees of one update leaf by leaf, or name the leaf that does not fit."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.tree_util import KeyPath
 
-from rmsprop_jax import _errors
-from rmsprop_jax._options import Mask, Options
-from rmsprop_jax._rule import Leaf
-from rmsprop_jax._state import RMSPropState
+from rmsprop_jax._error_text import (
+    describe_difference,
+    describe_node_mismatch,
+    path_str,
+)
+from rmsprop_jax._optimizer.decay_mask import spread_mask
+from rmsprop_jax._optimizer.options import Config
+from rmsprop_jax._optimizer.rule import Leaf
+from rmsprop_jax._optimizer.state import RMSPropState
 
 
 def is_none(x: object) -> bool:
-    """For `is_leaf`, where None stands for an absent leaf rather than an empty tree."""
+    """Tell `jax.tree` to treat None as an absent leaf rather than an empty pytree."""
     return x is None
 
 
-def given(what: str, params: optax.Params | None) -> optax.Params:
-    """The parameters, which `what` needs; raises where `update` was called without."""
+def check_state_type(state: object, expected: type) -> None:
+    """Raise if ``update`` was given a state that its ``init`` does not make."""
+    if not isinstance(state, expected):
+        raise TypeError(
+            f"state must be the {expected.__name__} that init made, but it was a "
+            f"{type(state).__name__}. Call update(gradients, state, params). If you "
+            "have the state of a chain, give the part that belongs to this "
+            "transformation. checkpoints.from_optax converts a state of optax.rmsprop. "
+            "If you restored a checkpoint without a template, its states are lists and "
+            "dictionaries: restore it with tx.init(params) as the template."
+        )
+
+
+def require_params(what: str, params: optax.Params | None) -> optax.Params:
+    """Return the parameters; raise if ``update`` was called without them."""
     if params is None:
         raise ValueError(
-            f"params must be given, as {what} needs them, but it was None: call "
+            f"params must be given, because {what} needs them, but it was None: call "
             "update(gradients, state, params)."
         )
     return params
 
 
-def made_by_init(state: object, kind: type) -> None:
-    """Raises where `update` was given another state than its `init` makes."""
-    if not isinstance(state, kind):
-        raise TypeError(
-            f"state must be the {kind.__name__} that init made, but it was a "
-            f"{type(state).__name__}. Call update(gradients, state, params). Of a "
-            "chain's state give the part that is one. Of a state of optax.rmsprop "
-            "checkpoints.from_optax makes one. A checkpoint that was restored without "
-            "a template is lists and dictionaries: restore it with tx.init(params)."
-        )
+class Matched(NamedTuple):
+    """The leaves of one update, in the order of the parameters.
+
+    Attributes:
+        leaves: Each leaf as it is stored.
+        is_updated: Whether each leaf has a gradient and can be optimized. If not, its g
+            or its nu is None.
+        structure: The pytree of the parameters, with None as a leaf.
+    """
+
+    leaves: list[Leaf]
+    is_updated: list[bool]
+    structure: jax.tree_util.PyTreeDef
 
 
-def matched(
-    options: Options,
+def match_trees(
+    config: Config,
     updates: optax.Updates,
     state: RMSPropState,
     params: optax.Params | None,
-) -> tuple[list[Leaf], Callable[[Iterable[Any]], Any]]:
-    """Every `Leaf` as it is kept, and what makes a tree like these of as many leaves.
-
-    What the rule does not use is None. The parameter is there where the leaf decays,
-    and where it is an integer.
+) -> Matched:
+    """Match gradients, state, parameters and mask.
 
     Raises:
-        ValueError: Where the gradients, the parameters, the mask and the state do not
-            belong together. It names the leaf.
-        TypeError: Where the state is another one.
+        ValueError: If they do not belong together. It names the leaf.
+        TypeError: If the state is not an `RMSPropState`.
     """
-    made_by_init(state, RMSPropState)
-    nus: list[Any]
-    nus, structure = jax.tree.flatten(state.nu, is_leaf=is_none)
-    rule = options.rule
+    check_state_type(state, RMSPropState)
+    nu, structure = jax.tree.flatten(state.nu, is_leaf=is_none)
+    absent: list[Any] = [None] * len(nu)
 
-    def leaves(what: str, tree: optax.Params) -> list[Any]:
-        return _leaves(what, tree, state.nu, structure)
+    def flatten(what: str, tree: optax.Params | None) -> list[Any]:
+        return _flatten_as(structure, what, tree, like=state.nu)
 
-    gs = leaves("The tree of the gradients", updates)
-    mus: list[Any] = [None] * len(nus)
-    ps, means, decays = list(mus), list(mus), [False] * len(nus)
-    if rule.momentum:
-        mus = leaves("state.mu, which momentum needs,", state.mu)
-    if rule.centered:
-        means = leaves("state.grad_mean, which centered needs,", state.grad_mean)
-    if options.decays:
-        params = given("weight decay", params)
-        ps = leaves("The tree of params", params)
-        mask = _mask(options.name("weight_decay_mask"), options.weight_decay_mask)
-        decays = leaves(options.name("weight_decay_mask"), mask(params))
+    g = flatten("The tree of the gradients", updates)
+    p, mu, grad_mean, decays = absent, absent, absent, absent
+    if config.rule.has_momentum:
+        mu = flatten("state.mu, which momentum needs,", state.mu)
+    if config.rule.centered:
+        grad_mean = flatten("state.grad_mean, which centered needs,", state.grad_mean)
+    if config.rule.has_weight_decay:
+        params = require_params("weight decay", params)
+        p = flatten("The tree of params", params)
+        mask_name = config.name("weight_decay_mask")
+        mask = spread_mask(mask_name, config.weight_decay_mask, params)
+        decays = flatten(mask_name, mask)
     elif jax.tree.structure(params, is_leaf=is_none) == structure:
-        ps = jax.tree.leaves(params, is_leaf=is_none)
-
-    found = []
-    for i, (g, p, nu, mu, mean) in enumerate(zip(gs, ps, nus, mus, means, strict=True)):
-
-        def check(what: str, leaf: Any, i: int = i, nu: Any = nu) -> None:
-            shape = None if leaf is None else jnp.shape(leaf)
-            if shape != nu.shape:
-                name = _name(state.nu, i)
-                raise ValueError(_other_shape(what, name, shape, nu.shape))
-
-        if g is not None:
-            _check_kind(lambda i=i: _name(state.nu, i), g, nu)
-        if g is not None and nu is not None:
-            if rule.cautious and jnp.iscomplexobj(g):
-                raise ValueError(
-                    f"{options.name('cautious')} is for real leaves, but the gradient "
-                    f"of leaf {_name(state.nu, i)} was complex. Leave it out, or give "
-                    "this leaf a rule of its own with optax.partition."
-                )
-            check("The gradients", g)
-            if rule.momentum:
-                check("state.mu", mu)
-            if rule.centered:
-                check("state.grad_mean", mean)
-            if decays[i]:
-                check("params", p)
-        row: Any = (g, p if decays[i] or nu is None else None, nu, mu, mean)
-        found.append(Leaf(*row))
-    return found, structure.unflatten
+        p = jax.tree.leaves(params, is_leaf=is_none)
+    is_updated = [g[i] is not None and nu[i] is not None for i in range(len(nu))]
+    leaves = [
+        Leaf(
+            g=g[i],
+            # A leaf that cannot be optimized keeps p, which its zero update is like.
+            p=p[i] if decays[i] or nu[i] is None else None,
+            nu=nu[i],
+            mu=mu[i],
+            grad_mean=grad_mean[i],
+        )
+        for i in range(len(nu))
+    ]
+    for i, leaf in enumerate(leaves):
+        name = _LeafName(state.nu, i)
+        if g[i] is not None:
+            _check_gradient_dtype(g[i], nu[i], name)
+        if is_updated[i]:
+            _check_leaf(config, leaf, name)
+    return Matched(leaves, is_updated, structure)
 
 
-def _names(tree: optax.Params) -> list[str]:
-    paths = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_none)
-    return [_errors.leaf(path) for path, _ in paths]
+class _LeafName(NamedTuple):
+    """The path of a leaf, found only when an error is formatted."""
+
+    tree: optax.Params
+    index: int
+
+    def __str__(self) -> str:
+        return _leaf_names(self.tree)[self.index]
 
 
-def _name(tree: optax.Params, i: int) -> str:
-    return _names(tree)[i]
+def _leaf_names(tree: optax.Params) -> list[str]:
+    leaves = jax.tree.leaves_with_path(tree, is_leaf=is_none)
+    return [path_str(path) for path, _ in leaves]
 
 
-def _leaves(
-    what: str, tree: optax.Params, like: optax.Params, structure: object
+def _flatten_as(
+    expected: jax.tree_util.PyTreeDef,
+    what: str,
+    tree: optax.Params | None,
+    *,
+    like: optax.Params,
 ) -> list[Any]:
-    """The leaves of a tree that must be like the state's second moment."""
-    leaves, its_structure = jax.tree.flatten(tree, is_leaf=is_none)
-    if its_structure == structure:
+    """Return the leaves of a tree, which must have the structure that `like` has."""
+    leaves, structure = jax.tree.flatten(tree, is_leaf=is_none)
+    if structure == expected:
         return leaves
-    odd = _errors.difference(_names(tree), _names(like))
-    odd = odd or _errors.kinds(its_structure, structure)
+    odd = describe_difference(_leaf_names(tree), _leaf_names(like))
+    odd = odd or describe_node_mismatch(structure, expected)
     raise ValueError(
         f"{what} must be a tree like the parameters that init was given, but {odd}. "
         "If the model or the optimizer has changed, make a new state with init."
     )
 
 
-def _mask(name: str, mask: Mask | None) -> Callable[[optax.Params], optax.Params]:
-    """From the parameters to a tree like them that says of each leaf if it decays."""
-
-    def whole(params: optax.Params) -> optax.Params:
-        # A module that can be called is a tree all the same.
-        is_one_leaf = jax.tree_util.all_leaves([mask])
-        found: Any = mask(params) if is_one_leaf and callable(mask) else mask
-        if found is None:
-            found = True
-        elif found is mask and is_one_leaf and not jax.tree_util.all_leaves([params]):
-            raise ValueError(
-                f"{name} must be a tree of booleans like the parameters, or a function "
-                f"from them to one, but it was {mask}. If all leaves shall decay, "
-                "leave it out. optax.inject_hyperparams takes a function for a "
-                f"schedule: add static_args={name!r}."
-            )
-
-        def spread(path: KeyPath, decays: Any, under: optax.Params) -> optax.Params:
-            if jnp.ndim(decays):
-                raise ValueError(
-                    f"{name} must have one boolean for a leaf, but leaf "
-                    f"{_errors.leaf(path)} was an array of shape {jnp.shape(decays)}."
-                )
-            return jax.tree.map(
-                lambda p: None if p is None else bool(decays), under, is_leaf=is_none
-            )
-
-        why = _misfit(found, params)
-        if why:
-            raise ValueError(
-                f"{name} must be a tree of booleans like the parameters, or a prefix "
-                f"of it, or a function from them to one, but {why}"
-            )
-        return jax.tree_util.tree_map_with_path(spread, found, params)
-
-    return whole
-
-
-def _misfit(mask: optax.Params, params: optax.Params) -> str:
-    """Why a mask is no prefix of the parameters; empty where it is one."""
-    try:
-        jax.tree.map(lambda *_: None, mask, params)
-    except ValueError:
-        pass
-    else:
-        return ""
-
-    def is_masked(x: object) -> bool:
-        return isinstance(x, optax.MaskedNode)
-
-    def paths(tree: optax.Params) -> list[KeyPath]:
-        leaves = jax.tree_util.tree_leaves_with_path(
-            tree, is_leaf=lambda x: is_none(x) or is_masked(x)
+def _check_leaf(config: Config, leaf: Leaf, name: _LeafName) -> None:
+    """Raise if the arrays of a leaf do not fit its second moment."""
+    if config.rule.cautious and jnp.iscomplexobj(leaf.g):
+        raise ValueError(
+            f"{config.name('cautious')} is for real leaves, but the gradient of leaf "
+            f"{name} was complex. Leave it out, or give this leaf a rule of its own "
+            "with optax.partition."
         )
-        return [path for path, _ in leaves]
+    _check_shape("The gradients", leaf.g, leaf, name)
+    if config.rule.has_momentum:
+        _check_shape("state.mu", leaf.mu, leaf, name)
+    if config.rule.centered:
+        _check_shape("state.grad_mean", leaf.grad_mean, leaf, name)
+    if leaf.p is not None:
+        _check_shape("params", leaf.p, leaf, name)
 
-    have, want = paths(mask), paths(params)
-    odd = [
-        f"leaf {_errors.leaf(path)} is unexpected"
-        for path in have
-        if not any(path == other[: len(path)] for other in want)
-    ] + [
-        f"leaf {_errors.leaf(path)} is missing"
-        for path in want
-        if not any(other == path[: len(other)] for other in have)
-    ]
-    structures = map(jax.tree.structure, (mask, params))
-    why = (_errors.few(odd) or _errors.kinds(*structures)) + "."
-    if any(map(is_masked, jax.tree.leaves(params, is_leaf=is_masked))):
-        why += (
-            " The parameters are masked, as inside of optax.masked and "
-            "optax.partition. There give a function, which sees only what is left: "
-            "lambda params: jax.tree.map(lambda p: p.ndim > 1, params)."
+
+def _check_shape(what: str, x: Any, leaf: Leaf, name: _LeafName) -> None:
+    shape = None if x is None else jnp.shape(x)
+    if shape != leaf.nu.shape:
+        raise ValueError(
+            f"{what}: leaf {name} must have shape {leaf.nu.shape}, as its parameter "
+            f"had when init saw it, but it was {shape}."
         )
-    return why
 
 
-def _check_kind(name: Callable[[], str], g: Any, nu: Any) -> None:
-    """Raises where a gradient is of another kind than its parameter was."""
+def _check_gradient_dtype(g: Any, nu: Any, name: _LeafName) -> None:
+    """Raise if a gradient is of another kind than its parameter was."""
     dtype = g.dtype if hasattr(g, "dtype") else jnp.result_type(g)
     optimizable = jnp.issubdtype(dtype, jnp.inexact)
     if nu is None and optimizable:
         raise ValueError(
-            f"The gradient of leaf {name()} was {dtype}, but its parameter was an "
+            f"The gradient of leaf {name} was {dtype}, but its parameter was an "
             "integer, a boolean or None when init saw it, so it has no state and "
             "can't be optimized. Make the parameter floating-point, or leave it out "
             "with optax.masked."
@@ -230,13 +193,6 @@ def _check_kind(name: Callable[[], str], g: Any, nu: Any) -> None:
     if not optimizable or jnp.iscomplexobj(g) != is_complex:
         kind = "complex" if is_complex else "real and floating-point"
         raise ValueError(
-            f"The gradient of leaf {name()} must be {kind}, as its parameter was when "
+            f"The gradient of leaf {name} must be {kind}, as its parameter was when "
             f"init saw it, but it was {dtype}."
         )
-
-
-def _other_shape(what: str, name: str, was: object, must: object) -> str:
-    return (
-        f"{what}: leaf {name} must have shape {must}, as its parameter had when "
-        f"init saw it, but it was {was}."
-    )

@@ -23,8 +23,11 @@ import numpy as np
 import optax
 from jax.tree_util import KeyPath
 
-from rmsprop_jax import _errors
-from rmsprop_jax._state import RMSPropState
+from rmsprop_jax._error_text import (
+    join_first,
+    path_str,
+)
+from rmsprop_jax._optimizer.state import RMSPropState
 from rmsprop_jax.checkpoints._arrays import as_array
 from rmsprop_jax.checkpoints._centered import variance
 
@@ -152,7 +155,7 @@ def _collect(where: str, state: optax.OptState, found: dict[str, Any]) -> None:
         raise ValueError(
             f"opt_state must be the state of one optax.rmsprop, but {where} is a "
             f"{name}, which would be lost. Give the part of optax.rmsprop alone"
-            + (f": {_errors.few(parts)}." if parts else ".")
+            + (f": {join_first(parts)}." if parts else ".")
         )
 
 
@@ -178,7 +181,7 @@ def _tree(
         if jnp.issubdtype(dtype, jnp.complexfloating):
             raise ValueError(
                 f"opt_state must be of real parameters, but leaf "
-                f"{_errors.leaf(path)} is {dtype}: optax keeps one second "
+                f"{path_str(path)} is {dtype}: optax keeps one second "
                 "moment of a complex number, and we keep one of each part."
             )
         if not jnp.issubdtype(dtype, jnp.inexact):

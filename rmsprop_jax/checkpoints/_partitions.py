@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rmsprop_jax import _storage
-from rmsprop_jax._state import RMSPropState
+from rmsprop_jax._optimizer import storage
+from rmsprop_jax._optimizer.state import RMSPropState
 
 
 def partition(
@@ -83,4 +83,4 @@ def wide(part: RMSPropState, moment: str) -> optax.Params:
     tree = getattr(part, moment)
     if tree is None:
         return jax.tree.map(jnp.zeros_like, wide(part, "nu"))
-    return jax.tree.map(_storage.read, tree)
+    return jax.tree.map(storage.decode, tree)

@@ -15,7 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import optax
 
-from rmsprop_jax import _errors
+from rmsprop_jax._error_text import (
+    path_str,
+)
 from rmsprop_jax.checkpoints._arrays import as_array
 
 T = TypeVar("T")
@@ -81,7 +83,7 @@ def check_alike(marked: optax.Params, made: optax.Params, key: str) -> None:
         if np.shape(leaf) != np.shape(like):
             raise ValueError(
                 "to_params must treat all buffers of a parameter alike, but in leaf "
-                f"{_errors.leaf(path)} of {key!r} it made the shape "
+                f"{path_str(path)} of {key!r} it made the shape "
                 f"{np.shape(leaf)}, and {np.shape(like)} of others with the same "
                 "shape. It must not look at the values."
             )

@@ -18,9 +18,11 @@ import numpy as np
 import numpy.typing as npt
 import optax
 
-from rmsprop_jax import _errors
-from rmsprop_jax._options import number
-from rmsprop_jax._state import RMSPropState
+from rmsprop_jax._error_text import (
+    path_str,
+)
+from rmsprop_jax._optimizer.options import validate_number as number
+from rmsprop_jax._optimizer.state import RMSPropState
 from rmsprop_jax.checkpoints._arrays import as_array
 from rmsprop_jax.checkpoints._centered import mean_square, variance
 from rmsprop_jax.checkpoints._partitions import (
@@ -267,7 +269,7 @@ def _groups_of_leaves(
     """The group that each leaf of to_params is of, by the marks of its parameters."""
     groups, used = [], [0] * len(records)
     for path, leaf in jax.tree_util.tree_leaves_with_path(marked):
-        where = f"leaf {_errors.leaf(path)}"
+        where = f"leaf {path_str(path)}"
         found = marks_in("to_params", where, leaf, len(records))
         owners = [records[n] for n in sorted(found)]
         mixed = sorted({record.group for record in owners})

@@ -1,25 +1,27 @@
 """Every framework's and paper's RMSProp, under its own argument names and defaults.
 
-"RMSProp" is at least six algorithms. A call that is pasted from another framework, or a
-setting from a paper, is one here as it stands. Each function is a few lines over the
-one rule; what sets it apart is where ε stands, where the second moment begins, whether
-the rate is applied after the momentum or within its buffer, and what weight decay does.
+"RMSProp" is at least six algorithms. You can paste a call from another framework, or a
+setting from a paper, and get that algorithm. Each function is a few lines over one
+rule. They differ in where ε is added, what the second moment is initialized to, whether
+the learning rate is applied after the momentum buffer or inside it, and what weight
+decay does.
 
-True of them all:
+All of them have this in common:
 
-- The rate, the decays, ε and the momentum may each be a number, a scalar array (also a
-  traced one), or a schedule: a function from the count of updates (from 0) to a number.
+- The learning rate, the decay rates, ε, the weight decay and the momentum may each be a
+  number, a scalar array (traced or not), or a schedule: a function from the step count
+  (starting at 0) to a number.
 - They return a gradient transformation whose state is an `RMSPropState`. Shapes, dtypes
-  and what is raised are those of `rmsprop_jax.rmsprop`. Where there is weight decay,
-  ``update`` needs ``params``.
-- An argument of theirs that acts on the gradients or on the loop is not here: the
-  docstring names the optax transformation to chain instead. One that only chooses an
-  implementation or a name (``use_locking``, ``name``) has no counterpart, but for
-  those of `torch`.
-- Parameter groups are ``optax.multi_transform`` (``optax.partition``) with one dialect
-  for each.
-- The variance of a centered rule is kept as such and cannot cancel, in float32 too.
-  Near where a framework's own rule is NaN, we are where float64 is.
+  and errors are those of `rmsprop_jax.rmsprop`. With weight decay, ``update`` needs
+  ``params``.
+- Arguments of the original that act on the gradients or on the training loop are left
+  out. The docstring names the optax transformation to add to the chain instead.
+  Arguments that only select an implementation or a name (``use_locking``, ``name``) are
+  left out too, except in `torch`, whose signature is complete.
+- For parameter groups, use ``optax.partition`` with one dialect per group.
+- The variance of a centered rule is stored as such and cannot cancel, not even in
+  float32. Close to the point where a framework's own rule gives NaN, ours gives what
+  float64 gives.
 
 Examples:
     >>> import jax.numpy as jnp

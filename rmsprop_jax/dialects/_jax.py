@@ -8,8 +8,8 @@ from __future__ import annotations
 from jax.typing import ArrayLike
 from optax import GradientTransformationExtraArgs, ScalarOrSchedule
 
-from rmsprop_jax._options import Options
-from rmsprop_jax._transform import transformation
+from rmsprop_jax._optimizer.options import Options
+from rmsprop_jax._optimizer.transform import make_transformation
 
 
 def optax(
@@ -23,40 +23,38 @@ def optax(
     nesterov: bool = False,
     bias_correction: bool = False,
 ) -> GradientTransformationExtraArgs:
-    """``optax.rmsprop``: the rate inside the momentum buffer.
+    """``optax.rmsprop``: the learning rate is applied inside the momentum buffer.
 
-    Even with ``eps_in_sqrt=False`` that is not torch's order: with momentum and a
-    schedule the two part. Three things are other than in optax, on purpose:
+    Even with ``eps_in_sqrt=False``, this is not PyTorch's order: with momentum and a
+    schedule, the two give different runs. Three things differ from optax on purpose:
 
-    - the real and the imaginary part of a complex leaf have a second moment each;
-    - ``centered`` with ``bias_correction`` is finite from the first step on;
-    - an ``initial_scale`` with ``bias_correction`` is refused, as optax divides it by
-      1 − decay^t too: the first step would see it 1/(1 − decay) times as large. A
-      traced one is not read then.
+    - The real and the imaginary part of a complex leaf have a second moment each.
+    - ``centered`` with ``bias_correction`` is finite from the first step on.
+    - ``initial_scale`` with ``bias_correction`` is refused, because optax divides it by
+      1 − decay^t too: in the first step it would be 1/(1 − decay) times as large. The
+      value of a traced one is not read.
 
     Args:
-        learning_rate: The rate, or a schedule.
-        decay: How much of the second moment (and of the mean) a step keeps.
-        eps: Added to the second moment, inside the root or outside.
-        initial_scale: The second moment before the first step.
+        learning_rate: The learning rate.
+        decay: The decay rate of the second moment (and of the gradient mean).
+        eps: Added to the second moment inside the root, or to the root.
+        initial_scale: What the second moment is initialized to.
         eps_in_sqrt: Whether ``eps`` is added inside the root.
-        centered: Whether to divide by the gradient's deviation from its mean.
-        momentum: How much of the momentum buffer, which holds the rate, a step keeps.
-            None is 0.
-        nesterov: Whether the momentum is Nesterov's.
-        bias_correction: Whether the moments are corrected as in Adam.
-
-    Returns:
-        A gradient transformation with an `RMSPropState`.
+        centered: Whether to divide by the gradient's standard deviation instead of its
+            root mean square.
+        momentum: The decay rate of the momentum buffer, which includes the learning
+            rate. None is 0.
+        nesterov: Whether to use Nesterov momentum.
+        bias_correction: Whether to correct the bias of the moments as Adam does.
 
     Raises:
         ValueError: If ``initial_scale`` is a number other than 0 and
             ``bias_correction`` is true, and as `rmsprop` does.
 
     References:
-        optax 0.2.8, ``optax.rmsprop``; compared with it running.
+        optax 0.2.8, ``optax.rmsprop``. Tested against it.
     """
-    return transformation(
+    return make_transformation(
         Options(
             learning_rate=learning_rate,
             alpha=decay,
@@ -67,7 +65,7 @@ def optax(
             eps_in_sqrt=eps_in_sqrt,
             initial_scale=initial_scale,
             bias_correction=bias_correction,
-            rate_in_momentum=True,
+            learning_rate_in_momentum=True,
             names={"alpha": "decay"},
         )
     )
@@ -81,30 +79,28 @@ def jax_example_libraries(
 ) -> GradientTransformationExtraArgs:
     """``rmsprop`` and ``rmsprop_momentum`` of ``jax.example_libraries.optimizers``.
 
-    ``rmsprop`` has no momentum; that of ``rmsprop_momentum`` is 0.9 unless given, so
-    give it here. For ``clip_grads(grads, 1.0)`` write ``optax.chain(
+    ``rmsprop`` has no momentum. ``rmsprop_momentum`` has 0.9 by default, so pass
+    ``momentum=0.9`` for it. For ``clip_grads(grads, 1.0)`` write ``optax.chain(
     optax.clip_by_global_norm(1.0), dialects.jax_example_libraries(...))``.
 
     Args:
-        step_size: The rate, or a schedule.
-        gamma: How much of the second moment a step keeps.
+        step_size: The learning rate.
+        gamma: The decay rate of the second moment.
         eps: Added to the second moment, inside the root.
-        momentum: How much of the momentum buffer, which holds the rate, a step keeps.
-
-    Returns:
-        A gradient transformation with an `RMSPropState`.
+        momentum: The decay rate of the momentum buffer, which includes the learning
+            rate.
 
     References:
-        jax 0.10.2, ``jax/example_libraries/optimizers.py``; compared with it running.
+        jax 0.10.2, ``jax/example_libraries/optimizers.py``. Tested against it.
     """
-    return transformation(
+    return make_transformation(
         Options(
             learning_rate=step_size,
             alpha=gamma,
             eps=eps,
             momentum=momentum,
             eps_in_sqrt=True,
-            rate_in_momentum=True,
+            learning_rate_in_momentum=True,
             names={"learning_rate": "step_size", "alpha": "gamma"},
         )
     )

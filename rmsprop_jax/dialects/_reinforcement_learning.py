@@ -1,4 +1,7 @@
-"""RMSProp as the agents of reinforcement learning used it; see `_papers`."""
+"""RMSProp as agents of reinforcement learning used it.
+
+As in `_papers`, a docstring says where every number comes from.
+"""
 
 # Their arguments, in their order:
 # ruff: noqa: FBT001, FBT002
@@ -7,8 +10,8 @@ from __future__ import annotations
 
 from optax import GradientTransformationExtraArgs, ScalarOrSchedule
 
-from rmsprop_jax._options import Options
-from rmsprop_jax._transform import transformation
+from rmsprop_jax._optimizer.options import Options
+from rmsprop_jax._optimizer.transform import make_transformation
 from rmsprop_jax.dialects._tensorflow_order import tensorflow
 
 
@@ -17,27 +20,26 @@ def nature_dqn(
     squared_gradient_momentum: ScalarOrSchedule = 0.95,
     min_squared_gradient: ScalarOrSchedule = 0.01,
 ) -> GradientTransformationExtraArgs:
-    """DQN of Mnih et al. 2015: centered, from 0, ε of 0.01 inside the root.
+    """DQN of Mnih et al. 2015: centered, initialized to 0, an ε of 0.01 in the root.
 
-    Its "gradient momentum" of 0.95 is the decay of the gradient's mean, not a momentum
-    of the step: the code multiplies its buffer by 0. Here the one number is the decay
-    of both moments. The clip of the error to ±1 belongs to the loss
+    The paper's "gradient momentum" of 0.95 is the decay rate of the gradient mean, not
+    heavy-ball momentum: the code multiplies its buffer by 0. Here one number is the
+    decay rate of both moments. Clipping the error to ±1 belongs to the loss
     (``optax.huber_loss``).
 
     Args:
-        learning_rate: The rate, or a schedule.
-        squared_gradient_momentum: How much of both moments a step keeps.
+        learning_rate: The learning rate.
+        squared_gradient_momentum: The decay rate of the second moment and of the
+            gradient mean.
         min_squared_gradient: Added to the variance, inside the root.
-
-    Returns:
-        A gradient transformation with an `RMSPropState`.
 
     References:
         Mnih et al., *Human-level control through deep reinforcement learning*, Nature
-        518, 2015, Extended Data Table 1; unverified: 0.95, 0.01 and their places were
-        read in copies of the released ``NeuralQLearner.lua``, the rate is from memory.
+        518, 2015, Extended Data Table 1. Unverified: we read 0.95, 0.01 and their
+        places in copies of the released ``NeuralQLearner.lua``; the learning rate is
+        from memory.
     """
-    return transformation(
+    return make_transformation(
         Options(
             learning_rate=learning_rate,
             alpha=squared_gradient_momentum,
@@ -56,23 +58,14 @@ def dopamine(
     epsilon: ScalarOrSchedule = 0.00001,
     centered: bool = True,
 ) -> GradientTransformationExtraArgs:
-    """Dopamine's DQN: TensorFlow's centered rule. It begins at 1; ε is 1e-5, inside.
+    """Dopamine's DQN: `tensorflow`, centered, with an ε of 1e-5.
 
-    Not that of the paper it follows (`nature_dqn`): there ε is 1000 times as large.
-
-    Args:
-        learning_rate: The rate, or a schedule.
-        decay: How much of the moments a step keeps.
-        momentum: How much of the momentum buffer, which holds the rate, a step keeps.
-        epsilon: Added to the variance, inside the root.
-        centered: Whether to divide by the gradient's deviation from its mean.
-
-    Returns:
-        A gradient transformation with an `RMSPropState`.
+    It is not the rule of the paper it follows: in `nature_dqn`, ε is 1000 times as
+    large.
 
     References:
         Dopamine, ``dopamine/agents/dqn/configs/dqn_nature.gin`` at 31799e9, and the
-        default of ``dqn_agent.py``; read.
+        default of ``dqn_agent.py``. Read, not run.
     """
     return tensorflow(learning_rate, decay, momentum, epsilon, centered=centered)
 
@@ -82,25 +75,23 @@ def minatar(
     squared_grad_momentum: ScalarOrSchedule = 0.95,
     min_squared_grad: ScalarOrSchedule = 0.01,
 ) -> GradientTransformationExtraArgs:
-    """MinAtar's DQN: torch's centered rule, ε of 0.01 outside the root, no momentum.
+    """MinAtar's DQN: `torch`, centered, with an ε of 0.01 and no momentum.
 
-    The numbers are those of `nature_dqn`, the rule is another: where the gradient is
-    small, so that ν is far below ε², a step is up to ten times as large here.
+    The numbers are those of `nature_dqn` but the rule is not: where the gradient is so
+    small that ν is far below ε², a step here is up to ten times as large.
 
     Args:
-        step_size: The rate, or a schedule.
-        squared_grad_momentum: How much of both moments a step keeps.
-        min_squared_grad: Added to the root of the variance.
-
-    Returns:
-        A gradient transformation with an `RMSPropState`.
+        step_size: The learning rate.
+        squared_grad_momentum: The decay rate of the second moment and of the gradient
+            mean.
+        min_squared_grad: Added to the standard deviation.
 
     References:
-        kenjyoung/MinAtar, ``examples/dqn.py`` at 4241f24; read. Before, the file had a
-        ``GRAD_MOMENTUM`` of 0.95, which it did not use.
+        kenjyoung/MinAtar, ``examples/dqn.py`` at 4241f24. Read, not run. An older
+        version of the file has a ``GRAD_MOMENTUM`` of 0.95, which it does not use.
         Young and Tian, *MinAtar*, arXiv:1903.03176, 2019.
     """
-    return transformation(
+    return make_transformation(
         Options(
             learning_rate=step_size,
             alpha=squared_grad_momentum,
@@ -121,22 +112,15 @@ def impala(
     momentum: ScalarOrSchedule = 0.0,
     epsilon: ScalarOrSchedule = 0.1,
 ) -> GradientTransformationExtraArgs:
-    """IMPALA, DeepMind's scalable_agent: TensorFlow's rule, ε of 0.1 inside the root.
+    """IMPALA, DeepMind's scalable_agent: `tensorflow` with an ε of 0.1.
 
-    There the rate falls linearly to 0: pass ``optax.linear_schedule(0.00048, 0.0,
-    updates)``. The port to torch is `torchbeast`, another rule.
-
-    Args:
-        learning_rate: The rate, or a schedule.
-        decay: How much of the second moment a step keeps.
-        momentum: How much of the momentum buffer, which holds the rate, a step keeps.
-        epsilon: Added to the second moment, inside the root.
-
-    Returns:
-        A gradient transformation with an `RMSPropState`.
+    There the learning rate falls linearly to 0: pass
+    ``optax.linear_schedule(0.00048, 0.0, updates)``. The PyTorch port is `torchbeast`,
+    which is another rule.
 
     References:
-        google-deepmind/scalable_agent, flags of ``experiment.py`` at 103308a; read.
+        google-deepmind/scalable_agent, flags of ``experiment.py`` at 103308a. Read, not
+        run.
         Espeholt et al., *IMPALA*, arXiv:1802.01561, 2018.
     """
     return tensorflow(learning_rate, decay, momentum, epsilon)
@@ -148,25 +132,17 @@ def torchbeast(
     momentum: ScalarOrSchedule = 0.0,
     epsilon: ScalarOrSchedule = 0.01,
 ) -> GradientTransformationExtraArgs:
-    """TorchBeast's IMPALA: torch's rule, ε of 0.01 outside the root.
+    """TorchBeast's IMPALA: `torch` with an ε of 0.01.
 
-    There the rate falls linearly to 0, and the gradient is clipped:
+    There the learning rate falls linearly to 0, and the gradient is clipped:
     ``optax.chain(optax.clip_by_global_norm(40.0), dialects.torchbeast(
     optax.linear_schedule(0.00048, 0.0, updates)))``.
 
-    Args:
-        learning_rate: The rate, or a schedule.
-        alpha: How much of the second moment a step keeps.
-        momentum: How much of the momentum buffer a step keeps.
-        epsilon: Added to the root of the second moment.
-
-    Returns:
-        A gradient transformation with an `RMSPropState`.
-
     References:
-        facebookresearch/torchbeast, flags of ``monobeast.py`` at 1c881b8; read.
+        facebookresearch/torchbeast, flags of ``monobeast.py`` at 1c881b8. Read, not
+        run.
     """
-    return transformation(
+    return make_transformation(
         Options(
             learning_rate=learning_rate,
             alpha=alpha,
@@ -182,25 +158,23 @@ def a3c(
     decay: ScalarOrSchedule = 0.99,
     epsilon: ScalarOrSchedule = 0.1,
 ) -> GradientTransformationExtraArgs:
-    """A3C's shared RMSProp: from 0, ε of 0.1 inside the root, no momentum.
+    """A3C's shared RMSProp: initialized to 0, an ε of 0.1 in the root, no momentum.
 
-    There the rate falls linearly to 0: pass ``optax.linear_schedule(0.0007, 0.0,
-    updates)``; the clip is ``optax.clip_by_global_norm(40.0)`` in front.
+    There the learning rate falls linearly to 0: pass
+    ``optax.linear_schedule(0.0007, 0.0, updates)``. For its gradient clipping, add
+    ``optax.clip_by_global_norm(40.0)`` to the chain.
 
     Args:
-        learning_rate: The rate, or a schedule.
-        decay: How much of the second moment a step keeps.
+        learning_rate: The learning rate.
+        decay: The decay rate of the second moment.
         epsilon: Added to the second moment, inside the root.
-
-    Returns:
-        A gradient transformation with an `RMSPropState`.
 
     References:
         Mnih et al., *Asynchronous Methods for Deep Reinforcement Learning*,
-        arXiv:1602.01783, 2016; unverified: the numbers are those that the async-rl
-        project reports from its authors, the rest is from memory.
+        arXiv:1602.01783, 2016. Unverified: the numbers are those that the async-rl
+        project reports from its authors; the rest is from memory.
     """
-    return transformation(
+    return make_transformation(
         Options(
             learning_rate=learning_rate,
             alpha=decay,

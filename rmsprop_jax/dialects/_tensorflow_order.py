@@ -1,4 +1,4 @@
-"""Frameworks with the rate inside the momentum buffer, and ε inside the root."""
+"""Frameworks that apply the learning rate inside the momentum buffer, ε in the root."""
 
 # Their arguments, in their order:
 # ruff: noqa: FBT001, FBT002
@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from optax import GradientTransformationExtraArgs, ScalarOrSchedule
 
-from rmsprop_jax._options import Options, python_number
-from rmsprop_jax._transform import transformation
+from rmsprop_jax._optimizer.options import Options, to_python_number
+from rmsprop_jax._optimizer.transform import make_transformation
 
 
 def tensorflow(
@@ -19,28 +19,26 @@ def tensorflow(
     *,
     centered: bool = False,
 ) -> GradientTransformationExtraArgs:
-    """``tf.compat.v1.train.RMSPropOptimizer``: the second moment begins at 1.
+    """``tf.compat.v1.train.RMSPropOptimizer``: the second moment is initialized to 1.
 
-    The 1 makes the first steps small: with a decay of 0.9 it counts for some 50 steps.
-    ``use_locking`` and ``name`` have no counterpart.
+    The 1 makes the first steps small: with a decay of 0.9 it matters for some 50 steps.
 
     For ``tf.clip_by_global_norm(gradients, 40.0)`` write
     ``optax.chain(optax.clip_by_global_norm(40.0), dialects.tensorflow(...))``.
 
     Args:
-        learning_rate: The rate, or a schedule.
-        decay: How much of the second moment (and of the mean) a step keeps.
-        momentum: How much of the momentum buffer, which holds the rate, a step keeps.
+        learning_rate: The learning rate.
+        decay: The decay rate of the second moment (and of the gradient mean).
+        momentum: The decay rate of the momentum buffer, which includes the learning
+            rate.
         epsilon: Added to the second moment, inside the root.
-        centered: Whether to divide by the gradient's deviation from its mean.
-
-    Returns:
-        A gradient transformation with an `RMSPropState`.
+        centered: Whether to divide by the gradient's standard deviation instead of its
+            root mean square.
 
     References:
-        TensorFlow 2.21, ``python/training/rmsprop.py``; compared with it running.
+        TensorFlow 2.21, ``python/training/rmsprop.py``. Tested against it.
     """
-    return transformation(
+    return make_transformation(
         Options(
             learning_rate=learning_rate,
             alpha=decay,
@@ -49,7 +47,7 @@ def tensorflow(
             centered=centered,
             eps_in_sqrt=True,
             initial_scale=1.0,
-            rate_in_momentum=True,
+            learning_rate_in_momentum=True,
             names={"alpha": "decay", "eps": "epsilon"},
         )
     )
@@ -65,36 +63,36 @@ def keras(
 ) -> GradientTransformationExtraArgs:
     """``keras.optimizers.RMSprop`` of Keras 3, and of tf.keras 2.11 to 2.15.
 
-    Arguments that act on the gradients or the loop are links of a chain, in front:
+    The other arguments of Keras act on the gradients or on the loop. Write:
 
-    - ``global_clipnorm=1.0``: ``optax.chain(optax.clip_by_global_norm(1.0),
+    - for ``global_clipnorm=1.0``, ``optax.chain(optax.clip_by_global_norm(1.0),
       dialects.keras(...))``;
-    - ``clipvalue=1.0``: ``optax.clip(1.0)`` there;
-    - ``clipnorm=1.0``, each variable by itself: ``optax.stateless(lambda g, _:
-      jax.tree.map(lambda x: x / jnp.maximum(1.0, jnp.linalg.norm(x)), g))`` there;
-    - ``loss_scale_factor=c``: ``optax.scale(1 / c)`` there;
-    - ``gradient_accumulation_steps=n``: ``optax.MultiSteps(dialects.keras(...), n)``;
-    - ``use_ema=True``: ``average = optax.incremental_update(params, average,
+    - for ``clipvalue=1.0``, ``optax.clip(1.0)`` in that chain;
+    - for ``clipnorm=1.0``, which clips each variable by itself, ``optax.stateless(
+      lambda g, _: jax.tree.map(lambda x: x / jnp.maximum(1.0, jnp.linalg.norm(x)),
+      g))`` in that chain;
+    - for ``loss_scale_factor=c``, ``optax.scale(1 / c)`` in that chain;
+    - for ``gradient_accumulation_steps=n``, ``optax.MultiSteps(dialects.keras(...),
+      n)``;
+    - for ``use_ema=True``, ``average = optax.incremental_update(params, average,
       1 - ema_momentum)`` after each update.
 
     Args:
-        learning_rate: The rate, or a schedule.
-        rho: How much of the second moment (and of the mean) a step keeps.
-        momentum: How much of the momentum buffer, which holds the rate, a step keeps.
+        learning_rate: The learning rate.
+        rho: The decay rate of the second moment (and of the gradient mean).
+        momentum: The decay rate of the momentum buffer, which includes the learning
+            rate.
         epsilon: Added to the second moment, inside the root.
-        centered: Whether to divide by the gradient's deviation from its mean.
-        weight_decay: Times the rate and the parameter, taken from the parameter
-            (decoupled). None is 0.
-
-    Returns:
-        A gradient transformation with an `RMSPropState`.
+        centered: Whether to divide by the gradient's standard deviation instead of its
+            root mean square.
+        weight_decay: Times the learning rate and the parameter, subtracted from the
+            parameter (decoupled). None is 0.
 
     References:
-        Keras 3.15.1, ``keras/src/optimizers/rmsprop.py``, on its jax and its torch
-        backend, and tf_keras 2.21, the successor of tf.keras 2.15; compared with them
-        running.
+        Keras 3.15.1, ``keras/src/optimizers/rmsprop.py``, on its JAX and its PyTorch
+        backend, and tf_keras 2.21, the successor of tf.keras 2.15. Tested against them.
     """
-    return transformation(
+    return make_transformation(
         Options(
             learning_rate=learning_rate,
             alpha=rho,
@@ -104,7 +102,7 @@ def keras(
             centered=centered,
             eps_in_sqrt=True,
             decoupled_weight_decay=True,
-            rate_in_momentum=True,
+            learning_rate_in_momentum=True,
             names={"alpha": "rho", "eps": "epsilon"},
         )
     )
@@ -119,49 +117,46 @@ def keras_legacy(
 ) -> GradientTransformationExtraArgs:
     """``tf.keras.optimizers.legacy.RMSprop``, which is tf.keras up to 2.10.
 
-    The surprising thing: momentum moves ε. Without momentum it is outside the root,
-    with momentum inside. And an ``epsilon`` of 0 is 1e-7 there, and so it is here.
+    Surprisingly, momentum moves ε: without momentum it is outside the root, and with
+    momentum inside. An ``epsilon`` of 0 becomes 1e-7, as it does there.
 
     For ``global_clipnorm=1.0`` write ``optax.chain(optax.clip_by_global_norm(1.0),
-    dialects.keras_legacy(...))``; `keras` says more. For ``decay=d`` pass the schedule
-    ``lambda count: learning_rate / (1 + d * count)``.
+    dialects.keras_legacy(...))``; see `keras` for other clips. For ``decay=d`` pass the
+    schedule ``lambda count: learning_rate / (1 + d * count)``.
 
     Args:
-        learning_rate: The rate, or a schedule.
-        rho: How much of the second moment (and of the mean) a step keeps.
-        momentum: How much of the momentum buffer, which holds the rate, a step keeps;
-            at most 1. A traced one counts as momentum, as does a tensor there: name it
-            in the ``static_args`` of ``optax.inject_hyperparams`` if it is 0.
-        epsilon: Added to the root of the second moment without momentum, and inside
-            the root with it.
-        centered: Whether to divide by the gradient's deviation from its mean.
-
-    Returns:
-        A gradient transformation with an `RMSPropState`.
+        learning_rate: The learning rate.
+        rho: The decay rate of the second moment (and of the gradient mean).
+        momentum: The decay rate of the momentum buffer, which includes the learning
+            rate; at most 1. A traced value counts as momentum, as a tensor does there.
+            If it is 0, name it in the ``static_args`` of ``optax.inject_hyperparams``.
+        epsilon: Added to the square root of the second moment without momentum, and to
+            the second moment with it.
+        centered: Whether to divide by the gradient's standard deviation instead of its
+            root mean square.
 
     Raises:
         ValueError: If ``momentum`` is a number greater than 1, and as `rmsprop` does.
 
     References:
-        tf_keras 2.21, ``tf_keras/src/optimizers/legacy/rmsprop.py``; compared with it
-        running.
+        tf_keras 2.21, ``tf_keras/src/optimizers/legacy/rmsprop.py``. Tested against it.
     """
-    momentum, epsilon = python_number(momentum), python_number(epsilon)
+    momentum, epsilon = to_python_number(momentum), to_python_number(epsilon)
     if isinstance(momentum, int | float) and momentum > 1:
         raise ValueError(
             f"momentum must be between 0 and 1, as in Keras, but it was {momentum}."
         )
     has_momentum = not (isinstance(momentum, int | float) and momentum == 0)
-    default = isinstance(epsilon, int | float) and epsilon == 0
-    return transformation(
+    is_default = isinstance(epsilon, int | float) and epsilon == 0
+    return make_transformation(
         Options(
             learning_rate=learning_rate,
             alpha=rho,
-            eps=1e-7 if default else epsilon,
+            eps=1e-7 if is_default else epsilon,
             momentum=momentum,
             centered=centered,
             eps_in_sqrt=has_momentum,
-            rate_in_momentum=True,
+            learning_rate_in_momentum=True,
             names={"alpha": "rho", "eps": "epsilon"},
         )
     )
@@ -174,25 +169,16 @@ def sonnet(
     epsilon: ScalarOrSchedule = 1e-10,
     centered: bool = False,
 ) -> GradientTransformationExtraArgs:
-    """``sonnet.optimizers.RMSProp`` of Sonnet 2: TensorFlow's, but it begins at 0.
+    """``sonnet.optimizers.RMSProp`` of Sonnet 2: `tensorflow`, but initialized to 0.
 
     For ``tf.clip_by_global_norm(updates, 40.0)`` write
-    ``optax.chain(optax.clip_by_global_norm(40.0), dialects.sonnet(...))``.
-
-    Args:
-        learning_rate: The rate, or a schedule.
-        decay: How much of the second moment (and of the mean) a step keeps.
-        momentum: How much of the momentum buffer, which holds the rate, a step keeps.
-        epsilon: Added to the second moment, inside the root.
-        centered: Whether to divide by the gradient's deviation from its mean.
-
-    Returns:
-        A gradient transformation with an `RMSPropState`.
+    ``optax.chain(optax.clip_by_global_norm(40.0), dialects.sonnet(...))``. The
+    arguments mean what they mean in `tensorflow`.
 
     References:
-        dm-sonnet 2.0.2, ``sonnet/src/optimizers/rmsprop.py``; compared with it running.
+        dm-sonnet 2.0.2, ``sonnet/src/optimizers/rmsprop.py``. Tested against it.
     """
-    return transformation(
+    return make_transformation(
         Options(
             learning_rate=learning_rate,
             alpha=decay,
@@ -200,7 +186,7 @@ def sonnet(
             momentum=momentum,
             centered=centered,
             eps_in_sqrt=True,
-            rate_in_momentum=True,
+            learning_rate_in_momentum=True,
             names={"alpha": "decay", "eps": "epsilon"},
         )
     )
@@ -215,28 +201,29 @@ def paddle(
     *,
     weight_decay: ScalarOrSchedule | None = None,
 ) -> GradientTransformationExtraArgs:
-    """``paddle.optimizer.RMSProp``, whose momentum is not Nesterov's, as its docs say.
+    """``paddle.optimizer.RMSProp``: `sonnet`'s rule, with coupled weight decay.
+
+    Its documentation says Nesterov momentum, but the code has plain momentum.
 
     For ``grad_clip=paddle.nn.ClipGradByGlobalNorm(1.0)`` write ``optax.chain(
-    optax.clip_by_global_norm(1.0), dialects.paddle(...))``: there too the clip comes
-    before the decay.
+    optax.clip_by_global_norm(1.0), dialects.paddle(...))``: in Paddle too, the clip
+    comes before the weight decay.
 
     Args:
-        learning_rate: The rate, or a schedule.
-        rho: How much of the second moment (and of the mean) a step keeps.
+        learning_rate: The learning rate.
+        rho: The decay rate of the second moment (and of the gradient mean).
         epsilon: Added to the second moment, inside the root.
-        momentum: How much of the momentum buffer, which holds the rate, a step keeps.
-        centered: Whether to divide by the gradient's deviation from its mean.
+        momentum: The decay rate of the momentum buffer, which includes the learning
+            rate.
+        centered: Whether to divide by the gradient's standard deviation instead of its
+            root mean square.
         weight_decay: Paddle's float or ``L2Decay``: times the parameter, added to the
             gradient (coupled). None is 0.
 
-    Returns:
-        A gradient transformation with an `RMSPropState`.
-
     References:
-        paddlepaddle 3.3.1, ``paddle/optimizer/rmsprop.py``; compared with it running.
+        paddlepaddle 3.3.1, ``paddle/optimizer/rmsprop.py``. Tested against it.
     """
-    return transformation(
+    return make_transformation(
         Options(
             learning_rate=learning_rate,
             alpha=rho,
@@ -245,7 +232,7 @@ def paddle(
             momentum=momentum,
             centered=centered,
             eps_in_sqrt=True,
-            rate_in_momentum=True,
+            learning_rate_in_momentum=True,
             names={"alpha": "rho", "eps": "epsilon"},
         )
     )

@@ -1,15 +1,24 @@
-"""timm's RMSpropTF, with its three kinds of decay and its caution."""
+"""timm's RMSpropTF, with its three kinds of weight decay and its caution."""
 
 # Their arguments, in their order:
 # ruff: noqa: FBT001, FBT002
 
 from __future__ import annotations
 
+import jax
 from jax.typing import ArrayLike
 from optax import GradientTransformationExtraArgs, ScalarOrSchedule
 
-from rmsprop_jax._options import Options, flag, python_number
-from rmsprop_jax._transform import transformation
+from rmsprop_jax._optimizer.options import (
+    Options,
+    is_schedule,
+    to_python_number,
+    validate_flag,
+    validate_number,
+)
+from rmsprop_jax._optimizer.rule import Number
+from rmsprop_jax._optimizer.step_numbers import evaluate
+from rmsprop_jax._optimizer.transform import make_transformation
 
 
 def timm(
@@ -26,63 +35,64 @@ def timm(
     *,
     max_lr: ArrayLike | None = None,
 ) -> GradientTransformationExtraArgs:
-    """``timm.optim.RMSpropTF``: TensorFlow 1's rule, with decay.
+    """``timm.optim.RMSpropTF``: TensorFlow 1's rule, with weight decay.
 
-    The second moment begins at 1 and ε is inside the root. ``foreach`` has no
-    counterpart. ``timm.optim.create_optimizer_v2`` names it ``rmsproptf``,
-    ``rmsproptfw`` (``decoupled_decay``), ``rmsproptfc`` (and
-    ``corrected_weight_decay``) and ``crmsproptf`` (``caution``), and leaves biases and
-    norms out of the decay: ``optax.multi_transform`` does that here.
+    The second moment is initialized to 1, and ε is inside the root. ``foreach`` is left
+    out. ``timm.optim.create_optimizer_v2`` calls the optimizer ``rmsproptf``,
+    ``rmsproptfw`` (with ``decoupled_decay``), ``rmsproptfc`` (and
+    ``corrected_weight_decay``) or ``crmsproptf`` (``caution``). It also excludes biases
+    and norms from the weight decay; use ``optax.partition`` for that.
 
     For ``--clip-grad 1.0`` write ``optax.chain(optax.clip_by_global_norm(1.0),
-    dialects.timm(...))``; for ``--model-ema`` see `keras`.
+    dialects.timm(...))``; for ``--model-ema`` see ``use_ema`` in `keras`.
 
     Args:
-        lr: The rate, or a schedule.
-        alpha: How much of the second moment (and of the mean) a step keeps.
+        lr: The learning rate.
+        alpha: The decay rate of the second moment (and of the gradient mean).
         eps: Added to the second moment, inside the root.
         weight_decay: Times the parameter, added to the gradient (coupled), unless
-            ``decoupled_decay``.
-        momentum: How much of the momentum buffer a step keeps.
-        centered: Whether to divide by the gradient's deviation from its mean.
-        decoupled_decay: Whether ``lr·weight_decay`` times the parameter is taken from
-            the parameter instead.
+            ``decoupled_decay`` is true.
+        momentum: The decay rate of the momentum buffer.
+        centered: Whether to divide by the gradient's standard deviation instead of its
+            root mean square.
+        decoupled_decay: Whether to subtract ``lr·weight_decay`` times the parameter
+            from the parameter instead.
         corrected_weight_decay: Whether that is ``lr²/max_lr·weight_decay``.
-        lr_in_momentum: Whether the momentum buffer holds the rate, as in TensorFlow.
-        caution: Whether the step is 0 where its sign is not the gradient's, and larger
-            elsewhere by as much as this leaves out (Liang et al. 2024). The buffer is
-            not touched. Real leaves only.
-        max_lr: The largest rate, which timm reads from the ``lr`` it is made with. Only
-            for ``corrected_weight_decay``, and only needed where ``lr`` is a schedule
-            or an array (as under ``optax.inject_hyperparams``).
-
-    Returns:
-        A gradient transformation with an `RMSPropState`.
+        lr_in_momentum: Whether the learning rate is applied inside the momentum buffer,
+            as in TensorFlow.
+        caution: Whether to set elements of the step to 0 whose sign is not that of the
+            gradient, and to enlarge the others to make up for them (Liang et al. 2024).
+            The momentum buffer is not changed. Real leaves only.
+        max_lr: The largest learning rate of the run, for ``corrected_weight_decay``
+            only. By default it is ``lr``, as in timm, so it must be given if ``lr`` is
+            a schedule or an array (as under ``optax.inject_hyperparams``).
 
     Raises:
-        ValueError: On an argument that would do nothing, though timm accepts it:
+        ValueError: If an argument would have no effect, even if timm accepts it:
             ``corrected_weight_decay`` without ``decoupled_decay``, ``caution`` without
             momentum, ``max_lr`` without ``corrected_weight_decay``. If ``max_lr`` is
-            missing or 0. As `rmsprop` does; from ``update`` where a leaf is complex
+            missing or 0. As `rmsprop` does; and from ``update``, if a leaf is complex
             and ``caution`` is true.
 
     References:
-        timm 1.0.31, ``timm/optim/rmsprop_tf.py``; compared with it running.
+        timm 1.0.31, ``timm/optim/rmsprop_tf.py``. Tested against it.
         Liang et al., *Cautious Optimizers*, arXiv:2411.16085, 2024.
     """
-    lr, momentum = python_number(lr), python_number(momentum)
-    flag("corrected_weight_decay", corrected_weight_decay)
-    flag("decoupled_decay", decoupled_decay)
-    flag("caution", caution)
+    validate_flag("corrected_weight_decay", corrected_weight_decay)
+    validate_flag("decoupled_decay", decoupled_decay)
+    validate_flag("caution", caution)
     if corrected_weight_decay and not decoupled_decay:
         raise ValueError("corrected_weight_decay must come with decoupled_decay=True.")
     if max_lr is not None and not corrected_weight_decay:
         raise ValueError("max_lr must come with corrected_weight_decay=True.")
+    momentum = to_python_number(momentum)
     if caution and isinstance(momentum, int | float) and momentum == 0:
         raise ValueError(
             "caution must come with momentum: without it timm ignores it. Leave it out."
         )
-    return transformation(
+    if corrected_weight_decay:
+        weight_decay = _correct_weight_decay(weight_decay, lr, max_lr)
+    return make_transformation(
         Options(
             learning_rate=lr,
             alpha=alpha,
@@ -93,34 +103,53 @@ def timm(
             eps_in_sqrt=True,
             initial_scale=1.0,
             decoupled_weight_decay=decoupled_decay,
-            rate_in_momentum=lr_in_momentum,
+            learning_rate_in_momentum=lr_in_momentum,
             cautious=caution,
-            max_rate=_max_lr(lr, max_lr) if corrected_weight_decay else None,
             names={
                 "learning_rate": "lr",
                 "decoupled_weight_decay": "decoupled_decay",
-                "rate_in_momentum": "lr_in_momentum",
+                "learning_rate_in_momentum": "lr_in_momentum",
                 "cautious": "caution",
-                "max_rate": "max_lr",
             },
         )
     )
 
 
-def _max_lr(lr: ScalarOrSchedule, max_lr: ArrayLike | None) -> ArrayLike:
-    max_lr = python_number(max_lr)
-    if max_lr is None:
-        if not isinstance(lr, int | float):
-            # An injected rate is the present one, and its square over itself no
-            # correction.
-            raise ValueError(
-                "max_lr must be given with corrected_weight_decay where lr is a "
-                "schedule or an array: the largest rate of the run."
-            )
-        max_lr = lr
-    if isinstance(max_lr, int | float) and not max_lr > 0:
+def _correct_weight_decay(
+    weight_decay: ScalarOrSchedule, lr: ScalarOrSchedule, max_lr: ArrayLike | None
+) -> ScalarOrSchedule:
+    """Return λ·lr/max_lr, which decoupled weight decay multiplies with lr."""
+    weight_decay = _validate("weight_decay", weight_decay)
+    lr = _validate("lr", lr)
+    largest = _find_max_lr(lr, max_lr)
+    if isinstance(weight_decay, float) and isinstance(lr, float):
+        return weight_decay * (lr / largest)
+
+    def corrected_weight_decay(count: jax.Array) -> Number:
+        ratio = evaluate("lr", lr, count) / evaluate("max_lr", largest, count)
+        return evaluate("weight_decay", weight_decay, count) * ratio
+
+    return corrected_weight_decay
+
+
+def _validate(name: str, value: ScalarOrSchedule) -> ScalarOrSchedule:
+    return value if is_schedule(value) else validate_number(name, value)
+
+
+def _find_max_lr(lr: ScalarOrSchedule, max_lr: ArrayLike | None) -> Number:
+    if max_lr is not None:
+        largest = validate_number("max_lr", max_lr)
+    elif isinstance(lr, float):
+        largest = lr
+    else:
+        # An injected learning rate is the present one, which corrects nothing.
+        raise ValueError(
+            "max_lr must be given with corrected_weight_decay if lr is a schedule or "
+            "an array: the largest learning rate of the run."
+        )
+    if isinstance(largest, float) and not largest > 0:
         raise ValueError(
             "max_lr (or else lr) must be greater than 0 with corrected_weight_decay, "
-            f"but it was {max_lr}."
+            f"but it was {largest}."
         )
-    return max_lr
+    return largest

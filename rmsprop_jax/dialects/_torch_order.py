@@ -1,4 +1,4 @@
-"""Frameworks that apply the rate after the momentum, and those without momentum."""
+"""Frameworks that apply the learning rate after the momentum, or have no momentum."""
 
 # Their arguments, in their order:
 # ruff: noqa: FBT001, FBT002
@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from optax import GradientTransformationExtraArgs, ScalarOrSchedule
 
-from rmsprop_jax._options import Options, flag
-from rmsprop_jax._transform import transformation
+from rmsprop_jax._optimizer.options import Options, validate_flag
+from rmsprop_jax._optimizer.transform import make_transformation
 
 
 def torch(
@@ -23,38 +23,36 @@ def torch(
     maximize: bool = False,
     differentiable: bool = False,
 ) -> GradientTransformationExtraArgs:
-    """``torch.optim.RMSprop``: ε outside the root, momentum before the rate.
+    """``torch.optim.RMSprop``: ε outside the root, momentum before the learning rate.
 
-    The same as `rmsprop_jax.rmsprop`, with torch's names in torch's order.
-    ``capturable``, ``foreach`` and ``differentiable`` change no number, in torch and
-    here: every update is compiled, and differentiable.
+    This is `rmsprop_jax.rmsprop` with PyTorch's names in PyTorch's order.
+    ``capturable``, ``foreach`` and ``differentiable`` change no result, in PyTorch or
+    here: every update is compiled and differentiable.
 
     For ``torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)`` write
     ``optax.chain(optax.clip_by_global_norm(1.0), dialects.torch(...))``.
 
     Args:
-        lr: The rate, or a schedule. torch's schedulers that step once per epoch are
-            schedules of ``count // steps_per_epoch``.
-        alpha: How much of the second moment (and of the mean) a step keeps.
-        eps: Added to the root of the second moment.
+        lr: The learning rate. A scheduler that steps once per epoch is a schedule of
+            ``count // steps_per_epoch``.
+        alpha: The decay rate of the second moment (and of the gradient mean).
+        eps: Added to the square root of the second moment.
         weight_decay: Times the parameter, added to the gradient (coupled).
-        momentum: How much of the momentum buffer a step keeps.
-        centered: Whether to divide by the gradient's deviation from its mean.
-        capturable: True or False; changes nothing.
-        foreach: True, False or None; changes nothing.
-        maximize: Whether to go up the gradient.
-        differentiable: True or False; changes nothing.
-
-    Returns:
-        A gradient transformation with an `RMSPropState`.
+        momentum: The decay rate of the momentum buffer.
+        centered: Whether to divide by the gradient's standard deviation instead of its
+            root mean square.
+        capturable: True or False; has no effect.
+        foreach: True, False or None; has no effect.
+        maximize: Whether to maximize the objective.
+        differentiable: True or False; has no effect.
 
     References:
-        torch 2.13.0, ``torch/optim/rmsprop.py``; compared with it running.
+        PyTorch 2.13.0, ``torch/optim/rmsprop.py``. Tested against it.
     """
-    flag("capturable", capturable)
-    flag("foreach", False if foreach is None else foreach)
-    flag("differentiable", differentiable)
-    return transformation(
+    validate_flag("capturable", capturable)
+    validate_flag("foreach", False if foreach is None else foreach)
+    validate_flag("differentiable", differentiable)
+    return make_transformation(
         Options(
             learning_rate=lr,
             alpha=alpha,
@@ -76,31 +74,30 @@ def stable_baselines3(
     momentum: ScalarOrSchedule = 0.0,
     centered: bool = False,
 ) -> GradientTransformationExtraArgs:
-    """``RMSpropTFLike`` of Stable-Baselines3: TensorFlow's ε and 1, torch's momentum.
+    """``RMSpropTFLike`` of Stable-Baselines3: TensorFlow's ε, PyTorch's momentum.
 
-    ε is inside the root and the second moment begins at 1, as in TensorFlow 1; the
-    momentum comes before the rate, as in torch. A2C's own default there is plain torch:
-    ``dialects.torch(lr=7e-4, alpha=0.99, eps=1e-5)``.
+    As in TensorFlow 1, ε is inside the root and the second moment is initialized to 1.
+    As in PyTorch, momentum comes before the learning rate. Note that A2C does not use
+    this by default, but PyTorch's own: ``dialects.torch(lr=7e-4, alpha=0.99,
+    eps=1e-5)``.
 
-    For its ``max_grad_norm`` write ``optax.chain(optax.clip_by_global_norm(0.5),
+    For ``max_grad_norm`` write ``optax.chain(optax.clip_by_global_norm(0.5),
     dialects.stable_baselines3(...))``.
 
     Args:
-        lr: The rate, or a schedule.
-        alpha: How much of the second moment (and of the mean) a step keeps.
+        lr: The learning rate.
+        alpha: The decay rate of the second moment (and of the gradient mean).
         eps: Added to the second moment, inside the root.
         weight_decay: Times the parameter, added to the gradient (coupled).
-        momentum: How much of the momentum buffer a step keeps.
-        centered: Whether to divide by the gradient's deviation from its mean.
-
-    Returns:
-        A gradient transformation with an `RMSPropState`.
+        momentum: The decay rate of the momentum buffer.
+        centered: Whether to divide by the gradient's standard deviation instead of its
+            root mean square.
 
     References:
-        stable-baselines3 2.9.2, ``common/sb2_compat/rmsprop_tf_like.py``; compared with
-        it running.
+        stable-baselines3 2.9.2, ``common/sb2_compat/rmsprop_tf_like.py``. Tested
+        against it.
     """
-    return transformation(
+    return make_transformation(
         Options(
             learning_rate=lr,
             alpha=alpha,
@@ -126,17 +123,16 @@ def mlx(
     ``optax.chain(optax.clip_by_global_norm(1.0), dialects.mlx(...))``.
 
     Args:
-        learning_rate: The rate, or a schedule.
-        alpha: How much of the second moment a step keeps.
-        eps: Added to the root of the second moment.
-
-    Returns:
-        A gradient transformation with an `RMSPropState`.
+        learning_rate: The learning rate.
+        alpha: The decay rate of the second moment.
+        eps: Added to the square root of the second moment.
 
     References:
-        mlx 0.32.4, ``mlx/optimizers/optimizers.py``; compared with it running (CPU).
+        mlx 0.32.4, ``mlx/optimizers/optimizers.py``. Tested against it on CPU.
     """
-    return transformation(Options(learning_rate=learning_rate, alpha=alpha, eps=eps))
+    return make_transformation(
+        Options(learning_rate=learning_rate, alpha=alpha, eps=eps)
+    )
 
 
 def chainer(
@@ -147,26 +143,23 @@ def chainer(
 ) -> GradientTransformationExtraArgs:
     """``chainer.optimizers.RMSprop``: no momentum, ε outside the root or inside.
 
-    Its ``RMSpropGraves`` is `graves`, with the same defaults. Its hooks are links of a
-    chain: for ``WeightDecay(1e-4)`` write
-    ``optax.chain(optax.add_decayed_weights(1e-4), dialects.chainer(...))``, for
-    ``GradientClipping(1.0)`` put ``optax.clip_by_global_norm(1.0)`` there.
+    Chainer's ``RMSpropGraves`` is `graves`, with the same defaults. Its hooks are
+    transformations in the chain: for ``WeightDecay(1e-4)`` write
+    ``optax.chain(optax.add_decayed_weights(1e-4), dialects.chainer(...))``; for
+    ``GradientClipping(1.0)`` add ``optax.clip_by_global_norm(1.0)`` instead.
 
     Args:
-        lr: The rate, or a schedule.
-        alpha: How much of the second moment a step keeps.
-        eps: Added to the root of the second moment, or to the second moment itself.
+        lr: The learning rate.
+        alpha: The decay rate of the second moment.
+        eps: Added to the square root of the second moment, or to the second moment.
         eps_inside_sqrt: Whether ``eps`` is added inside the root.
-
-    Returns:
-        A gradient transformation with an `RMSPropState`.
 
     References:
         Chainer, ``chainer/optimizers/rmsprop.py`` at a8e15cb. Chainer does not install
-        beside today's NumPy: the tests do not run it, but we compared with this file
-        running by itself.
+        with today's NumPy, so the tests do not run it; we compared our results with
+        this file run by itself.
     """
-    return transformation(
+    return make_transformation(
         Options(
             learning_rate=lr,
             alpha=alpha,
@@ -185,30 +178,28 @@ def burn(
     centered: bool = False,
     weight_decay: ScalarOrSchedule | None = None,
 ) -> GradientTransformationExtraArgs:
-    """Burn's ``RmsPropConfig``: torch's rule, but a momentum of 0.9 by default.
+    """Burn's ``RmsPropConfig``: PyTorch's rule, but with a default momentum of 0.9.
 
-    The rate is an argument of Burn's ``step``; here it comes first. For
+    In Burn the learning rate is an argument of ``step``; here it comes first. For
     ``GradientClippingConfig::Norm(1.0)``, which clips each tensor by itself, see
-    `keras` and its ``clipnorm``; for ``Value(1.0)`` write
+    ``clipnorm`` in `keras`; for ``Value(1.0)`` write
     ``optax.chain(optax.clip(1.0), dialects.burn(...))``.
 
     Args:
-        learning_rate: The rate, or a schedule.
-        alpha: How much of the second moment (and of the mean) a step keeps.
-        momentum: How much of the momentum buffer a step keeps.
-        epsilon: Added to the root of the second moment.
-        centered: Whether to divide by the gradient's deviation from its mean.
+        learning_rate: The learning rate.
+        alpha: The decay rate of the second moment (and of the gradient mean).
+        momentum: The decay rate of the momentum buffer.
+        epsilon: Added to the square root of the second moment.
+        centered: Whether to divide by the gradient's standard deviation instead of its
+            root mean square.
         weight_decay: The penalty of ``WeightDecayConfig``: times the parameter, added
             to the gradient (coupled). None is 0.
 
-    Returns:
-        A gradient transformation with an `RMSPropState`.
-
     References:
-        Burn, ``crates/burn-optim/src/optim/rmsprop.rs`` at 0212f8e2; read, not run, and
-        compared with the numbers in its own tests.
+        Burn, ``crates/burn-optim/src/optim/rmsprop.rs`` at 0212f8e2. We read it and
+        compared with the numbers in its own tests, but did not run it.
     """
-    return transformation(
+    return make_transformation(
         Options(
             learning_rate=learning_rate,
             alpha=alpha,

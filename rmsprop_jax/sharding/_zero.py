@@ -1,4 +1,4 @@
-"""ZeRO stage 1: the state in parts, one on each device."""
+"""ZeRO stage 1: the state is split over the devices that hold the same parameters."""
 
 from __future__ import annotations
 
@@ -7,41 +7,47 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 from jax.core import Tracer
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from rmsprop_jax import _errors, _trees
+from rmsprop_jax._error_text import (
+    Path,
+    describe_sharding,
+    path_str,
+)
+from rmsprop_jax._optimizer.tree_matching import is_none
 
 
 def zero1(
-    tx: optax.GradientTransformation, mesh: jax.sharding.Mesh, axis: str = "data"
+    tx: optax.GradientTransformation, mesh: Mesh, axis: str = "data"
 ) -> optax.GradientTransformationExtraArgs:
-    """ZeRO stage 1: every device keeps and updates its own part of the state.
+    """ZeRO stage 1: every device stores and updates its own part of the state.
 
-    For parameters that are replicated, as in data parallelism. Of N devices along the
-    axis each updates 1/N of every leaf, and then they share the updates: XLA scatters
-    the gradients' sum (or slices it), and gathers the updates.
+    Use it for parameters that are replicated, as in data parallelism. With N devices
+    along the axis, each device updates 1/N of every leaf, and then they exchange the
+    updates: XLA scatters the sum of the gradients (or slices it) and gathers the
+    updates.
 
     A leaf is split along its first dimension that N divides. If there is none, its
-    state is of shape ``(1, ..., 1, size)``, with zeros at the end up to a multiple of
-    N; so the shapes of the state may differ with N. Scalars and integers are not split.
-    The numbers are those of the unsplit run but for rounding, as XLA may fuse the two
+    state has the shape ``(1, ..., 1, size)``, padded with zeros to a multiple of N, so
+    the shapes of the state may depend on N. Scalars and integers are not split. The
+    results are those of the unsplit run up to rounding, because XLA may fuse the two
     differently.
 
     Args:
-        tx: The whole chain, of elementwise transformations such as `rmsprop`, or such
-            as reduce by sums (``optax.clip_by_global_norm``). Its functions of the
-            parameters (masks) see leaves of the same rank, but maybe another shape.
-            Extra arguments reach it as they are.
-        mesh: The ``jax.sharding.Mesh`` that the parameters are on.
-        axis: The name of the mesh's axis to split over.
+        tx: The whole chain. Its transformations are elementwise, like `rmsprop`, or
+            reduce by sums, like ``optax.clip_by_global_norm``. Functions of the
+            parameters in it (masks) see leaves of the same rank, but maybe of another
+            shape. Extra arguments reach it unchanged.
+        mesh: The mesh that the parameters are on.
+        axis: The name of the mesh axis to split over.
 
     Returns:
         A gradient transformation whose state is that of ``tx`` for the split leaves.
 
     Raises:
-        ValueError: If the mesh has no such axis. From ``init``, where a leaf is seen
-            not to be replicated, or to be on another mesh; under ``jit`` on automatic
-            axes neither is. From ``update``, where an update and its parameter differ
+        ValueError: If the mesh has no such axis. From ``init``, if a leaf is visibly
+            not replicated or on another mesh (under ``jit`` with automatic axes,
+            neither is visible). From ``update``, if an update and its parameter differ
             in shape.
 
     References:
@@ -66,79 +72,99 @@ def zero1(
             f"axis must be one of the mesh's, {', '.join(map(repr, mesh.shape))}, but "
             f"it was {axis!r}."
         )
-    tx = optax.with_extra_args_support(tx)
-    number = mesh.shape[axis]
+    inner_tx = optax.with_extra_args_support(tx)
 
-    def placed(x, *spec):
-        # Where a type says the mesh, as in `state_shardings`, it is that one.
-        typed = jax.typeof(x).sharding.mesh
-        here = typed if AxisType.Explicit in typed.axis_types else mesh
-        sharding = NamedSharding(here, PartitionSpec(*spec))
-        if AxisType.Explicit in here.axis_types:
-            return jax.sharding.reshard(x, sharding)
-        return lax.with_sharding_constraint(x, sharding)
+    def split_leaves(tree: optax.Params) -> optax.Params:
+        return jax.tree.map(lambda x: split(x, mesh, axis), tree)
 
-    def is_split(x):
-        return jnp.size(x) > 1 and jnp.issubdtype(x.dtype, jnp.inexact)
+    def init(params: optax.Params) -> optax.OptState:
+        for path, p in jax.tree.leaves_with_path(params):
+            _check_replicated(path, p, mesh)
+        return inner_tx.init(split_leaves(params))
 
-    def split(x):
-        if not is_split(x):
-            return x
-        for dimension, size in enumerate(x.shape):
-            if size % number == 0:
-                return placed(x, *[None] * dimension, axis)
-        ones = [1] * (x.ndim - 1)
-        x = jnp.pad(jnp.ravel(x), (0, -x.size % number)).reshape(*ones, -1)
-        return placed(x, *[None] * len(ones), axis)
-
-    def in_parts(tree: optax.Params) -> optax.Params:
-        return jax.tree.map(split, tree)
-
-    def whole(x, like):
-        if not is_split(like):
-            return x
-        x = placed(x)
-        padded = x.shape != like.shape
-        return jnp.ravel(x)[: like.size].reshape(like.shape) if padded else x
-
-    def init(params):
-        for path, p in jax.tree_util.tree_leaves_with_path(params):
-            # Under jit only the type says where it is, on explicit axes.
-            known = jax.typeof(p) if isinstance(p, Tracer) else p
-            sharding = getattr(known, "sharding", None)
-            if sharding is not None and not sharding.is_fully_replicated:
-                raise ValueError(
-                    f"Leaf {_errors.leaf(path)} of params must be replicated for "
-                    f"zero1, but it was {_errors.sharding(known)}. Where the "
-                    "parameters are split, so is their state: leave zero1 out."
-                )
-            its_mesh = getattr(sharding, "mesh", mesh)
-            if not its_mesh.empty and its_mesh.shape != mesh.shape:
-                raise ValueError(
-                    f"Leaf {_errors.leaf(path)} of params must be on zero1's mesh, of "
-                    f"{dict(mesh.shape)}, but it was on one of "
-                    f"{dict(its_mesh.shape)}. Give zero1 the parameters' mesh."
-                )
-        return tx.init(in_parts(params))
-
-    def update(updates, state, params=None, **extra_args):
-        def compare(path, u, p):
-            if u is not None and jnp.shape(u) != jnp.shape(p):
-                raise ValueError(
-                    f"The update of leaf {_errors.leaf(path)} must have its "
-                    f"parameter's shape, {jnp.shape(p)}, but it was {jnp.shape(u)}."
-                )
-
+    def update(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        **extra_args: object,
+    ) -> tuple[optax.Updates, optax.OptState]:
         if params is not None:
-            jax.tree_util.tree_map_with_path(
-                compare, updates, params, is_leaf=_trees.is_none
-            )
-        # Said to be whole first, or XLA may keep them split from step to step; of two
-        # constraints without a barrier between it would heed the last.
-        params = jax.tree.map(lambda p: lax.optimization_barrier(whole(p, p)), params)
-        parts, state = tx.update(
-            in_parts(updates), state, in_parts(params), **extra_args
+            jax.tree.map_with_path(_check_shape, updates, params, is_leaf=is_none)
+        # Constrain to replicated first; otherwise XLA may keep the parameters split
+        # across steps. Of two constraints without a barrier in between, XLA would heed
+        # only the last.
+        params = jax.tree.map(
+            lambda p: lax.optimization_barrier(unsplit(p, p, mesh)), params
         )
-        return jax.tree.map(whole, parts, updates), state
+        updates_in_parts, state = inner_tx.update(
+            split_leaves(updates), state, split_leaves(params), **extra_args
+        )
+        return jax.tree.map(
+            lambda x, like: unsplit(x, like, mesh), updates_in_parts, updates
+        ), state
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def split(x: jax.Array, mesh: Mesh, axis: str) -> jax.Array:
+    """Split a leaf over the axis, reshaped and padded if no dimension is divisible."""
+    if not _is_split(x):
+        return x
+    num_shards = mesh.shape[axis]
+    for dimension, size in enumerate(x.shape):
+        if size % num_shards == 0:
+            return constrain(x, mesh, *[None] * dimension, axis)
+    ones = [1] * (x.ndim - 1)
+    padded = jnp.pad(jnp.ravel(x), (0, -x.size % num_shards)).reshape(*ones, -1)
+    return constrain(padded, mesh, *[None] * len(ones), axis)
+
+
+def unsplit(x: jax.Array, like: jax.Array, mesh: Mesh) -> jax.Array:
+    """Replicate a split leaf, in the shape that it had before."""
+    if not _is_split(like):
+        return x
+    x = constrain(x, mesh)
+    is_padded = x.shape != like.shape
+    return jnp.ravel(x)[: like.size].reshape(like.shape) if is_padded else x
+
+
+def constrain(x: jax.Array, mesh: Mesh, *spec: str | None) -> jax.Array:
+    """Constrain an array to a sharding on the mesh."""
+    # If the array's type has a mesh, as in `state_shardings`, it is on that mesh.
+    typed = jax.typeof(x).sharding.mesh
+    is_typed = AxisType.Explicit in typed.axis_types
+    sharding = NamedSharding(typed if is_typed else mesh, PartitionSpec(*spec))
+    if AxisType.Explicit in sharding.mesh.axis_types:
+        return jax.sharding.reshard(x, sharding)
+    return lax.with_sharding_constraint(x, sharding)
+
+
+def _is_split(x: jax.Array) -> bool:
+    return jnp.size(x) > 1 and jnp.issubdtype(x.dtype, jnp.inexact)
+
+
+def _check_replicated(path: Path, p: jax.Array, mesh: Mesh) -> None:
+    # Under jit only the type says where an array is, and only with explicit axes.
+    placed = jax.typeof(p) if isinstance(p, Tracer) else p
+    sharding = getattr(placed, "sharding", None)
+    if sharding is not None and not sharding.is_fully_replicated:
+        raise ValueError(
+            f"Leaf {path_str(path)} of params must be replicated for zero1, "
+            f"but it was {describe_sharding(placed)}. If the parameters are "
+            "split, so is their state: leave zero1 out."
+        )
+    its_mesh = getattr(sharding, "mesh", mesh)
+    if not its_mesh.empty and its_mesh.shape != mesh.shape:
+        raise ValueError(
+            f"Leaf {path_str(path)} of params must be on zero1's mesh, of "
+            f"{dict(mesh.shape)}, but it was on one of {dict(its_mesh.shape)}. Give "
+            "zero1 the parameters' mesh."
+        )
+
+
+def _check_shape(path: Path, u: jax.Array | None, p: jax.Array | None) -> None:
+    if u is not None and jnp.shape(u) != jnp.shape(p):
+        raise ValueError(
+            f"The update of leaf {path_str(path)} must have its parameter's "
+            f"shape, {jnp.shape(p)}, but it was {jnp.shape(u)}."
+        )

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from support import tables, trajectories
+from support import tables
 
 from rmsprop_jax import RMSPropState, dialects
+from rmsprop_jax._optimizer.transform import get_config
 
 
 def train(tx: Any, params: Any, gradients: Any) -> Any:
@@ -124,10 +125,10 @@ def test_graves_is_his_equations():
 
 def test_legacy_keras_moves_eps_with_momentum():
     plain, heavy = (
-        trajectories.rule(dialects.keras_legacy(momentum=m)) for m in (0.0, 0.9)
+        get_config(dialects.keras_legacy(momentum=m)).rule for m in (0.0, 0.9)
     )
     assert (plain.eps_in_sqrt, heavy.eps_in_sqrt) == (False, True)
-    assert trajectories.rule(dialects.keras_legacy(epsilon=0)).eps == 1e-7
+    assert get_config(dialects.keras_legacy(epsilon=0)).hyperparams.eps == 1e-7
 
 
 def test_timm_decays_what_it_does_not_step():
@@ -184,7 +185,7 @@ def test_timm_leaves_integers_and_absent_gradients_alone():
                 decoupled_decay=True,
                 corrected_weight_decay=True,
             ),
-            "max_lr must be given with corrected_weight_decay where lr is a schedule",
+            "max_lr must be given with corrected_weight_decay if lr is a schedule",
         ),
         (
             # As inject_hyperparams would give it: the present rate, not the largest.

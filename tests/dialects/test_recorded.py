@@ -6,7 +6,10 @@ from recorded.frameworks import FRAMEWORKS
 from support import trajectories
 
 from rmsprop_jax import dialects, rmsprop
-from rmsprop_jax._transform import transformation
+from rmsprop_jax._optimizer.transform import (
+    get_config,
+    make_transformation_of_config,
+)
 
 NAMES = [name for name, framework in FRAMEWORKS.items() if framework.recorded]
 
@@ -53,7 +56,7 @@ def test_float32_is_as_near_to_torchs_float64_as_torch():
 def test_rmsprop_is_the_torch_dialect():
     for c in problem.configurations("torch"):
         ours, theirs = (
-            trajectories.rule(make(0.5, **c.arguments))._replace(names={})
+            get_config(make(0.5, **c.arguments))._replace(names={})
             for make in (rmsprop, dialects.torch)
         )
         assert ours == theirs
@@ -83,19 +86,23 @@ def telling_arguments(name):
 def test_nearest_wrong_rule_is_told_apart(name):
     """The tolerances are worth something: whatever else a rule could be, they see."""
     arguments = telling_arguments(name)
-    right = trajectories.rule(trajectories.call(name, arguments)(0.01, 0.01))
-    wrong = {
-        "eps_in_sqrt": not right.eps_in_sqrt,
-        "initial_scale": 1.0 - right.initial_scale,
-    }
-    if right.rule.momentum:
-        wrong["rate_in_momentum"] = not right.rate_in_momentum
-    if right.decays:
-        wrong["decoupled_weight_decay"] = not right.decoupled_weight_decay
+    right = get_config(trajectories.call(name, arguments)(0.01, 0.01))
+    flags = ["eps_in_sqrt"]
+    flags += ["learning_rate_in_momentum"] * right.rule.has_momentum
+    flags += ["decoupled_weight_decay"] * right.rule.has_weight_decay
+    wrong = {"initial_scale": right._replace(initial_scale=1.0 - right.initial_scale)}
+    for flag in flags:
+        opposite = {flag: not getattr(right.rule, flag)}
+        wrong[flag] = right._replace(rule=right.rule._replace(**opposite))
 
     def call(option):
-        changed = right._replace(**{option: wrong[option]})
-        return lambda rate, _: transformation(changed._replace(learning_rate=rate))
+        def make(learning_rate, _):
+            numbers = wrong[option].hyperparams._replace(learning_rate=learning_rate)
+            return make_transformation_of_config(
+                wrong[option]._replace(hyperparams=numbers)
+            )
+
+        return make
 
     them = trajectories.theirs(recording(name), "float32")
     key = problem.Configuration(arguments, "scheduled").name

@@ -22,7 +22,7 @@ from support.meshes import (
 from support.steps import train_step
 
 import rmsprop_jax
-from rmsprop_jax.sharding import check, state_shardings
+from rmsprop_jax.sharding import check_shardings, state_shardings
 
 # optax types states as any trees of arrays; here they are what they are.
 rmsprop: Any = rmsprop_jax.rmsprop
@@ -122,7 +122,7 @@ def test_shard_map(axis_type):
     program = compiled(mapped, split)
     assert not collectives(program)
     after, state = program(split)
-    check(state, state_shardings(tx, split))
+    check_shardings(state, state_shardings(tx, split))
     jax.tree.map(close, (after, state), jax.jit(two_steps)(gradients))
 
 
@@ -137,7 +137,7 @@ def test_vmap_over_a_sharded_population(axis_type):
     state = jax.jit(jax.vmap(tx.init), out_shardings=members)(population)
     run = jax.jit(jax.vmap(functools.partial(step, tx)))
     after = run(population, state, jax.device_put(xs, members))
-    check(after, jax.tree.map(lambda _: members, after))
+    check_shardings(after, jax.tree.map(lambda _: members, after))
     for member in (0, 7):
         its = jax.tree.map(operator.itemgetter(member), jax.device_get(after))
         jax.tree.map(close, its, alone(tx, parameters(), xs[member][None]))
@@ -160,7 +160,7 @@ def test_scan_over_steps(axis_type, remat):
     run = jax.jit(lambda *carry: jax.lax.scan(body, carry[:2], carry[2])[0])
     before = shardings_of((params, state))
     after = run(params, state, jax.device_put(xs, on(mesh, None, "data")))
-    check(after, before)
+    check_shardings(after, before)
     plain = rmsprop(0.1, **OPTIONS)
     jax.tree.map(close, after[0], alone(plain, parameters(), xs)[0])
 
@@ -226,7 +226,7 @@ def test_a_bad_step_is_skipped(axis_type, layout, wrapper):
         for bad in (np.nan, np.inf, np.nan):
             after = run(params, state, poisoned(bad))
             params, state = jax.block_until_ready(after)
-            check(state, expected)
+            check_shardings(state, expected)
         jax.tree.map(np.testing.assert_array_equal, (params, inner(state)), before)
         params, state = jax.block_until_ready(run(params, state, good))
     assert inner(state).count == 2

@@ -24,7 +24,7 @@ from support.steps import train_step
 import rmsprop_jax
 from rmsprop_jax import RMSPropState
 from rmsprop_jax.precision import master_weights, stochastic_rounding
-from rmsprop_jax.sharding import check, state_shardings
+from rmsprop_jax.sharding import check_shardings, state_shardings
 
 # optax types states as any trees of arrays; here they are what they are.
 rmsprop: Any = rmsprop_jax.rmsprop
@@ -67,15 +67,15 @@ def test_the_state_is_where_the_parameters_are(axis_type, options):
     tx = rmsprop(0.1, **options)
     state = tx.init(params)
     expected = expected_of(state, params)
-    check(state, expected)
-    check(jax.jit(tx.init)(params), expected)
+    check_shardings(state, expected)
+    check_shardings(jax.jit(tx.init)(params), expected)
     structs = jax.tree.map(
         lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=p.sharding), params
     )
-    check(tx.init(structs), expected)
+    check_shardings(tx.init(structs), expected)
     # Equivalent here means: the same parts on the same devices.
-    check(state, state_shardings(tx, params))
-    check(state, state_shardings(tx, structs))
+    check_shardings(state, state_shardings(tx, params))
+    check_shardings(state, state_shardings(tx, structs))
 
 
 @each_option
@@ -92,7 +92,7 @@ def test_an_update_communicates_nothing_and_donates_all(axis_type, options):
     assert {program.memory_analysis().alias_size_in_bytes} == set(held)
     before = shardings_of((params, state))
     after = jax.block_until_ready(program(params, state, gradients))
-    check(after, before)
+    check_shardings(after, before)
     assert all(x.is_deleted() for x in jax.tree.leaves((params, state)))
 
 
@@ -168,7 +168,7 @@ def test_state_shardings_of_a_chain(tx, axis_type):
         params = parameters(axis_type, FEW)
         expected = state_shardings(tx, params)
         state = jax.jit(tx.init, out_shardings=expected)(params)
-        check(state, expected)
+        check_shardings(state, expected)
         named = {params[name].shape: params[name].sharding for name in ("FSDP", "bias")}
         mesh = params["FSDP"].sharding.mesh
         for x, sharding in zip(
@@ -176,7 +176,9 @@ def test_state_shardings_of_a_chain(tx, axis_type):
         ):
             assert sharding.is_equivalent_to(named.get(x.shape, on(mesh)), x.ndim)
         program = compiled(train_step(tx), params, state, params)
-        check(jax.block_until_ready(program(params, state, params))[1], expected)
+        check_shardings(
+            jax.block_until_ready(program(params, state, params))[1], expected
+        )
 
 
 def test_state_shardings_on_a_mesh_without_devices():
@@ -198,7 +200,7 @@ def test_state_shardings_within_the_users_mesh():
         params = parameters(axis_type)
         tx = rmsprop(0.1)
         with jax.set_mesh(params["both"].sharding.mesh):
-            check(jax.jit(tx.init)(params), state_shardings(tx, params))
+            check_shardings(jax.jit(tx.init)(params), state_shardings(tx, params))
 
 
 def test_state_shardings_on_one_device():
@@ -206,7 +208,7 @@ def test_state_shardings_on_one_device():
     state = rmsprop(0.1, momentum=0.9).init(params)
     expected = state_shardings(rmsprop(0.1, momentum=0.9), params)
     assert expected.nu == shardings_of(params)
-    check(state, expected)
+    check_shardings(state, expected)
 
 
 def test_state_shardings_restore_a_checkpoint(tmp_path):
@@ -228,7 +230,7 @@ def test_state_shardings_restore_a_checkpoint(tmp_path):
             expected,
         )
         restored = checkpointer.restore(tmp_path / "state", template)
-    check(restored, expected)
+    check_shardings(restored, expected)
     jax.tree.map(np.testing.assert_array_equal, restored, state)
 
 
@@ -242,7 +244,7 @@ def test_state_shardings_name_the_leaf_they_cannot_place():
         state_shardings(tx, {"a": good, "c": jnp.ones(8)})
     with pytest.raises(ValueError, match=r"\['a'\] is on .*\['d'\] on .*model"):
         state_shardings(tx, {"a": good, "d": jax.device_put(good, on(other))})
-    with pytest.raises(ValueError, match="params must have a leaf"):
+    with pytest.raises(ValueError, match="params must have at least one leaf"):
         state_shardings(tx, {"a": None})
 
 
@@ -254,39 +256,39 @@ def test_check_names_the_leaves():
     whole = jax.device_put(state.nu["FSDP"], on(mesh))
     wrong = state._replace(nu=state.nu | {"FSDP": whole})
     with pytest.raises(ValueError, match=r"leaf .nu\['FSDP'\] must be") as error:
-        check(wrong, expected)
+        check_shardings(wrong, expected)
     assert "'data'" in str(error.value).split("but it was")[0]
     assert "'data':" in str(error.value).split("but it was")[1]
     assert "bias" not in str(error.value)
     with pytest.raises(
         ValueError, match=r"leaf .count must be .* but it was .*ndarray"
     ):
-        check(jax.device_get(state), expected)
+        check_shardings(jax.device_get(state), expected)
     with pytest.raises(ValueError, match="; …"):
-        check(jax.device_get(state), expected)
+        check_shardings(jax.device_get(state), expected)
     with pytest.raises(ValueError, match=r"leaf .mu\['bias'\] is missing"):
-        check(state, expected._replace(mu=None))
+        check_shardings(state, expected._replace(mu=None))
     with pytest.raises(ValueError, match=r"leaf .mu\['bias'\] is unexpected"):
-        check(state._replace(mu=None), expected)
+        check_shardings(state._replace(mu=None), expected)
     with pytest.raises(ValueError, match="a tuple where there must be a list"):
-        check([whole], (on(mesh),))
+        check_shardings([whole], (on(mesh),))
     with pytest.raises(TypeError, match=r"Leaf .count of expected .* but it was P"):
-        check(state, expected._replace(count=PartitionSpec()))
+        check_shardings(state, expected._replace(count=PartitionSpec()))
 
 
 def test_check_takes_equivalent_shardings_for_equal():
     mesh = make_mesh(data=4, model=2)
     x = jax.device_put(jnp.ones((8, 8)), on(mesh, "data", None))
-    check(x, on(mesh, "data"))
-    check(x, on(make_mesh(a=4, b=2), "a"))
+    check_shardings(x, on(mesh, "data"))
+    check_shardings(x, on(make_mesh(a=4, b=2), "a"))
     with pytest.raises(ValueError, match="leaf the root must be"):
-        check(x, on(mesh, "model"))
+        check_shardings(x, on(mesh, "model"))
     with pytest.raises(ValueError, match="leaf the root must be"):
-        check(x, on(mesh, None, "data"))
+        check_shardings(x, on(mesh, None, "data"))
     x = jax.device_put(x, on(mesh, "data"))
     backwards = jax.sharding.Mesh(mesh.devices[::-1], mesh.axis_names)
     with pytest.raises(ValueError, match=r"devices \[6, 7, .* but .* devices \[0, 1,"):
-        check(x, on(backwards, "data"))
+        check_shardings(x, on(backwards, "data"))
 
 
 def test_check_sees_a_moment_that_jit_made_whole():
@@ -294,4 +296,4 @@ def test_check_sees_a_moment_that_jit_made_whole():
     params = parameters(names=FEW)
     tx = optax.scale_by_rms()
     with pytest.raises(ValueError, match=r"leaf .nu\['bias'\] must be"):
-        check(jax.jit(tx.init)(params), state_shardings(tx, params))
+        check_shardings(jax.jit(tx.init)(params), state_shardings(tx, params))

@@ -21,7 +21,7 @@ from support.meshes import (
 from support.steps import train_step
 
 import rmsprop_jax
-from rmsprop_jax.sharding import check, state_shardings
+from rmsprop_jax.sharding import check_shardings, state_shardings
 
 # optax types states as any trees of arrays; here they are what they are.
 rmsprop: Any = rmsprop_jax.rmsprop
@@ -138,8 +138,8 @@ def test_each_device_holds_and_updates_its_part(axis_type, options):
     held = dict.fromkeys(mesh.devices.flat, one)
     assert bytes_on_each_device(state) == held
     expected = state_shardings(tx, params)
-    check(state, expected)
-    check(jax.jit(tx.init)(params), expected)
+    check_shardings(state, expected)
+    check_shardings(jax.jit(tx.init)(params), expected)
 
     # Gradients that are there already need no sum: each device takes its slice.
     alone = compiled(train_step(tx), params, state, params)
@@ -160,8 +160,8 @@ def test_each_device_holds_and_updates_its_part(axis_type, options):
     replicated = shardings_of(params)
     params, state = jax.block_until_ready(program(params, state, x))
     assert bytes_on_each_device(state) == held
-    check(state, expected)
-    check(params, replicated)
+    check_shardings(state, expected)
+    check_shardings(params, replicated)
 
 
 @each_option
@@ -231,7 +231,7 @@ def test_on_one_axis_of_two(axis_type):
     params = parameters(mesh)
     tx = zero1(rmsprop(0.01), mesh)
     state = tx.init(params)
-    check(state, state_shardings(tx, params))
+    check_shardings(state, state_shardings(tx, params))
     assert state.nu["in"].sharding.shard_shape((16, 24)) == (4, 24)
     assert state.nu["odd"].shape == (1, 16)
 

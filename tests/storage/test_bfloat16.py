@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from support.keeping import kept, kept_at_steps
+from support.encoding import decoded, decoded_at_steps
 from support.streams import gradients, run
 
 import rmsprop_jax
-from rmsprop_jax._storage.formats import bfloat16
+from rmsprop_jax._optimizer.bfloat16_rounding import round_to_bfloat16
 
 # optax types states as any trees of arrays; here they are what they are.
 rmsprop: Any = rmsprop_jax.rmsprop
@@ -26,7 +26,7 @@ LARGEST = float(jnp.finfo(jnp.bfloat16).max)
     [*(("nu", v) for v in (1.001, 3e-39, 1e-30, 1e30, 0.3 * TINY)), ("mu", -1.007)],
 )
 def test_is_unbiased(field, value):
-    r = kept(np.full((2000, 128), value), "bfloat16", field, step=7)
+    r = decoded(np.full((2000, 128), value), "bfloat16", field, step=7)
     low, high = np.unique(r)
     value = float(np.float32(value))
     assert low < value < high
@@ -42,7 +42,7 @@ def test_bits_are_independent():
     x = np.full((32, 128), 1.003, np.float32)
 
     def up(field="nu", **place):
-        r = kept_at_steps(x, np.s_[0, 2:5], "bfloat16", field, steps, **place)
+        r = decoded_at_steps(x, np.s_[0, 2:5], "bfloat16", field, steps, **place)
         return r > r.mean()
 
     first = up()
@@ -86,7 +86,7 @@ def test_what_bfloat16_holds_stays():
     # As a GPU makes it; the largest carry would make 0 of it.
     x[-50:] = np.array([0x7FFFFFFF, 0xFFFFFFFF] * 25, np.uint32).view(np.float32)
     for field in ("nu", "mu"):
-        r = kept(x, "bfloat16", field, step=3).astype(np.float32)
+        r = decoded(x, "bfloat16", field, step=3).astype(np.float32)
         same = r.view(np.uint32)[:-100] == x.view(np.uint32)[:-100]
         assert np.all(same)
         assert np.all(np.isnan(r[-100:]))
@@ -95,7 +95,7 @@ def test_what_bfloat16_holds_stays():
 def test_beyond_the_largest_it_is_the_largest_or_infinite():
     """As when it is rounded to the nearest."""
     beyond = np.array([3.4e38, -3.4e38], np.float32)
-    r = kept(np.repeat(beyond, 1000), "bfloat16", "mu", step=1)
+    r = decoded(np.repeat(beyond, 1000), "bfloat16", "mu", step=1)
     assert set(r) == {LARGEST, -LARGEST, np.inf, -np.inf}
 
 
@@ -155,6 +155,6 @@ def test_the_bits_are_the_same_however_the_leaf_is_sharded(axis_type):
 
 def test_derivatives_pass_as_if_not_rounded():
     def value(x):
-        return bfloat16.rounded(x, jnp.uint32(77)).astype(jnp.float32)
+        return round_to_bfloat16(x, jnp.uint32(77)).astype(jnp.float32)
 
     assert jax.grad(value)(1.001) == 1.0

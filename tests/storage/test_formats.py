@@ -1,52 +1,31 @@
-"""Every way to keep a leaf; and that a new one is one file."""
+"""Every way to store a leaf; and that a new one is one more `Format`."""
 
-import importlib
-import sys
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.encoding import encoded, init
 
 import rmsprop_jax
-from rmsprop_jax import _storage
+from rmsprop_jax._optimizer import storage
 
 # In 16 bits of a fixed point: a format that nobody needs.
-FIXED_POINT = """
-import jax
-import jax.numpy as jnp
-
-DTYPES = HELD = ("int16",)
-ROUNDS = True
-
-def start(full, field, dtype):
-    return jnp.round(full * 1024).astype(dtype)
-
-def keep(x, dtype, bits):
-    up = bits().astype(jnp.float32) * 2.0**-16
-    return jnp.floor(x.astype(jnp.float32) * 1024 + up).astype(dtype)
-
-def read(kept):
-    return kept.astype(jnp.float32) / 1024
-"""
+FIXED_POINT = storage.Format(
+    state_dtypes=("int16",),
+    stored_dtypes=("int16",),
+    is_rounded=True,
+    initial_dtype=lambda field, state_dtype: state_dtype,
+    encode=lambda x, dtype, make_bits: jnp.floor(
+        x.astype(jnp.float32) * 1024 + make_bits().astype(jnp.float32) * 2.0**-16
+    ).astype(dtype),
+    decode=lambda x: x.astype(jnp.float32) / 1024,
+)
 
 
-@pytest.fixture
-def with_fixed_point(tmp_path, monkeypatch):
-    """The package with one more file in `formats`."""
-    (tmp_path / "fixed_point.py").write_text(FIXED_POINT)
-    paths = [*_storage.formats.__path__, str(tmp_path)]
-    monkeypatch.setattr(_storage.formats, "__path__", paths)
-    importlib.reload(_storage)
-    yield
-    monkeypatch.undo()
-    sys.modules.pop("rmsprop_jax._storage.formats.fixed_point")
-    importlib.reload(_storage)
-
-
-@pytest.mark.usefixtures("with_fixed_point")
-def test_a_new_format_is_one_file():
+def test_a_new_format_is_one_more_in_the_tuple(monkeypatch):
+    monkeypatch.setattr(storage, "FORMATS", (*storage.FORMATS, FIXED_POINT))
     tx: Any = rmsprop_jax.rmsprop(0.1, momentum=0.9, state_dtype="int16")
     p = {"w": jnp.linspace(0.5, 2.0, 4096).reshape(64, 64), "b": jnp.ones(3)}
     exact: Any = rmsprop_jax.rmsprop(0.1, momentum=0.9)
@@ -63,26 +42,26 @@ def test_a_new_format_is_one_file():
 
 
 def test_every_format_is_offered():
-    assert _storage.dtypes() == ["float64", "float32", "bfloat16"]
+    assert storage.state_dtype_names() == ["float64", "float32", "bfloat16"]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("field", ["nu", "mu", "grad_mean"])
 def test_every_leaf_has_the_shape_of_its_parameter(dtype, field):
     for shape in ((), (3,), (64, 64), (0, 4)):
-        full = jnp.full(shape, 0.5, jnp.float32)
-        kept = _storage.started(full, field, dtype)
-        assert kept.shape == shape
-        read = _storage.read(kept)
-        assert read.dtype == jnp.float32
-        np.testing.assert_allclose(read, full, rtol=1e-6)
+        x = jnp.full(shape, 0.5, jnp.float32)
+        assert init(x, dtype, field).shape == shape
+        decoded = storage.decode(encoded(x, dtype, field))
+        assert decoded.shape == shape
+        assert decoded.dtype == jnp.float32
+        np.testing.assert_array_equal(decoded, x)
 
 
-def test_what_no_format_holds_is_refused():
+def test_what_no_format_stores_is_refused():
     tx: Any = rmsprop_jax.rmsprop()
     p = jnp.ones(3)
     state = tx.init(p)._replace(nu=jnp.ones(3, jnp.int32))
-    with pytest.raises(TypeError, match=r"of the state must be of .* but it was int32"):
+    with pytest.raises(TypeError, match=r"of the state must have .* but it was int32"):
         tx.update(p, state)
 
 

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import inspect
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # as a script it has its own
-from support import trajectories
-
 from rmsprop_jax import dialects
+from rmsprop_jax._optimizer.options import Config
+from rmsprop_jax._optimizer.transform import get_config
 
 PAGE = Path(__file__).parents[2] / "docs/dialects.md"
 
@@ -63,16 +61,16 @@ def _call(name: str) -> str:
     return f"`dialects.{name}({', '.join(words)})`"
 
 
-def _rule(name: str, **arguments: Any) -> Any:
+def _config(name: str, **arguments: Any) -> Config:
     dialect = getattr(dialects, name)
     parameters = inspect.signature(dialect).parameters
     known = {key: value for key, value in arguments.items() if key in parameters}
     rate, *_ = parameters
-    return trajectories.rule(dialect(**{rate: 1.0} | known))
+    return get_config(dialect(**{rate: 1.0} | known))
 
 
 def _eps(name: str) -> str:
-    without, with_ = (_rule(name, momentum=m).eps_in_sqrt for m in (0.0, 0.9))
+    without, with_ = (_config(name, momentum=m).rule.eps_in_sqrt for m in (0.0, 0.9))
     flags = {"eps_in_sqrt", "eps_inside_sqrt"}
     flags &= inspect.signature(getattr(dialects, name)).parameters.keys()
     word = "√(ν + ε)" if without else "√ν + ε"
@@ -84,18 +82,20 @@ def _eps(name: str) -> str:
 def _momentum(name: str) -> str:
     if "momentum" not in inspect.signature(getattr(dialects, name)).parameters:
         return "none"
-    return _order(_rule(name, momentum=0.9))
+    return _order(_config(name, momentum=0.9))
 
 
-def _order(rule: Any) -> str:
-    return "holds the rate" if rule.rate_in_momentum else "before the rate"
+def _order(config: Config) -> str:
+    return (
+        "holds the rate" if config.rule.learning_rate_in_momentum else "before the rate"
+    )
 
 
 def _decay(name: str) -> str:
     parameters = inspect.signature(getattr(dialects, name)).parameters
     if "weight_decay" not in parameters:
         return "none"
-    rule = _rule(name, weight_decay=0.1)
+    rule = _config(name, weight_decay=0.1).rule
     kind = "decoupled" if rule.decoupled_weight_decay else "coupled"
     return f"{kind} (`decoupled_decay`)" if "decoupled_decay" in parameters else kind
 
@@ -107,7 +107,7 @@ def frameworks() -> str:
         "|---|---|---|---|---|---|",
     ]
     for name, title in FRAMEWORKS.items():
-        start = f"{_rule(name).initial_scale:g}"
+        start = f"{_config(name).initial_scale:g}"
         cells = [title, _call(name), _eps(name), start, _momentum(name), _decay(name)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -117,16 +117,17 @@ def papers() -> str:
     """Paper → call with its numbers, and the rule that this is."""
     lines = ["| source | write | the rule | source read |", "|---|---|---|---|"]
     for name, title in PAPERS.items():
-        rule = _rule(name)
+        config = _config(name)
+        has_eps = config.hyperparams.eps != 0.0
         words = [
-            "centered" if rule.centered else "not centered",
-            "√(ν + ε)" if rule.eps_in_sqrt else "√ν + ε" if rule.eps else "√ν",
-            f"ν from {rule.initial_scale:g}",
+            "centered" if config.rule.centered else "not centered",
+            "√(ν + ε)" if config.rule.eps_in_sqrt else "√ν + ε" if has_eps else "√ν",
+            f"ν from {config.initial_scale:g}",
         ]
-        if rule.rule.momentum:
-            words.append(f"momentum {_order(rule)}")
+        if config.rule.has_momentum:
+            words.append(f"momentum {_order(config)}")
         doc = inspect.getdoc(getattr(dialects, name)) or ""
-        read = "in part" if "unverified" in doc else "yes"
+        read = "in part" if "unverified" in doc.lower() else "yes"
         lines.append(f"| {title} | {_call(name)} | {', '.join(words)} | {read} |")
     return "\n".join(lines)
 

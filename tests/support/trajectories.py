@@ -60,12 +60,6 @@ def made_by(path: Path) -> dict[str, Any]:
         return json.loads(recording["made_by"].item())
 
 
-def rule(tx: optax.GradientTransformation) -> Any:
-    """The `Options` of one of our transformations."""
-    init: Any = tx.init
-    return init.args[0]
-
-
 def call(framework: str, arguments: problem.Arguments) -> Call:
     """The call of our dialect with a framework's arguments."""
     dialect = functools.partial(

@@ -27,7 +27,7 @@ def trajectory(
     initial_scale=0.0,
     bias_correction=False,
     decoupled_weight_decay=False,
-    rate_in_momentum=False,
+    learning_rate_in_momentum=False,
 ):
     """Yield (p, nu, mu, grad_mean) after every step, for one real leaf.
 
@@ -60,11 +60,11 @@ def trajectory(
         nu = nu + weights[0] * initial_scale
         divisor = np.sqrt(nu + eps) if eps_in_sqrt else np.sqrt(nu) + eps
         x = g / divisor
-        if rate_in_momentum:
+        if learning_rate_in_momentum:
             x = rate * x
         b = momentum * b + x
         out = momentum * b + x if nesterov else b
-        if not rate_in_momentum:
+        if not learning_rate_in_momentum:
             out = rate * out
         if decoupled_weight_decay:
             out = out + rate * weight_decay * p
