@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol, TypeAlias
 
 import jax
 from jax.sharding import NamedSharding, Sharding
 
 # jax.tree_util.KeyPath, whose entries have no common type.
 Path: TypeAlias = tuple[Any, ...]
+
+
+class TreeDef(Protocol):
+    """A ``jax.tree_util.PyTreeDef``, which has no types."""
+
+    def node_data(self) -> tuple[type, Any] | None: ...
+
+    def children(self) -> list[TreeDef]: ...
+
+    def unflatten(self, leaves: Iterable[object], /) -> Any: ...
+
+    def flatten_up_to(self, tree: object, /) -> list[Any]: ...
+
+
+def named_leaves(
+    tree: object, is_leaf: Callable[[Any], bool] | None = None
+) -> list[tuple[str, Any]]:
+    """Return the leaves of a tree, each with its path as a string."""
+    leaves: list[tuple[Path, Any]] = jax.tree.leaves_with_path(tree, is_leaf)
+    return [(path_str(path), leaf) for path, leaf in leaves]
 
 
 def path_str(path: Path) -> str:
@@ -29,9 +49,7 @@ def describe_difference(have: Sequence[str], must: Sequence[str]) -> str:
     return join_first(odd)
 
 
-def describe_node_mismatch(
-    was: jax.tree_util.PyTreeDef, must: jax.tree_util.PyTreeDef
-) -> str:
+def describe_node_mismatch(was: TreeDef, must: TreeDef) -> str:
     """Describe the first node of a tree that is of another type than it must be."""
     have, want = was.node_data(), must.node_data()
     if have == want:

@@ -26,7 +26,7 @@ accumulator_dtype="float32")`` and ``optax.incremental_update`` of a float32 ave
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -105,7 +105,7 @@ def stochastic_rounding(*, seed: Seed = 0) -> optax.GradientTransformationExtraA
 
     def update(
         updates: optax.Updates,
-        state: StochasticRoundingState,
+        state: Any,
         params: optax.Params | None = None,
         **extra_args: object,
     ) -> tuple[optax.Updates, StochasticRoundingState]:
@@ -199,7 +199,7 @@ def master_weights(
 
     def update(
         updates: optax.Updates,
-        state: MasterWeightsState,
+        state: Any,
         params: optax.Params | None = None,
         **extra_args: object,
     ) -> tuple[optax.Updates, MasterWeightsState]:

@@ -7,7 +7,7 @@ the compiler from fusing.
 from __future__ import annotations
 
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,8 @@ def barrier_on_cpu(tree: Tree) -> Tree:
     computes such a value for itself instead. (XLA merges identical barriers again, so
     the stored field must be part of each.)
     """
-    return lax.platform_dependent(tree, cpu=lax.optimization_barrier, default=identity)
+    barrier: Any = lax.optimization_barrier
+    return lax.platform_dependent(tree, cpu=barrier, default=lambda tree: tree)
 
 
 def barrier_on_gpu(x: jax.Array) -> jax.Array:
@@ -36,13 +37,11 @@ def barrier_on_gpu(x: jax.Array) -> jax.Array:
     is an array. Otherwise each leaf is a kernel of its own, and the kernel of a small
     leaf is nearly all launch time.
     """
-    barrier = lax.optimization_barrier
-    return lax.platform_dependent(x, cuda=barrier, rocm=barrier, default=identity)
+    barrier: Any = lax.optimization_barrier
+    return lax.platform_dependent(x, cuda=barrier, rocm=barrier, default=lambda x: x)
 
 
-def barrier_numbers_on_gpu(
-    numbers: np.ndarray[tuple[int], np.dtype[np.floating]] | jax.Array,
-) -> jax.Array:
+def barrier_numbers_on_gpu(numbers: np.ndarray | jax.Array) -> jax.Array:
     """Return the vector of a step's numbers; on a GPU, every leaf reads it from memory.
 
     If the numbers are constants, only the first is read from memory: one shared operand
@@ -55,8 +54,3 @@ def barrier_numbers_on_gpu(
 @partial(jax.jit, static_argnums=1)
 def _barrier_first_on_gpu(numbers: jax.Array, shared: int) -> jax.Array:
     return jnp.concatenate([barrier_on_gpu(numbers)[:shared], numbers[shared:]])
-
-
-def identity(tree: Tree) -> Tree:
-    """Return the tree as it is."""
-    return tree

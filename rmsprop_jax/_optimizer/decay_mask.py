@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from rmsprop_jax._error_text import (
     Path,
@@ -29,9 +30,7 @@ def spread_mask(name: str, mask: Mask | None, params: optax.Params) -> optax.Par
     """
     # A module that can be called is a pytree all the same.
     is_one_leaf = jax.tree_util.all_leaves([mask])
-    decays: optax.Params | None = (
-        mask(params) if is_one_leaf and callable(mask) else mask
-    )
+    decays = mask(params) if is_one_leaf and callable(mask) else mask
     if decays is None:
         decays = True
     elif decays is mask and is_one_leaf and not jax.tree_util.all_leaves([params]):
@@ -48,26 +47,22 @@ def spread_mask(name: str, mask: Mask | None, params: optax.Params) -> optax.Par
             f"of it, or a function from them to one, but {mismatch}"
         )
 
-    def spread(path: Path, decays: object, under: optax.Params) -> object:
+    def spread(path: Path, decays: ArrayLike, under: optax.Params) -> optax.Params:
         if jnp.ndim(decays):
             raise ValueError(
-                f"{name} must have one boolean per leaf, but leaf "
-                f"{path_str(path)} was an array of shape "
-                f"{jnp.shape(decays)}."
+                f"{name} must have one boolean per leaf, but leaf {path_str(path)} was "
+                f"an array of shape {jnp.shape(decays)}."
             )
-        return jax.tree.map(
-            lambda p: None if p is None else bool(decays),
-            under,
-            is_leaf=lambda p: p is None,
-        )
+        leaves, structure = jax.tree.flatten(under)
+        return structure.unflatten([bool(decays)] * len(leaves))
 
     return jax.tree.map_with_path(spread, decays, params)
 
 
-def describe_prefix_mismatch(mask: optax.Params, params: optax.Params) -> str:
+def describe_prefix_mismatch(mask: object, params: optax.Params) -> str:
     """Describe why a mask isn't a prefix of the parameters; empty if it is one."""
     try:
-        jax.tree.map(lambda *_: None, mask, params)
+        jax.tree.broadcast(mask, params)
     except ValueError:
         pass
     else:
@@ -97,8 +92,9 @@ def _is_masked(x: object) -> bool:
     return isinstance(x, optax.MaskedNode)
 
 
-def _leaf_paths(tree: optax.Params) -> list[Path]:
-    leaves = jax.tree.leaves_with_path(
-        tree, is_leaf=lambda x: x is None or _is_masked(x)
-    )
-    return [path for path, _ in leaves]
+def _is_none_or_masked(x: object) -> bool:
+    return x is None or _is_masked(x)
+
+
+def _leaf_paths(tree: object) -> list[Path]:
+    return [path for path, _ in jax.tree.leaves_with_path(tree, _is_none_or_masked)]

@@ -146,10 +146,11 @@ def _validate_bias_correction(config: Config) -> None:
             f"{config.name('alpha')} must be less than 1 with {flag}, but it was "
             f"{alpha}."
         )
-    if isinstance(config.initial_scale, float) and config.initial_scale != 0:
+    scale = config.initial_scale
+    if isinstance(scale, float) and not is_static_zero(scale):
         raise ValueError(
             f"{config.name('initial_scale')} must be 0 with {flag}, which removes what "
-            f"the second moment was initialized to, but it was {config.initial_scale}."
+            f"the second moment was initialized to, but it was {scale}."
         )
 
 
@@ -208,9 +209,9 @@ def validate_flag(name: str, value: object) -> bool:
 def validate_seed(value: object) -> np.uint32 | jax.Array:
     """Return a seed of 32 bits; the value of an array is not read."""
     if isinstance(value, np.ndarray) and value.shape == ():
-        value = value[()]
-    is_scalar = isinstance(value, jax.Array) and value.shape == ()
-    if is_scalar and jnp.issubdtype(value.dtype, jnp.integer):
+        value = value.item()
+    is_array = isinstance(value, jax.Array)
+    if is_array and value.shape == () and jnp.issubdtype(value.dtype, jnp.integer):
         return value.astype(jnp.uint32)
     if not isinstance(value, int | np.integer) or isinstance(value, bool):
         raise TypeError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -116,7 +116,8 @@ def linear_index(like: jax.Array) -> jax.Array:
     sharding = jax.typeof(like).sharding
     if AxisType.Explicit not in sharding.mesh.axis_types:
         return index()  # XLA chooses the same sharding by itself
-    return jax.sharding.auto_axes(index, out_sharding=sharding)()
+    index_on_auto_axes: Any = jax.sharding.auto_axes(index, out_sharding=sharding)
+    return index_on_auto_axes()
 
 
 def _linear_index_of_shape(shape: tuple[int, ...]) -> jax.Array:
@@ -144,12 +145,11 @@ def linear_index_by_iota(shape: tuple[int, ...]) -> jax.Array:
     return lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
 
 
-def hash32(x: ArrayLike) -> jax.Array:
+def hash32(x: jax.Array) -> jax.Array:
     """Hash 32 bits to 32 bits, so that each bit depends on all.
 
     The multipliers are "lowbias32" of Ellis and Wellons' hash prospector (2018).
     """
-    x = jnp.asarray(x, jnp.uint32)
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
     return x ^ (x >> 16)

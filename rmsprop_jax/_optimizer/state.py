@@ -49,15 +49,15 @@ def init_moments(
     """Return a pytree like the parameters: one field of the state before any step."""
     values: dict[DType, jax.Array] = {}
 
-    def init_leaf(path: Path, p: ArrayLike | None) -> jax.Array | None:
-        dtype = None if p is None else moment_dtype(path, p, field, state_dtype)
-        if p is None or dtype is None:
+    def init_leaf(path: Path, p: ArrayLike) -> jax.Array | None:
+        dtype = moment_dtype(path, p, field, state_dtype)
+        if dtype is None:
             return None
         if dtype not in values:  # converted once, because each operation takes time
             values[dtype] = _convert(value, dtype)
         return full_like_sharded(p, values[dtype])
 
-    return jax.tree.map_with_path(init_leaf, params, is_leaf=lambda x: x is None)
+    return jax.tree.map_with_path(init_leaf, params)
 
 
 def moment_dtype(
@@ -121,4 +121,4 @@ def init_count(params: optax.Params) -> jax.Array:
 @jax.jit  # one operation outside of jit too
 def increment_count(count: jax.Array) -> jax.Array:
     """Add 1, up to the largest int32."""
-    return optax.safe_increment(count)
+    return jnp.asarray(optax.safe_increment(count))

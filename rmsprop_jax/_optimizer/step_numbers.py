@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import ArrayLike
 
 from rmsprop_jax._optimizer.options import Hyperparams
 from rmsprop_jax._optimizer.rule import Number, Rule, StepNumbers
@@ -64,9 +65,7 @@ def compute_step_numbers(
     return jnp.stack([jnp.asarray(number, wide) for number in numbers])
 
 
-def evaluate(
-    name: str, value: Number | optax.Schedule, count: jax.Array | np.ndarray
-) -> Number:
+def evaluate(name: str, value: Number | optax.Schedule, count: ArrayLike) -> Number:
     """Return the number itself, or the value of the schedule at this step count.
 
     Args:
@@ -79,7 +78,7 @@ def evaluate(
     """
     wide = jnp.result_type(float)
     if not callable(value):
-        return value if isinstance(value, float) else value.astype(wide)
+        return value if isinstance(value, float) else jnp.asarray(value, wide)
     returned: object = value(count)
     if isinstance(returned, int | float):
         return float(returned)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -39,15 +40,16 @@ def make_transformation_of_config(
     an array would compile again.
     """
 
-    def init(params: optax.Params) -> RMSPropState:
+    # optax's type of a state has no place for the fields that are None.
+    def init(params: optax.Params) -> Any:
         return init_state(config, params)
 
     def update(
         updates: optax.Updates,
-        state: RMSPropState,
+        state: Any,
         params: optax.Params | None = None,
         **extra_args: object,
-    ) -> tuple[optax.Updates, RMSPropState]:
+    ) -> tuple[optax.Updates, Any]:
         del extra_args  # unused here, but allowed for others in a chain
         return update_trees(config, updates, state, params)
 
@@ -84,7 +86,7 @@ def update_trees(
         config.rule, config.hyperparams, state.count, config.names
     )
     shared_numbers = barrier_numbers_on_gpu(numbers)
-    salts: list[Salt | None] = [None] * len(leaves)
+    salts: Sequence[Salt | None] = [None] * len(leaves)
     if storage.is_any_rounded(leaves):
         salts = random_bits.make_salts(
             config.seed, state.count, leaves=len(leaves), use="state"

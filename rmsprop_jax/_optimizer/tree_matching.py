@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import optax
 
 from rmsprop_jax._error_text import (
+    TreeDef,
     describe_difference,
     describe_node_mismatch,
-    path_str,
+    named_leaves,
 )
 from rmsprop_jax._optimizer.decay_mask import spread_mask
 from rmsprop_jax._optimizer.options import Config
@@ -59,7 +60,7 @@ class Matched(NamedTuple):
 
     leaves: list[Leaf]
     is_updated: list[bool]
-    structure: jax.tree_util.PyTreeDef
+    structure: TreeDef
 
 
 def match_trees(
@@ -120,19 +121,18 @@ class _LeafName(NamedTuple):
     """The path of a leaf, found only when an error is formatted."""
 
     tree: optax.Params
-    index: int
+    position: int
 
     def __str__(self) -> str:
-        return _leaf_names(self.tree)[self.index]
+        return _leaf_names(self.tree)[self.position]
 
 
-def _leaf_names(tree: optax.Params) -> list[str]:
-    leaves = jax.tree.leaves_with_path(tree, is_leaf=is_none)
-    return [path_str(path) for path, _ in leaves]
+def _leaf_names(tree: optax.Params | None) -> list[str]:
+    return [name for name, _ in named_leaves(tree, is_leaf=is_none)]
 
 
 def _flatten_as(
-    expected: jax.tree_util.PyTreeDef,
+    expected: TreeDef,
     what: str,
     tree: optax.Params | None,
     *,

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import jax
 from jax.typing import ArrayLike
 from optax import GradientTransformationExtraArgs, ScalarOrSchedule
 
@@ -125,7 +124,7 @@ def _correct_weight_decay(
     if isinstance(weight_decay, float) and isinstance(lr, float):
         return weight_decay * (lr / largest)
 
-    def corrected_weight_decay(count: jax.Array) -> Number:
+    def corrected_weight_decay(count: ArrayLike) -> Number:
         ratio = evaluate("lr", lr, count) / evaluate("max_lr", largest, count)
         return evaluate("weight_decay", weight_decay, count) * ratio
 

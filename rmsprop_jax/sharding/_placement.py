@@ -212,7 +212,7 @@ def _describe_difference(x: object, sharding: Sharding) -> str:
 def _describe_in_full(sharding: object) -> str:
     """Describe a sharding with its memory and its devices."""
     text = describe_sharding(sharding)
-    if not isinstance(sharding, NamedSharding):
+    if not isinstance(sharding, NamedSharding) or sharding.mesh.devices is None:
         return text
     devices = [device.id for device in sharding.mesh.devices.flat]
     return f"{text} in {sharding.memory_kind} of devices {devices}"

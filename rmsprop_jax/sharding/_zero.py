@@ -93,11 +93,11 @@ def zero1(
         # Constrain to replicated first; otherwise XLA may keep the parameters split
         # across steps. Of two constraints without a barrier in between, XLA would heed
         # only the last.
-        params = jax.tree.map(
+        replicated = jax.tree.map(
             lambda p: lax.optimization_barrier(unsplit(p, p, mesh)), params
         )
         updates_in_parts, state = inner_tx.update(
-            split_leaves(updates), state, split_leaves(params), **extra_args
+            split_leaves(updates), state, split_leaves(replicated), **extra_args
         )
         return jax.tree.map(
             lambda x, like: unsplit(x, like, mesh), updates_in_parts, updates
@@ -162,7 +162,7 @@ def _check_replicated(path: Path, p: jax.Array, mesh: Mesh) -> None:
         )
 
 
-def _check_shape(path: Path, u: jax.Array | None, p: jax.Array | None) -> None:
+def _check_shape(path: Path, u: jax.Array | None, p: jax.Array) -> None:
     if u is not None and jnp.shape(u) != jnp.shape(p):
         raise ValueError(
             f"The update of leaf {path_str(path)} must have its parameter's "
