@@ -6,9 +6,10 @@
 A convolution, a layer norm and two dense layers learn scikit-learn's digits by
 keras.optimizers.RMSprop, with momentum and a falling rate. At half of the steps Keras
 saves a .keras file. From there on JAX goes on: `from_keras` has the optimizer with its
-settings, schedule included, and its state; `weights` has the weights. Keras itself goes
-on as well. resume_from_keras.png has the loss that JAX has from there on over that of
-Keras, and beside it what becomes of a run whose weights move but whose state is lost.
+settings, schedule included, and its state; `load_weights` has the weights. Keras itself
+goes on as well. resume_from_keras.png has the loss that JAX has from there on over that
+of Keras, and beside it what becomes of a run whose weights move but whose state is
+lost.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from jax import lax
 from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 
-from rmsprop_jax.checkpoints import from_keras, weights
+from rmsprop_jax.checkpoints import from_keras, load_weights
 
 RATE, DECAY, BATCH_SIZE = 0.002, 0.998, 64
 
@@ -169,7 +170,7 @@ def main():
         # A .keras file does not hold the names of the variables. A .h5 file does.
         names = [v.path for v in model.trainable_variables]
         tx, state = from_keras(path, to_params, names=names)
-        params = jax.tree.map(jnp.array, to_params(weights(path, names=names)))
+        params = jax.tree.map(jnp.array, to_params(load_weights(path, names=names)))
 
     in_jax = train_in_jax(tx, params, state, rest)
     lost = optax.tree.set(tx.init(params), count=jnp.int32(len(first)))

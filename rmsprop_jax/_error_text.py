@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import os
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeAlias
 
@@ -30,6 +33,15 @@ def named_leaves(
     """Return the leaves of a tree, each with its path as a string."""
     leaves: list[tuple[Path, Any]] = jax.tree.leaves_with_path(tree, is_leaf)
     return [(path_str(path), leaf) for path, leaf in leaves]
+
+
+def warn_user(message: str) -> None:
+    """Warn, at the line that called this package from outside."""
+    package = os.path.dirname(__file__)
+    frame, level = inspect.currentframe(), 1
+    while frame is not None and frame.f_code.co_filename.startswith(package):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
 
 
 def path_str(path: Path) -> str:

@@ -229,7 +229,7 @@ def _is_safe_eps(eps: object, *, in_sqrt: bool) -> bool:
 
 
 def _validate_state_dtype(value: DTypeLike | None) -> np.dtype[np.generic]:
-    names = storage.state_dtype_names()
+    names = [name for form in storage.FORMATS for name in form.state_dtypes]
     try:
         dtype = None if value is None else jnp.dtype(value)
     except TypeError:

@@ -70,20 +70,15 @@ BFLOAT16 = Format(
 FORMATS = (FLOATS, BFLOAT16)
 
 
-def state_dtype_names() -> list[str]:
-    """Return what ``state_dtype`` may be, the widest first."""
-    return [name for form in FORMATS for name in form.state_dtypes]
-
-
 def _find_format(dtype: DTypeLike) -> Format:
     name = jnp.dtype(dtype).name
     for form in FORMATS:
         if name in form.stored_dtypes:
             return form
+    names = ", ".join(name for form in FORMATS for name in form.state_dtypes)
     raise TypeError(
-        f"A leaf of the state must have one of the dtypes "
-        f"{', '.join(state_dtype_names())}, but it was {name}. Make the state with "
-        "init."
+        f"A leaf of the state must have one of the dtypes {names}, but it was "
+        f"{jnp.dtype(dtype).name}. Make the state with init."
     )
 
 

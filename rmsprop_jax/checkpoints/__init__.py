@@ -1,12 +1,13 @@
-"""The states of other frameworks' runs into ours, and back.
+"""Resume the runs of other frameworks, and export the state back.
 
-Each ``from_...`` takes a file or its dictionary, and returns ``(tx, opt_state)``: the
-framework's rule with its settings, and the state with which it goes on. `weights` takes
-the weights along, by the same names. The ``to_...`` go back. No framework is imported
-for this, and no file is executed.
+Each ``from_...`` takes a file, or what it holds, and returns ``(tx, opt_state)``: the
+framework's rule with its settings, and the state that resumes the run. (`from_optax`
+converts a state in memory, and returns a state alone.) `load_weights` returns the
+weights, by the same names. The ``to_...`` export the state back. No framework is
+imported for this, and nothing in a file is executed.
 
-What Flax trains with, where ``to_params`` makes nested dictionaries, and ``tx`` and
-``opt_state`` are of one group or of several:
+To train with Flax, let ``to_params`` make nested dictionaries. ``tx`` and ``opt_state``
+may be of one group or of several:
 
     # Flax's linen, or any TrainState
     tx, opt_state = from_torch(path, to_params)
@@ -19,18 +20,17 @@ What Flax trains with, where ``to_params`` makes nested dictionaries, and ``tx``
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
 """
 
-from rmsprop_jax.checkpoints._keras import from_keras
+from rmsprop_jax.checkpoints._keras_family.keras import from_keras
+from rmsprop_jax.checkpoints._keras_family.tensorflow import from_tensorflow
 from rmsprop_jax.checkpoints._optax import from_optax
 from rmsprop_jax.checkpoints._paddle import from_paddle
-from rmsprop_jax.checkpoints._pickles import read
-from rmsprop_jax.checkpoints._stable_baselines3 import (
+from rmsprop_jax.checkpoints._torch_family.stable_baselines3 import (
     from_stable_baselines3,
     to_stable_baselines3,
 )
-from rmsprop_jax.checkpoints._tensorflow import from_tensorflow
-from rmsprop_jax.checkpoints._timm import from_timm, to_timm
-from rmsprop_jax.checkpoints._torch import from_torch, to_torch
-from rmsprop_jax.checkpoints._weights import weights
+from rmsprop_jax.checkpoints._torch_family.timm import from_timm, to_timm
+from rmsprop_jax.checkpoints._torch_family.torch import from_torch, to_torch
+from rmsprop_jax.checkpoints._weights import load_weights, read
 
 __all__ = [
     "from_keras",
@@ -40,9 +40,9 @@ __all__ = [
     "from_tensorflow",
     "from_timm",
     "from_torch",
+    "load_weights",
     "read",
     "to_stable_baselines3",
     "to_timm",
     "to_torch",
-    "weights",
 ]

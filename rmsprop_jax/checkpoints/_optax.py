@@ -1,14 +1,14 @@
 """The state of ``optax.rmsprop`` into ours.
 
-Per leaf, where ĉ = 1 − decay^count with bias correction, and 1 without:
+For each leaf, where ĉ = 1 − decay^count with bias correction, and 1 without:
 
     nu of scale_by_rms       nu = ν/ĉ
     mu of scale_by_stddev    grad_mean = m/ĉ
     nu of scale_by_stddev    nu = ν/ĉ − (m/ĉ)², the variance, in float64
-    trace                    mu = −trace: the rate is inside in both, and in optax its
-                             sign as well
+    trace                    mu = −trace: both include the learning rate, and optax's
+                             includes its sign as well
 
-With bias correction optax keeps the moments uncorrected, and we keep them corrected.
+With bias correction, optax stores the moments uncorrected, and we store them corrected.
 """
 
 from __future__ import annotations
@@ -21,15 +21,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.tree_util import KeyPath
 
-from rmsprop_jax._error_text import (
-    join_first,
-    path_str,
-)
+from rmsprop_jax._error_text import Path, join_first, path_str
 from rmsprop_jax._optimizer.state import RMSPropState
-from rmsprop_jax.checkpoints._arrays import as_array
-from rmsprop_jax.checkpoints._centered import variance
+from rmsprop_jax.checkpoints._convert.arrays import NumpyArray, to_numpy
+from rmsprop_jax.checkpoints._convert.second_moment import to_variance
 
 # optax's states, by name: not all of them are public, and Adam's has the same fields.
 _MOMENTS = {
@@ -48,30 +44,31 @@ def from_optax(
     count: int | jax.Array | None = None,
     decay: float | None = None,
 ) -> RMSPropState:
-    """The state with which `dialects.optax` goes on where ``optax.rmsprop`` stopped.
+    """Convert the state of ``optax.rmsprop``, so that `dialects.optax` resumes the run.
 
-    That dialect has the rate inside the momentum buffer, as optax has it. `rmsprop`
-    itself, torch's rule, has another unit there. Without momentum the state is one for
-    `rmsprop` too, with optax's ``eps`` and ``eps_in_sqrt``.
+    That dialect applies the learning rate inside the momentum buffer, as optax does. In
+    `rmsprop` itself, which is PyTorch's rule, the buffer has another unit. Without
+    momentum, the state fits `rmsprop` too, with optax's ``eps`` and ``eps_in_sqrt``.
 
     Args:
         opt_state: The state of ``optax.rmsprop``, or of a chain of it with
-            transformations that have no state, such as ``optax.clip``. From
-            ``optax.inject_hyperparams`` give the ``inner_state``, and the ``count``.
-            Of other states (``MultiSteps``, ``partition``) the error says which part.
-            Restore a checkpoint with a template, ``optax.rmsprop(...).init(params)``.
-        count: The number of updates so far, where the state does not hold it. It does
-            with a learning-rate schedule or bias correction. 0 by default.
-        decay: optax's ``decay``. Needed with bias correction, and only then.
+            transformations that have no state, such as ``optax.clip``. From the state
+            of ``optax.inject_hyperparams`` give the ``inner_state``, and the ``count``.
+            For other states (``MultiSteps``, ``partition``) the error says which part
+            to give. Restore a checkpoint with a template,
+            ``optax.rmsprop(...).init(params)``.
+        count: The step count, if the state does not hold it. It does with a
+            learning-rate schedule or with bias correction. 0 by default.
+        decay: optax's ``decay``. It is needed with bias correction, and only then.
 
     Returns:
-        The same in our terms. Leaves are float32, or float64 where optax's are. They
-        are sharded as optax's are. optax keeps moments of integer parameters too; ours
-        are ``None``.
+        The state as ours. Leaves are float32, or float64 if optax's are. They are
+        sharded as optax's are. optax has moments of integer parameters too; ours are
+        ``None``.
 
     Raises:
-        ValueError: Where the state is not that of ``optax.rmsprop``; where ``count`` or
-            ``decay`` are missing or contradict it; on complex leaves.
+        ValueError: If the state is not that of ``optax.rmsprop``; if ``count`` or
+            ``decay`` are missing or contradict it; if a leaf is complex.
 
     Examples:
         >>> import jax.numpy as jnp, optax
@@ -86,62 +83,69 @@ def from_optax(
     References:
         optax 0.2.8, ``optax/_src/alias.py``, ``rmsprop``.
     """
-    found: dict[str, Any] = {}  # their classes are not public
-    _collect("opt_state", opt_state, found)
+    found: dict[str, Any] = {}  # optax's classes of states are not public
+    _collect_states("opt_state", opt_state, found)
     moments = next((found[name] for name in _MOMENTS if name in found), None)
     if moments is None:
         raise ValueError(
             "opt_state must be the state of optax.rmsprop, with the moments of "
             f"scale_by_rms or scale_by_stddev in it, but it was {type(opt_state)}."
         )
-    corrected = "count" in moments._fields
-    if corrected == (decay is None):
+    is_corrected = "count" in moments._fields
+    if is_corrected == (decay is None):
         raise ValueError(
-            "decay must be given with bias correction, and only then, as optax keeps "
+            "decay must be given with bias correction, and only then, as optax stores "
             "the moments uncorrected and the correction depends on it, but it was "
             f"{decay} where optax's state is {type(moments).__name__}."
         )
-    schedule = found.get(_SCHEDULE)
-    counts = [moments.count] if corrected else []
-    counts += [] if schedule is None else [schedule.count]
-    counts = {int(c) for c in (*counts, count) if c is not None} or {0}
-    if len(counts) > 1:
-        raise ValueError(
-            "count must be the number of updates so far, which optax's state holds "
-            f"itself, but they were {sorted(counts)}: leave it out."
-        )
-    steps = counts.pop()
+    states = [moments] if is_corrected else []
+    states += [found[_SCHEDULE]] if _SCHEDULE in found else []
+    step_count = _agree_on_count([state.count for state in states], count)
     correction = 1.0
-    if decay and steps:  # before the first step the moments are what they are
-        correction = -math.expm1(steps * math.log(decay))
+    if decay and step_count:  # before the first step there is nothing to correct
+        correction = -math.expm1(step_count * math.log(decay))
 
-    def corrected_moment(x: np.ndarray) -> np.ndarray:
+    def correct(x: NumpyArray) -> NumpyArray:
         return x / correction
 
-    def corrected_variance(x: np.ndarray, m: np.ndarray) -> np.ndarray:
-        return variance(x / correction, m / correction)
+    def correct_variance(x: NumpyArray, mean: NumpyArray) -> NumpyArray:
+        return to_variance(x / correction, mean / correction)
 
-    def negated(x: np.ndarray) -> np.ndarray:
+    def negate(x: NumpyArray) -> NumpyArray:
         return 0 - x  # not −0 for 0
 
     means = getattr(moments, "mu", None)
     trace = found.get(_TRACE)
     return RMSPropState(
-        count=jnp.asarray(steps, jnp.int32),
-        nu=_tree(corrected_moment, moments.nu)
+        count=jnp.asarray(step_count, jnp.int32),
+        nu=_map_leaves(correct, moments.nu)
         if means is None
-        else _tree(corrected_variance, moments.nu, means),
-        mu=None if trace is None else _tree(negated, trace.trace),
-        grad_mean=None if means is None else _tree(corrected_moment, means),
+        else _map_leaves(correct_variance, moments.nu, means),
+        mu=None if trace is None else _map_leaves(negate, trace.trace),
+        grad_mean=None if means is None else _map_leaves(correct, means),
     )
 
 
-def _collect(where: str, state: optax.OptState, found: dict[str, Any]) -> None:
-    """The states of optax.rmsprop's links by name; refuses what would be lost."""
+def _agree_on_count(own: list[jax.Array], given: int | jax.Array | None) -> int:
+    counts = {int(count) for count in (*own, given) if count is not None} or {0}
+    if len(counts) > 1:
+        raise ValueError(
+            "count must be the number of updates so far, which optax's state holds "
+            f"itself, but they were {sorted(counts)}: leave it out."
+        )
+    return counts.pop()
+
+
+def _collect_states(where: str, state: object, found: dict[str, Any]) -> None:
+    """Collect the states of optax.rmsprop by the names of their classes.
+
+    Raises:
+        ValueError: If another state would be lost.
+    """
     name = type(state).__name__
     if type(state) is tuple:
-        for i, link in enumerate(state):
-            _collect(f"{where}[{i}]", link, found)
+        for i, part in enumerate(state):
+            _collect_states(f"{where}[{i}]", part, found)
     elif name in (*_MOMENTS, _TRACE, _SCHEDULE) and name not in found:
         found[name] = state
     elif isinstance(state, list | dict) and jax.tree.leaves(state):
@@ -151,7 +155,7 @@ def _collect(where: str, state: optax.OptState, found: dict[str, Any]) -> None:
             "optax.rmsprop(...).init(params)."
         )
     elif jax.tree.leaves(state):
-        parts = [where + part for part in _parts_of_rmsprop(state)]
+        parts = [where + part for part in _find_states_of_rmsprop(state)]
         raise ValueError(
             f"opt_state must be the state of one optax.rmsprop, but {where} is a "
             f"{name}, which would be lost. Give the part of optax.rmsprop alone"
@@ -159,35 +163,33 @@ def _collect(where: str, state: optax.OptState, found: dict[str, Any]) -> None:
         )
 
 
-def _parts_of_rmsprop(state: optax.OptState) -> list[str]:
-    """Where in a state those of optax.rmsprop are: the chains with its moments."""
+def _find_states_of_rmsprop(state: object) -> list[str]:
+    """Return the paths of the states of optax.rmsprop, the chains with its moments."""
 
     def has_moments(x: object) -> bool:
         return type(x).__name__ in _MOMENTS
 
-    nodes = jax.tree_util.tree_leaves_with_path(state, is_leaf=has_moments)
-    return [
-        jax.tree_util.keystr(path[:-1]) for path, node in nodes if has_moments(node)
-    ]
+    nodes = jax.tree.leaves_with_path(state, is_leaf=has_moments)
+    return [path_str(path[:-1]) for path, node in nodes if has_moments(node)]
 
 
-def _tree(
-    formula: Callable[..., np.ndarray], tree: optax.Params, *others: optax.Params
+def _map_leaves(
+    formula: Callable[..., NumpyArray], tree: optax.Params, *others: optax.Params
 ) -> optax.Params:
-    """The formula, in float64, of every leaf, which stays on its devices."""
+    """Apply a formula, in float64, to every leaf, which stays on its devices."""
 
-    def leaf(path: KeyPath, *leaves: jax.Array) -> jax.Array | None:
+    def map_leaf(path: Path, *leaves: jax.Array) -> jax.Array | None:
         dtype = leaves[0].dtype
         if jnp.issubdtype(dtype, jnp.complexfloating):
             raise ValueError(
-                f"opt_state must be of real parameters, but leaf "
-                f"{path_str(path)} is {dtype}: optax keeps one second "
-                "moment of a complex number, and we keep one of each part."
+                f"opt_state must be of real parameters, but leaf {path_str(path)} is "
+                f"{dtype}: optax has one second moment of a complex number, and we "
+                "have one of each part."
             )
         if not jnp.issubdtype(dtype, jnp.inexact):
             return None  # an integer is not optimized
         wide = np.float64 if dtype == np.float64 else np.float32
-        made = formula(*(as_array(x).astype(float) for x in leaves)).astype(wide)
+        made = formula(*(to_numpy(x).astype(float) for x in leaves)).astype(wide)
         return jax.device_put(made, getattr(leaves[0], "sharding", None))
 
-    return jax.tree_util.tree_map_with_path(leaf, tree, *others)
+    return jax.tree.map_with_path(map_leaf, tree, *others)

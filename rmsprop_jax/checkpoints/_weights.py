@@ -6,65 +6,101 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
+from rmsprop_jax.checkpoints._convert.arrays import NumpyArray
+from rmsprop_jax.checkpoints._keras_family.keras import load_keras_weights
+from rmsprop_jax.checkpoints._keras_family.tensorflow import load_tensorflow_weights
+from rmsprop_jax.checkpoints._paddle import find_paddle_weights
+from rmsprop_jax.checkpoints._readers import materialize, read_file
+from rmsprop_jax.checkpoints._readers.source import File, explain_content_errors
+from rmsprop_jax.checkpoints._torch_family.locate import find_weights
 
-from rmsprop_jax.checkpoints import _keras, _paddle, _tensorflow
-from rmsprop_jax.checkpoints._files import File, framework_of
-from rmsprop_jax.checkpoints._pickles import opened
-from rmsprop_jax.checkpoints._torch_layout import weights_in
 
-
-def weights(
+def load_weights(
     checkpoint: Mapping[str, Any] | File,
     *,
     names: Sequence[str] | None = None,
     ema: bool = False,
-) -> dict[str, np.ndarray]:
-    """The weights in a checkpoint, by the names that ``to_params`` gets.
+) -> dict[str, NumpyArray]:
+    """Return the weights in a checkpoint, by the names that ``to_params`` gets.
 
     The framework is not needed, and nothing in the file is executed.
 
     Args:
         checkpoint: A file of torch, timm, Lightning, Stable-Baselines3, Paddle
-            (``.pdparams``) or Keras, or what TensorFlow's begin with (``prefix`` of
-            `from_tensorflow`), or a dictionary that `read` made of one, whole or in
-            part.
+            (``.pdparams``) or Keras, or what the names of TensorFlow's files begin
+            with; or a dictionary that `read` returned, whole or in part.
         names: Only for Keras's ``.keras`` and ``.weights.h5``, which do not hold them:
             ``[v.path for v in model.weights]``. With ``ema`` they are those of the
             ``trainable_variables``.
-        ema: Whether to take the moving averages of the weights, where the file keeps
-            them: timm's ``state_dict_ema``, or a part with ``ema`` in its name; those
-            of Keras's ``use_ema``, of which a ``.weights.h5`` does not tell; those of
+        ema: Whether to return the moving averages of the weights, if the file has them:
+            timm's ``state_dict_ema``, or a part with ``ema`` in its name; those of
+            Keras's ``use_ema``, which a ``.weights.h5`` does not show; those of
             tf.train.ExponentialMovingAverage.
 
     Returns:
-        A dictionary of NumPy arrays in the dtypes that they have there. bfloat16 is
-        ``jax.numpy.bfloat16``. What is no parameter, such as running means, is there
-        too. The names are without what torch.compile and DistributedDataParallel add:
-        ``_orig_mod.`` and ``module.``.
+        A dictionary of NumPy arrays in the dtypes that they have in the file. bfloat16
+        is ``jax.numpy.bfloat16``. Arrays that are not parameters, such as running
+        means, are there too. The names are without what wrappers add: torch.compile's
+        ``_orig_mod.``, ``_checkpoint_wrapped_module.``, and the ``module.`` of
+        DistributedDataParallel and AveragedModel.
 
     Raises:
-        ValueError: Where there is no weight, or those of several models; where the
-            file is damaged or another one.
-        FileNotFoundError: Where there is none.
+        ValueError: If there are no weights, or those of several models; if the file is
+            damaged or of another kind.
+        FileNotFoundError: If there is none.
 
     Examples:
         >>> import numpy as np
-        >>> from rmsprop_jax.checkpoints import weights
+        >>> from rmsprop_jax.checkpoints import load_weights
         >>> checkpoint = {"model": {"module.bias": np.ones(2)}, "epoch": 7}
-        >>> weights(checkpoint)
+        >>> load_weights(checkpoint)
         {'bias': array([1., 1.])}
     """
-    what = "checkpoint"
+    framework, what = "", "checkpoint"
+    content: Any = checkpoint
     if isinstance(checkpoint, str | os.PathLike):
         what = repr(os.fspath(checkpoint))
-        framework = framework_of(checkpoint)
-        if framework == "keras":
-            return _keras.weights(checkpoint, names, ema=ema)
-        if framework == "tensorflow":
-            return _tensorflow.weights(checkpoint, ema=ema)
-        if framework == "paddle":
-            return _paddle.weights(checkpoint)
+        framework, content = read_file(checkpoint)
+    if framework == "keras":
+        return load_keras_weights(what, content, names, ema=ema)
     if names is not None:
-        raise ValueError(f"names must be left out, as {what} holds them itself.")
-    return weights_in(what, opened(checkpoint, "torch", "stable_baselines3"), ema=ema)
+        raise ValueError(f"names must be left out, because {what} holds them itself.")
+    if framework == "tensorflow":
+        return load_tensorflow_weights(what, content, ema=ema)
+    with explain_content_errors(what):
+        if framework == "paddle":
+            return find_paddle_weights(what, content)
+        return find_weights(what, content, ema=ema)
+
+
+def read(path: File) -> Any:
+    """Return what a checkpoint file of torch, Stable-Baselines3 or Paddle holds.
+
+    The framework is not needed, and nothing in the file is executed. The functions of
+    this module take what this returns, whole or in part.
+
+    Args:
+        path: A file that ``torch.save`` or ``paddle.save`` wrote, or a zip file of
+            Stable-Baselines3. For the last, the result is a dictionary of what each of
+            its ``.pth`` files holds.
+
+    Returns:
+        What was saved, with NumPy arrays for tensors. They have the dtype that they
+        had, bfloat16 as ``jax.numpy.bfloat16``. An ``argparse.Namespace`` becomes a
+        ``types.SimpleNamespace``. A value of any other class becomes one that shows
+        what it was, and raises when it is used.
+
+    Raises:
+        ValueError: If it is another framework's file, or a damaged one.
+        FileNotFoundError: If there is none.
+
+    Examples:
+        Of a checkpoint with two optimizers, resume one:
+
+        >>> from rmsprop_jax.checkpoints import from_torch, read
+        >>> def resume(path):
+        ...     return from_torch(read(path)["optimizer_d"])
+    """
+    content = read_file(path, "torch", "stable_baselines3", "paddle").content
+    with explain_content_errors(repr(os.fspath(path))):
+        return materialize(content)

@@ -9,7 +9,7 @@ from recorded import runs
 from recorded.record_runs import FILES
 from support.continued import continued, far
 
-from rmsprop_jax.checkpoints import from_torch, weights
+from rmsprop_jax.checkpoints import from_torch, load_weights
 
 # Paths of files, and the names where the file holds none.
 MATRICES = ["dense.weight", "head.weight"]
@@ -39,7 +39,7 @@ def expected(path):
     """The same steps without Flax; and the gradients."""
     gradients = [to_params(of_step) for of_step in runs.gradients()[runs.BEFORE :]]
     tx, state = from_torch(path, to_params, names=RUNS[path.name])
-    params = jax.tree.map(jnp.array, to_params(weights(path)))
+    params = jax.tree.map(jnp.array, to_params(load_weights(path)))
     ended, _ = continued(
         {"": (tx, state, params)}, [{"": of_step} for of_step in gradients]
     )
@@ -57,7 +57,7 @@ def test_train_state(name):
     path = FILES / name
     gradients, ended = expected(path)
     tx, opt_state = from_torch(path, to_params, names=RUNS[name])
-    params = jax.tree.map(jnp.array, to_params(weights(path)))
+    params = jax.tree.map(jnp.array, to_params(load_weights(path)))
     state = TrainState.create(apply_fn=lambda: None, params=params, tx=tx)
     state = state.replace(step=runs.BEFORE, opt_state=opt_state)
     for of_step in gradients:
@@ -71,7 +71,7 @@ def test_nnx_optimizer(name):
     path = FILES / name
     gradients, ended = expected(path)
     model = Model(nnx.Rngs(0))
-    nnx.update(model, jax.tree.map(jnp.array, to_params(weights(path))))
+    nnx.update(model, jax.tree.map(jnp.array, to_params(load_weights(path))))
     tx, opt_state = from_torch(
         path, lambda w: nnx.State(to_params(w)), names=RUNS[name]
     )

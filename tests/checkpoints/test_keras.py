@@ -13,7 +13,7 @@ from support.comparisons import assert_near, assert_same
 from support.keras_files import from_keras, from_tensorflow, names_of
 
 from rmsprop_jax import checkpoints
-from rmsprop_jax.checkpoints._keras_schedules import schedule_of
+from rmsprop_jax.checkpoints._keras_family.keras_schedules import make_schedule
 
 TOLERANCE = {"float32": 1e-6, "mixed_float16": 1e-6, "bfloat16": 0.0}
 
@@ -156,13 +156,13 @@ def test_other_rates_and_momenta_take_the_place_of_the_files(files):
 )
 def test_schedules(kind, config, rates):
     config = {"initial_learning_rate": 8.0, "name": None, **config}
-    schedule: Any = schedule_of({"class_name": kind, "config": config})
+    schedule: Any = make_schedule({"class_name": kind, "config": config})
     found = [schedule(jnp.int32(count)) for count in range(len(rates))]
     np.testing.assert_allclose(found, rates, rtol=1e-6)
 
 
 def test_schedules_of_others_are_asked_for():
-    assert schedule_of({"class_name": "Mine", "config": {}}) is None
+    assert make_schedule({"class_name": "Mine", "config": {}}) is None
 
 
 def test_accumulating_without_a_gradient_since_the_last_update(files, tmp_path):
@@ -184,7 +184,7 @@ def test_weights_of_all_kinds_have_the_same_names(files):
     with np.load(folder / "momentum-centered.npz") as recorded:
         expected = {n: recorded[f"weights/{n}"] for n in names}
     path = folder / "momentum-centered"
-    named = checkpoints.weights(f"{path}.h5")
-    numbered = checkpoints.weights(f"{path}.keras", names=[*named])
+    named = checkpoints.load_weights(f"{path}.h5")
+    numbered = checkpoints.load_weights(f"{path}.keras", names=[*named])
     assert_same(named, numbered)
     assert_same({n: named[n] for n in names}, expected)

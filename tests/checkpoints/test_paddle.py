@@ -118,7 +118,7 @@ def test_refuses_what_is_another_s():
         "like 'linear_0.w_0_mean_square_0', but it has 'a_moment1_0'",
         made_up("a") | {"a_moment1_0": np.zeros(4)},
     )
-    refused("has 'model'. Of a whole checkpoint give", {"model": {}, "opt": {}})
+    refused("has 'model'. If it is a whole checkpoint, give", {"model": {}, "opt": {}})
     refused("that has stepped", {"LR_Scheduler": {"last_epoch": 0}})
     refused("has 'dense.weight'", FILES / "paddle.pdparams")
     state_dict = made_up("a")

@@ -44,8 +44,8 @@ def resumed(name, **more):
 
 def weights_of(name):
     if name == "paddle":
-        return transposed(checkpoints.weights(FILES / "paddle.pdparams"))
-    return checkpoints.weights(path_of(name))
+        return transposed(checkpoints.load_weights(FILES / "paddle.pdparams"))
+    return checkpoints.load_weights(path_of(name))
 
 
 @pytest.mark.usefixtures("x64")

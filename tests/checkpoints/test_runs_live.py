@@ -84,7 +84,7 @@ def moved_over(framework, path, settings, *, scheduled):
         more = {"learning_rate": schedule if scheduled else runs.RATE, **settings}
         more |= {"names": weights, "count": runs.BEFORE, "to_params": transposed}
     tx, state = getattr(functions, f"from_{framework}")(path, **more)
-    found = more.get("to_params", dict)(checkpoints.weights(weights))
+    found = more.get("to_params", dict)(checkpoints.load_weights(weights))
     return tx, state, jax.tree.map(jnp.array, found)
 
 

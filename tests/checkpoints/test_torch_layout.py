@@ -145,9 +145,10 @@ def test_warns_of_a_scheduler_that_nothing_goes_on_for(name, trace):
     """With a number in its place, as with a schedule, it stays as it was meant."""
     group = GROUP | {"momentum": 0.9, trace: 0.5, "params": [0]}
     state_dict = made_up([(3,)], [group], momentum=0.9)
-    stays = {"learning_rate": "lr stays at 0.1", "momentum": "momentum stays at 0.9"}
-    with pytest.warns(UserWarning, match=f"{name} is not given, .*{stays[name]}"):
+    value = {"learning_rate": 0.1, "momentum": 0.9}[name]
+    with pytest.warns(UserWarning, match=f"{name} is not given, .*at {value}") as found:
         from_torch(state_dict, names="a")
+    assert found[0].filename == __file__
     for given in (0.1, lambda count: 0.1 * count.astype(float)):
         from_torch(state_dict, names="a", **{name: given})
 

@@ -92,7 +92,7 @@ def test_refuses_to_params_that_makes_another_tree():
         return {"k" if weights["a"].min() < 0 else "l": weights["a"]}
 
     refused(
-        "same tree of all buffers, but of 'square_avg'",
+        "same tree of all moments, but of 'square_avg'",
         made_up([(3, 4)], momentum=0.9),
         to_params,
         names=["a"],
@@ -118,7 +118,7 @@ def test_refuses_to_params_that_computes(to_params):
 
 def test_refuses_to_params_that_casts():
     refused(
-        r"leave the dtype as it is.*leaf \['a'\] bfloat16",
+        r"not change the dtype.*leaf \['a'\] bfloat16",
         made_up([(3,)]),
         lambda weights: jax.tree.map(jnp.bfloat16, weights),
         names=["a"],
@@ -144,10 +144,11 @@ def test_refuses_to_params_that_needs_what_is_not_there():
     )
 
 
-def test_refuses_leaves_of_several_groups():
-    state_dict = made_up([(3,), (3,)], [GROUP | {"params": [i]} for i in range(2)])
+def test_refuses_leaves_of_groups_that_differ():
+    groups = [GROUP | {"params": [i], "alpha": 0.9 + 0.01 * i} for i in range(2)]
+    state_dict = made_up([(3,), (3,)], groups)
     refused(
-        r"leaf \['ab'\] is made of 'a', 'b', of the groups \[0, 1\]",
+        r"leaf \['ab'\] is made of 'a', 'b', whose groups differ in their settings",
         state_dict,
         lambda weights: {"ab": np.stack([weights["a"], weights["b"]])},
         names=["a", "b"],
@@ -172,7 +173,7 @@ def test_refuses_wrong_numbers_of_names(names):
 
 def test_refuses_names_that_are_none():
     refused(
-        r"names must be strings.*make a dict",
+        r"names must be strings.*Make a dict",
         made_up([(3,)]),
         names=[("a", np.zeros(3))],
         error=TypeError,
@@ -225,11 +226,11 @@ def test_refuses_other_settings_in_like(option):
     plain, other = made_up([(3,)]), made_up([(3,)], **option)
     _, state = from_torch(plain, names="a")
     not_handed_back(
-        f"for 'a' like has a '{key}', and the state has no", state, other, names="a"
+        f"for 'a' like has '{key}', and the state has no", state, other, names="a"
     )
     _, state = from_torch(other, names="a")
     not_handed_back(
-        f"for 'a' like has no '{key}', and the state has a", state, plain, names="a"
+        f"for 'a' like has no '{key}', and the state has ", state, plain, names="a"
     )
 
 
@@ -281,4 +282,4 @@ def test_refuses_from_params_that_computes_casts_or_mixes():
 def test_refuses_a_kind_that_nobody_shows():
     like = {"state": {}, "param_groups": [GROUP | {"params": [0]}]}
     state = RMSPropState(jnp.int32(1), {"a": jnp.ones(3)}, None, None)
-    not_handed_back("of which kind that of parameter 'a'", state, like, names="a")
+    not_handed_back("which dtype that of parameter 'a'", state, like, names="a")

@@ -42,7 +42,9 @@ def test_a_new_format_is_one_more_in_the_tuple(monkeypatch):
 
 
 def test_every_format_is_offered():
-    assert storage.state_dtype_names() == ["float64", "float32", "bfloat16"]
+    for name in ("float64", "float32", "bfloat16"):
+        with pytest.raises(ValueError, match=f"must be .*'{name}'.* but it was 'int4'"):
+            rmsprop_jax.rmsprop(state_dtype="int4")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

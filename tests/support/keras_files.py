@@ -10,7 +10,7 @@ from recorded.keras_runs import AFTER, BEFORE, FRAMEWORKS, RATE, gradients
 from support.continued import continued, far
 
 from rmsprop_jax import checkpoints
-from rmsprop_jax.checkpoints._keras_schedules import schedule_of
+from rmsprop_jax.checkpoints._keras_family.keras_schedules import make_schedule
 
 # optax types states as any trees of arrays; here they are what they are.
 from_keras: Any = checkpoints.from_keras
@@ -115,7 +115,7 @@ def _schedule(schedule, arguments):
     kind, numbers = schedule
     if "boundaries" not in numbers:
         numbers = {"initial_learning_rate": RATE, **numbers}
-    found: Any = schedule_of({"class_name": kind, "config": numbers})
+    found: Any = make_schedule({"class_name": kind, "config": numbers})
     every = arguments.get("gradient_accumulation_steps", 1)
     return lambda count: found(count * every + every - 1)
 
@@ -163,7 +163,7 @@ def _check_weights(framework, folder, name, run, ending, recorded):
     numbered = ending in (".keras", ".weights.h5")
     if not (framework == "tf_keras" and ending == ".weights.h5"):
         names = run["weights"] if numbered else None
-        found = checkpoints.weights(path, names=names)
+        found = checkpoints.load_weights(path, names=names)
         assert set(run["weights"]) <= set(found)
         for weight in run["weights"]:
             np.testing.assert_array_equal(found[weight], recorded["weights"][weight])
@@ -181,7 +181,7 @@ def _check_weights(framework, folder, name, run, ending, recorded):
         }
     if averages and ending != ".weights.h5":
         names = run["names"] if numbered else None
-        found = checkpoints.weights(path, names=names, ema=True)
+        found = checkpoints.load_weights(path, names=names, ema=True)
         assert set(found) == set(run["names"])
         for weight, average in averages.items():
             np.testing.assert_array_equal(found[weight], average)

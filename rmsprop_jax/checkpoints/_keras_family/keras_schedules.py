@@ -1,6 +1,6 @@
-"""Keras's learning-rate schedules, from what its files say of them.
+"""Keras's learning-rate schedules, from their configurations in files.
 
-With the step t, the decay steps T and the rates η₀ (initial) and η₁ (end):
+With the step t, the decay steps T and the learning rates η₀ (initial) and η₁ (end):
 
     ExponentialDecay         η₀·r^(t/T)                       staircase: ⌊t/T⌋
     InverseTimeDecay         η₀/(1 + r·t/T)                   staircase: ⌊t/T⌋
@@ -15,53 +15,55 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-_Config = Mapping[str, Any]
+_Config: TypeAlias = Mapping[str, Any]
+_Formula: TypeAlias = Callable[[_Config, jax.Array], jax.Array]
 
 
-def schedule_of(config: _Config) -> optax.Schedule | None:
-    """The schedule of Keras's ``{"class_name": …, "config": …}``; None of others."""
+def make_schedule(config: _Config) -> optax.Schedule | None:
+    """Return the schedule of Keras's ``{"class_name": …, "config": …}``.
+
+    Return None for a class that is not Keras's own.
+    """
     formula = _FORMULAS.get(config["class_name"])
-    if formula is None:
-        return None
+    return None if formula is None else _make_schedule(formula, config["config"])
 
+
+def decay_over_time(learning_rate: float, decay: float) -> optax.Schedule:
+    """Return η/(1 + decay·t), the argument ``decay`` of legacy optimizers."""
+    config = {"initial_learning_rate": learning_rate, "decay_rate": decay}
+    return _make_schedule(_decay_inversely, {**config, "decay_steps": 1})
+
+
+def _make_schedule(formula: _Formula, config: _Config) -> optax.Schedule:
     def schedule(count: jax.typing.ArrayLike) -> jax.Array:
-        t = jnp.asarray(count, jnp.result_type(float))
-        return formula(config["config"], t)
+        return formula(config, jnp.asarray(count, jnp.result_type(float)))
 
     return schedule
 
 
-def time_based(rate: float, decay: float) -> optax.Schedule:
-    """η/(1 + decay·t): the argument ``decay`` of legacy optimizers."""
-    config = {"initial_learning_rate": rate, "decay_steps": 1, "decay_rate": decay}
-    schedule = schedule_of({"class_name": "InverseTimeDecay", "config": config})
-    assert schedule is not None
-    return schedule
-
-
-def _exponential(config: _Config, t: jax.Array) -> jax.Array:
-    periods = _periods(config, t)
+def _decay_exponentially(config: _Config, t: jax.Array) -> jax.Array:
+    periods = _count_periods(config, t)
     return config["initial_learning_rate"] * config["decay_rate"] ** periods
 
 
-def _inverse_time(config: _Config, t: jax.Array) -> jax.Array:
-    periods = _periods(config, t)
+def _decay_inversely(config: _Config, t: jax.Array) -> jax.Array:
+    periods = _count_periods(config, t)
     return config["initial_learning_rate"] / (1 + config["decay_rate"] * periods)
 
 
-def _periods(config: _Config, t: jax.Array) -> jax.Array:
+def _count_periods(config: _Config, t: jax.Array) -> jax.Array:
     periods = t / config["decay_steps"]
     return jnp.floor(periods) if config.get("staircase") else periods
 
 
-def _polynomial(config: _Config, t: jax.Array) -> jax.Array:
+def _decay_polynomially(config: _Config, t: jax.Array) -> jax.Array:
     start, end = config["initial_learning_rate"], config["end_learning_rate"]
     steps = config["decay_steps"]
     if config.get("cycle"):
@@ -70,7 +72,7 @@ def _polynomial(config: _Config, t: jax.Array) -> jax.Array:
     return (start - end) * left ** config["power"] + end
 
 
-def _cosine(config: _Config, t: jax.Array) -> jax.Array:
+def _decay_by_cosine(config: _Config, t: jax.Array) -> jax.Array:
     start, alpha = config["initial_learning_rate"], config["alpha"]
     # Keras 2 before 2.13 has no warmup.
     top, warmup = config.get("warmup_target"), config.get("warmup_steps") or 0
@@ -82,7 +84,7 @@ def _cosine(config: _Config, t: jax.Array) -> jax.Array:
     return jnp.where(t < warmup, rising, decayed)
 
 
-def _cosine_restarts(config: _Config, t: jax.Array) -> jax.Array:
+def _restart_cosine(config: _Config, t: jax.Array) -> jax.Array:
     start, alpha, k = (config[x] for x in ("initial_learning_rate", "alpha", "t_mul"))
     done = t / config["first_decay_steps"]
     if k == 1:
@@ -95,17 +97,17 @@ def _cosine_restarts(config: _Config, t: jax.Array) -> jax.Array:
     return start * (height * (1 + jnp.cos(jnp.pi * done)) / 2 + alpha)
 
 
-def _piecewise_constant(config: _Config, t: jax.Array) -> jax.Array:
+def _choose_piece(config: _Config, t: jax.Array) -> jax.Array:
     boundaries = np.array(config["boundaries"], t.dtype)
     values = jnp.array(config["values"], t.dtype)
     return values[jnp.searchsorted(boundaries, t)]
 
 
-_FORMULAS: dict[str, Callable[[_Config, jax.Array], jax.Array]] = {
-    "ExponentialDecay": _exponential,
-    "InverseTimeDecay": _inverse_time,
-    "PolynomialDecay": _polynomial,
-    "CosineDecay": _cosine,
-    "CosineDecayRestarts": _cosine_restarts,
-    "PiecewiseConstantDecay": _piecewise_constant,
+_FORMULAS: dict[str, _Formula] = {
+    "ExponentialDecay": _decay_exponentially,
+    "InverseTimeDecay": _decay_inversely,
+    "PolynomialDecay": _decay_polynomially,
+    "CosineDecay": _decay_by_cosine,
+    "CosineDecayRestarts": _restart_cosine,
+    "PiecewiseConstantDecay": _choose_piece,
 }

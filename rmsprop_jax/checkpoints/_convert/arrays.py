@@ -1,0 +1,124 @@
+"""NumPy arrays from tensors, arrays and numbers, and back. torch is not imported."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+
+from rmsprop_jax.checkpoints._readers.source import read_each
+
+NumpyArray: TypeAlias = npt.NDArray[Any]
+
+
+@runtime_checkable
+class Tensor(Protocol):
+    """The part of a ``torch.Tensor`` that is used here."""
+
+    @property
+    def dtype(self) -> object: ...
+
+    def __array__(self) -> NumpyArray: ...
+
+    def detach(self) -> Tensor: ...
+
+    def cpu(self) -> Tensor: ...
+
+    def resolve_conj(self) -> Tensor: ...
+
+    def resolve_neg(self) -> Tensor: ...
+
+    def float(self) -> Tensor: ...
+
+    def numpy(self) -> NumpyArray: ...
+
+    def new_tensor(self, data: npt.ArrayLike) -> Tensor: ...
+
+
+# What a moment, a weight or a setting may be: in memory, or still in a file.
+Value: TypeAlias = npt.ArrayLike | Tensor
+
+
+def to_numpy(value: Value) -> NumpyArray:
+    """Return a NumPy array, at least float32 and in the machine's byte order."""
+    if isinstance(value, Tensor):
+        value = _detach(value).cpu()
+        value = (value.float() if "bfloat16" in str(value.dtype) else value).numpy()
+    array: NumpyArray = np.asarray(value)
+    if "float16" in str(array.dtype):  # or bfloat16, which NumPy doesn't know
+        return array.astype(np.float32)
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def to_numpy_each(values: Sequence[Value]) -> list[NumpyArray]:
+    """Return `to_numpy` of each value."""
+    return [to_numpy(value) for value in read_each(values)]
+
+
+def to_numpy_exactly(value: Value) -> NumpyArray:
+    """Return a NumPy array in the value's own dtype."""
+    if not isinstance(value, Tensor):
+        return np.asarray(value)
+    if "bfloat16" in str(value.dtype):
+        return to_numpy(value).astype(jnp.bfloat16)
+    return _detach(value).cpu().numpy()
+
+
+def to_float(value: Value) -> float:
+    """Return a Python number from a number, or from an array or tensor of one."""
+    return float(to_numpy(value).reshape(()))
+
+
+def to_real_number(value: Any) -> float:
+    """Return a Python number; NaN from whatever is not one real number."""
+    if isinstance(value, bool | str | bytes) or is_complex(value):
+        return math.nan
+    try:
+        array = to_numpy(value)
+        return float(array.reshape(())) if array.size == 1 else math.nan
+    except (OverflowError, TypeError, ValueError):
+        return math.nan
+
+
+def to_real_numbers(values: Sequence[Any]) -> list[float]:
+    """Return `to_real_number` of each value."""
+    return [to_real_number(value) for value in read_each(values)]
+
+
+def is_complex(value: Value) -> bool:
+    """Whether a tensor or an array is complex."""
+    return "complex" in str(getattr(value, "dtype", type(value)))
+
+
+def fill_each(values: Sequence[Value], numbers: Sequence[float]) -> list[NumpyArray]:
+    """Return arrays of the values' shapes, each filled with a number.
+
+    They take no memory, because all elements of an array are one.
+    """
+    return [
+        np.broadcast_to(
+            np.array(number, np.complex64 if is_complex(value) else np.float32),
+            np.shape(value),
+        )
+        for value, number in zip(values, numbers, strict=True)
+    ]
+
+
+def cast_like(like: Value, value: npt.ArrayLike) -> Value:
+    """Return the value as a tensor, a NumPy array or a number, as `like` is."""
+    if isinstance(like, Tensor):
+        return _detach(like).new_tensor(value)
+    if isinstance(like, np.generic):
+        return like.dtype.type(value)
+    if isinstance(like, int | float):
+        return type(like)(to_float(value))
+    return np.array(value, np.asarray(like).dtype)
+
+
+def _detach(tensor: Tensor) -> Tensor:
+    """Drop the gradient. A lazily conjugated or negated tensor has no array."""
+    return tensor.detach().resolve_conj().resolve_neg()

@@ -1,0 +1,85 @@
+"""The states of several groups in one, as ``optax.partition`` has them, and apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from rmsprop_jax._optimizer.state import RMSPropState
+from rmsprop_jax._optimizer.storage import decode
+
+
+def make_partition(
+    labels: Sequence[str],
+    transformations: Sequence[optax.GradientTransformationExtraArgs],
+    states: Sequence[RMSPropState],
+    labels_of_leaves: optax.Params,
+) -> tuple[optax.GradientTransformationExtraArgs, optax.PartitionState]:
+    """Join the transformations of several groups, and their masked states.
+
+    Args:
+        labels: One for each group.
+        transformations: One for each group.
+        states: One for each group, masked by `mask_leaves`.
+        labels_of_leaves: A pytree like the parameters, with a label for each leaf.
+    """
+    # As a function, because a tree that can be called, such as a module, would be.
+    tx = optax.partition(
+        dict(zip(labels, transformations, strict=True)), lambda _: labels_of_leaves
+    )
+    # `partition` has each group's transformation under `masked`.
+    inner = [optax.MaskedState(state) for state in states]
+    return tx, optax.PartitionState(dict(zip(labels, inner, strict=True)))
+
+
+def split_partition(opt_state: object) -> list[RMSPropState]:
+    """Return the state of each group, or the one state if there are no groups."""
+    inner: list[object] = [opt_state]
+    if isinstance(opt_state, optax.PartitionState):
+        groups = opt_state.inner_states.values()
+        inner = [getattr(state, "inner_state", state) for state in groups]
+    states = [state for state in inner if isinstance(state, RMSPropState)]
+    if len(states) < len(inner):
+        raise TypeError(
+            "opt_state must be an RMSPropState, or the state of an optax.partition of "
+            f"rmsprop, but it was {type(opt_state).__name__}. If you have the state of "
+            "a chain, give the part that is one."
+        )
+    return states
+
+
+def mask_leaves(
+    tree: optax.Params | None, groups: Sequence[int], group: int
+) -> optax.Params | None:
+    """Return the tree with only the leaves of one group."""
+    if tree is None:
+        return None
+    leaves, structure = jax.tree.flatten(tree)
+    return structure.unflatten(
+        leaf if its_group == group else optax.MaskedNode()
+        for leaf, its_group in zip(leaves, groups, strict=True)
+    )
+
+
+def merge_masked(trees: Sequence[optax.Params]) -> optax.Params:
+    """Return one tree from those that `mask_leaves` made of each group."""
+
+    def first_unmasked(*leaves: object) -> object:
+        return next((x for x in leaves if not _is_masked(x)), leaves[0])
+
+    return jax.tree.map(first_unmasked, *trees, is_leaf=_is_masked)
+
+
+def _is_masked(x: object) -> bool:
+    return isinstance(x, optax.MaskedNode)
+
+
+def decode_moment(state: RMSPropState, moment: str) -> optax.Params:
+    """Return one moment, at least float32; zeros if the state does not have it."""
+    tree = getattr(state, moment)
+    if tree is None:
+        return jax.tree.map(jnp.zeros_like, decode_moment(state, "nu"))
+    return jax.tree.map(decode, tree)

@@ -1,0 +1,149 @@
+"""The check that a user's function only rearranges.
+
+The function goes from the names of another framework to the parameters of a JAX model,
+or back. Before it gets the moments, it gets each parameter filled with a mark of its
+own. The marks show which parameters each leaf is made of, and whether the function
+computed anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple, TypeVar
+
+import jax
+import numpy as np
+import numpy.typing as npt
+import optax
+
+from rmsprop_jax._error_text import TreeDef, named_leaves
+from rmsprop_jax.checkpoints._convert.arrays import NumpyArray, Value, fill_each
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def apply_function(what: str, function: Callable[[T], R] | None, tree: T) -> T | R:
+    """Apply the user's function, called `what`, if there is one."""
+    if function is None:
+        return tree
+    try:
+        return function(tree)
+    except KeyError as error:
+        raise ValueError(
+            f"{what} must work with what the optimizer holds, but it asked for "
+            f"{error}, which is not there. Let it skip what is missing, such as "
+            "running means or frozen weights."
+        ) from error
+
+
+class TracedTree(NamedTuple):
+    """What to_params makes of parameters, whatever their values are.
+
+    Attributes:
+        structure: The pytree of the parameters of the model.
+        names: The path of each leaf.
+        shapes: The shape of each leaf.
+        counts: How many elements each leaf has of each parameter, by its number.
+    """
+
+    structure: TreeDef
+    names: list[str]
+    shapes: list[tuple[int, ...]]
+    counts: list[dict[int, int]]
+
+
+def trace_to_params(
+    to_params: Callable[[dict[str, NumpyArray]], optax.Params] | None,
+    values: Mapping[str, Value],
+) -> TracedTree:
+    """Find out what the user's function makes of parameters like these.
+
+    Raises:
+        ValueError: If it does not only rearrange.
+    """
+    marks = fill_each([*values.values()], [make_mark(n) for n in range(len(values))])
+    marked = dict(zip(values, marks, strict=True))
+    tree = apply_function("to_params", to_params, marked)
+    leaves = named_leaves(tree)
+    return TracedTree(
+        structure=jax.tree.structure(tree),
+        names=[name for name, _ in leaves],
+        shapes=[np.shape(leaf) for _, leaf in leaves],
+        counts=count_marks(
+            "to_params", [(f"leaf {name}", leaf) for name, leaf in leaves], len(values)
+        ),
+    )
+
+
+def make_mark(number: int) -> float:
+    """Return what a parameter (or a group) of this number is filled with.
+
+    It is not a fixed point of any usual function.
+    """
+    return -(number + 1.5)
+
+
+def count_marks(
+    what: str, leaves: Iterable[tuple[str, npt.ArrayLike]], marks: int
+) -> list[dict[int, int]]:
+    """Return how often each leaf has each of the marks of 0 to `marks` − 1.
+
+    Args:
+        what: What the user calls the function that made the leaves.
+        leaves: Each with how errors call it.
+        marks: How many marks there are.
+
+    Raises:
+        ValueError: If a leaf has other values, or too few digits.
+    """
+    return [_count_marks_of_leaf(what, where, leaf, marks) for where, leaf in leaves]
+
+
+def _count_marks_of_leaf(
+    what: str, where: str, leaf: npt.ArrayLike, marks: int
+) -> dict[int, int]:
+    dtype = str(getattr(leaf, "dtype", type(leaf)))
+    if not any(wide in dtype for wide in ("float32", "float64", "complex")):
+        raise ValueError(
+            f"{what} must not change the dtype, because digits would be lost, but it "
+            f"made {where} {dtype}. Cast the parameters afterwards."
+        )
+    array: NumpyArray = np.asarray(leaf).reshape(-1)
+    # Most leaves are of one parameter, and need no sorting.
+    values, counts = array[:1], np.array([array.size])
+    if (array != values).any():
+        values, counts = np.unique(array, return_counts=True)
+    numbers = [int(n) for n in np.round(-1.5 - np.real(np.nan_to_num(values)))]
+    pairs = zip(numbers, values, strict=False)
+    if not all(0 <= n < marks and value == make_mark(n) for n, value in pairs):
+        raise ValueError(
+            f"{what} must only rearrange what it is given, because the optimizer's "
+            f"moments are not weights, but it computed or added values in {where}."
+        )
+    return {n: int(count) for n, count in zip(numbers, counts, strict=False)}
+
+
+def check_alike(traced: TracedTree, made: optax.Params, key: str) -> None:
+    """Raise if to_params made another tree of one moment than of the marks.
+
+    Args:
+        traced: What it made of the marks.
+        made: What it made of the moment.
+        key: What the other framework calls the moment.
+    """
+    structure = jax.tree.structure(made)
+    if structure != traced.structure:
+        raise ValueError(
+            f"to_params must make the same tree of all moments, but of {key!r} it made "
+            f"{structure} instead of {traced.structure}. It must not look at the "
+            "values."
+        )
+    leaves = zip(traced.names, traced.shapes, jax.tree.leaves(made), strict=True)
+    for name, shape, leaf in leaves:
+        if np.shape(leaf) != shape:
+            raise ValueError(
+                "to_params must treat all moments of a parameter alike, but in leaf "
+                f"{name} of {key!r} it made the shape {np.shape(leaf)}, and {shape} of "
+                "others with the same shape. It must not look at the values."
+            )

@@ -1,0 +1,418 @@
+"""Parameters and groups of another framework into ``(tx, opt_state)``, and back.
+
+This part is the same for all formats. A format describes each parameter by a
+`ParamState`, with the moments as the framework has them, and each set of settings by a
+`Group`: the dialect and its arguments.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+import optax
+
+from rmsprop_jax._optimizer.options import validate_number
+from rmsprop_jax._optimizer.state import RMSPropState
+from rmsprop_jax._optimizer.transform import get_config
+from rmsprop_jax.checkpoints._convert.arrays import (
+    NumpyArray,
+    Value,
+    to_numpy,
+    to_numpy_each,
+)
+from rmsprop_jax.checkpoints._convert.partitions import (
+    decode_moment,
+    make_partition,
+    mask_leaves,
+    merge_masked,
+    split_partition,
+)
+from rmsprop_jax.checkpoints._convert.rearrangement import (
+    TracedTree,
+    apply_function,
+    check_alike,
+    count_marks,
+    make_mark,
+    trace_to_params,
+)
+from rmsprop_jax.checkpoints._convert.second_moment import to_mean_square, to_variance
+
+Moment: TypeAlias = Literal["nu", "mu", "grad_mean"]
+MOMENTS: tuple[Moment, ...] = ("nu", "mu", "grad_mean")
+
+ToParams: TypeAlias = Callable[[dict[str, NumpyArray]], optax.Params]
+FromParams: TypeAlias = Callable[[Any], Mapping[str, npt.ArrayLike]]
+# A number or a schedule in place of a setting, or a list of one for each group.
+Override: TypeAlias = optax.ScalarOrSchedule | Sequence[optax.ScalarOrSchedule]
+# optax's type of a state has no place for the fields of ours that are None.
+Run: TypeAlias = tuple[
+    optax.GradientTransformationExtraArgs, RMSPropState | optax.OptState
+]
+
+
+class ParamState(NamedTuple):
+    """The state of one parameter.
+
+    Attributes:
+        name: Its name in the other framework.
+        group: The index of its group.
+        step_count: How many updates it has had.
+        nu: E[g²], the second moment about the origin. All other frameworks keep it so
+            if they are centered, too; our state holds the variance then.
+        mu: The momentum buffer, or None if there is none.
+        grad_mean: The mean of the gradient, or None if there is none.
+    """
+
+    name: str
+    group: int
+    step_count: int
+    nu: Value
+    mu: Value | None = None
+    grad_mean: Value | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """The settings that some parameters share.
+
+    Attributes:
+        dialect: One of `rmsprop_jax.dialects`, or `rmsprop`.
+        learning_rate: Its first argument, which every dialect calls otherwise.
+        settings: Its other arguments by its own names.
+    """
+
+    dialect: Callable[..., optax.GradientTransformationExtraArgs]
+    learning_rate: optax.ScalarOrSchedule
+    settings: Mapping[str, Any]
+
+    @functools.cached_property
+    def tx(self) -> optax.GradientTransformationExtraArgs:
+        """The transformation."""
+        return self.dialect(self.learning_rate, **self.settings)
+
+    @property
+    def moments(self) -> tuple[Moment, ...]:
+        """Which moments the rule keeps."""
+        rule = get_config(self.tx).rule
+        kept = {"nu": True, "mu": rule.has_momentum, "grad_mean": rule.centered}
+        return tuple(moment for moment in MOMENTS if kept[moment])
+
+
+class ErrorHints(NamedTuple):
+    """How errors speak of a format.
+
+    Attributes:
+        keys: What the format calls each of `MOMENTS`.
+        to_drop: How to take a parameter out of the checkpoint.
+        to_join: How to put two groups together.
+    """
+
+    keys: Mapping[Moment, str]
+    to_drop: str
+    to_join: str
+
+
+def make_run(
+    params: Sequence[ParamState],
+    groups: Sequence[Group],
+    to_params: ToParams | None,
+    hints: ErrorHints,
+    learning_rate: Override | None = None,
+    momentum: Override | None = None,
+) -> Run:
+    """Return the transformation, and the state that resumes the parameters' runs.
+
+    If all groups have the same settings, they are those of one group. Otherwise they
+    are those of an ``optax.partition`` with a label for each distinct group:
+    ``"group_0"``, ``"group_1"`` and so on. The step count is the largest of any
+    parameter, because a parameter may join late. A moment that a parameter lacks is
+    zeros, and one that its rule does not keep is dropped.
+
+    Raises:
+        ValueError: If to_params does not only rearrange, leaves something out, or joins
+            parameters of different groups; if the learning rates or the momenta do not
+            fit the groups; if a second moment is negative or NaN.
+    """
+    groups = override_learning_rate(learning_rate, groups)
+    groups = override_momentum(momentum, groups)
+    labels, groups, group_of = merge_equal_groups(groups)
+    params = [p._replace(group=group_of[p.group]) for p in params]
+    kept = [group.moments for group in groups]
+
+    def map_to_params(arrays: Sequence[NumpyArray]) -> optax.Params:
+        weights = {p.name: x for p, x in zip(params, arrays, strict=True)}
+        return apply_function("to_params", to_params, weights)
+
+    traced = trace_to_params(to_params, {param.name: param.nu for param in params})
+    group_of_leaf = _find_groups_of_leaves(traced, params, hints)
+
+    def make_tree(moment: Moment) -> optax.Params | None:
+        if not any(moment in moments for moments in kept):
+            return None
+        key = hints.keys[moment]
+        made = map_to_params(read_moments(params, moment, kept, key))
+        check_alike(traced, made, key)
+        # A copy, because the other framework may change its own memory.
+        return jax.tree.map(jnp.array, made)
+
+    trees = {moment: make_tree(moment) for moment in MOMENTS}
+    step_count = max((p.step_count for p in params), default=0)
+
+    def make_state(group: int) -> RMSPropState:
+        def own(moment: Moment) -> Any:
+            tree = trees[moment] if moment in kept[group] else None
+            return tree if len(groups) == 1 else mask_leaves(tree, group_of_leaf, group)
+
+        return RMSPropState(
+            # Each has a count of its own, because all of the state may be donated.
+            count=jnp.array(step_count, jnp.int32),
+            nu=own("nu"),
+            mu=own("mu"),
+            grad_mean=own("grad_mean"),
+        )
+
+    states = [make_state(group) for group in range(len(groups))]
+    txs = [group.tx for group in groups]
+    if len(groups) == 1:
+        return txs[0], states[0]
+    leaf_labels = traced.structure.unflatten(labels[group] for group in group_of_leaf)
+    return make_partition(labels, txs, states, leaf_labels)
+
+
+def split_run(
+    opt_state: optax.OptState,
+    from_params: FromParams | None,
+    group_of: Mapping[str, int],
+) -> list[ParamState]:
+    """Return the state of each parameter: the inverse of `make_run`.
+
+    Args:
+        opt_state: An `RMSPropState`, or the state of an ``optax.partition`` of them.
+        from_params: The inverse of ``to_params``.
+        group_of: The names that from_params must make, each with its group in the other
+            framework. The group only matters if an array has no elements; the others
+            show theirs themselves.
+
+    Returns:
+        The states, in the order of the names. Their ``group`` is that of ``opt_state``.
+
+    Raises:
+        ValueError: If from_params makes other names, does not only rearrange, or makes
+            a parameter from leaves of several groups.
+        TypeError: If the state is another one.
+    """
+    states = split_partition(opt_state)
+
+    def map_from_params(trees: Sequence[optax.Params]) -> Mapping[str, npt.ArrayLike]:
+        made: Any = apply_function("from_params", from_params, merge_masked(trees))
+        if not isinstance(made, Mapping) or set(made) != set(group_of):
+            given = list(made) if isinstance(made, Mapping) else []
+            odd = [f"{name!r} was missing" for name in group_of if name not in given]
+            odd += [f"{n!r} was unexpected" for n in given if n not in group_of]
+            raise ValueError(
+                "from_params must return a dictionary by the names of the parameters "
+                f"of like, but {'; '.join(odd[:4])}. (Without it, the parameters must "
+                "be such a dictionary.)"
+            )
+        return made
+
+    def mark(state: RMSPropState, number: int) -> optax.Params:
+        fill = functools.partial(jnp.full_like, fill_value=make_mark(number))
+        return jax.tree.map(fill, decode_moment(state, "nu"))
+
+    marked = map_from_params([mark(state, n) for n, state in enumerate(states)])
+    arrays = {
+        moment: map_from_params([decode_moment(state, moment) for state in states])
+        for moment in MOMENTS
+        if any(getattr(state, moment) is not None for state in states)
+    }
+    counts = [int(state.count) for state in states]
+    leaves = [(repr(name), marked[name]) for name in group_of]
+    marks = count_marks("from_params", leaves, len(states))
+    params: list[ParamState] = []
+    for (name, group), found in zip(group_of.items(), marks, strict=True):
+        if len(found) > 1:
+            raise ValueError(
+                f"from_params must keep the groups apart, but it made {name!r} of "
+                f"leaves of {len(found)} groups."
+            )
+        g = next(iter(found), min(group, len(states) - 1))
+        moments = {
+            moment: to_numpy(made[name])
+            for moment, made in arrays.items()
+            if getattr(states[g], moment) is not None
+        }
+        if "grad_mean" in moments:
+            moments["nu"] = to_mean_square(moments["nu"], moments["grad_mean"])
+        params.append(ParamState(name, g, counts[g], **moments))
+    return params
+
+
+def override_learning_rate(
+    override: Override | None, groups: Sequence[Group]
+) -> Sequence[Group]:
+    """Return the groups with other learning rates, if any are given."""
+    if override is None:
+        return groups
+    own = [group.learning_rate for group in groups]
+    values = _spread_override("learning_rate", override, own)
+    return [
+        dataclasses.replace(group, learning_rate=value)
+        for group, value in zip(groups, values, strict=True)
+    ]
+
+
+def override_momentum(
+    override: Override | None, groups: Sequence[Group]
+) -> Sequence[Group]:
+    """Return the groups with other momenta, if any are given."""
+    if override is None:
+        return groups
+    own = [group.settings["momentum"] for group in groups]
+    values = _spread_override("momentum", override, own)
+    return [
+        dataclasses.replace(group, settings={**group.settings, "momentum": value})
+        for group, value in zip(groups, values, strict=True)
+    ]
+
+
+def _spread_override(
+    name: str, override: Override, own: Sequence[optax.ScalarOrSchedule]
+) -> Sequence[optax.ScalarOrSchedule]:
+    """Return one value for each group."""
+    if isinstance(override, Sequence):
+        values: list[Any] = [*override]
+    elif len(set(own)) > 1:
+        raise ValueError(
+            f"{name} must be a list of one number or schedule for each group, because "
+            f"the groups have their own, {[*own]}, which one for all would drop, but "
+            f"it was {override!r}."
+        )
+    else:
+        values = [override] * len(own)
+    if len(values) != len(own):
+        raise ValueError(
+            f"{name} must have one number or schedule for each of the {len(own)} "
+            f"groups, but it had {len(values)}."
+        )
+    spread: list[Any] = [x if callable(x) else validate_number(name, x) for x in values]
+    return spread
+
+
+def merge_equal_groups(
+    groups: Sequence[Group],
+) -> tuple[list[str], list[Group], list[int]]:
+    """Merge groups with the same settings, whose parameters may share a leaf.
+
+    Returns:
+        A label for each distinct group, the distinct groups, and for each group the
+        index of the distinct one that it became.
+    """
+    indices: dict[Any, int] = {}
+    labels: list[str] = []
+    distinct: list[Group] = []
+    group_of: list[int] = []
+    for g, group in enumerate(groups):
+        settings = {"learning_rate": group.learning_rate, **group.settings}
+        # A schedule, an array or a mask is the same only if it is the same object.
+        plain = (bool, int, float, str)
+        key = (
+            group.dialect,
+            *((k, v if isinstance(v, plain) else id(v)) for k, v in settings.items()),
+        )
+        if key not in indices:
+            indices[key] = len(distinct)
+            labels.append(f"group_{g}")
+            distinct.append(group)
+        group_of.append(indices[key])
+    return labels, distinct, group_of
+
+
+def read_moments(
+    params: Sequence[ParamState],
+    moment: Moment,
+    kept: Sequence[Sequence[Moment]],
+    key: str,
+) -> list[NumpyArray]:
+    """Return a moment of each parameter, as our state has it.
+
+    Args:
+        params: The parameters.
+        moment: Which moment. One that a parameter lacks is zeros.
+        kept: Which moments the rule of each group keeps. If it is centered, the second
+            moment is the variance.
+        key: What the format calls the moment, for errors.
+
+    Raises:
+        ValueError: If a second moment is negative or NaN.
+    """
+    values = [getattr(param, moment) for param in params]
+    present = [
+        param.nu if value is None else value
+        for param, value in zip(params, values, strict=True)
+    ]
+    arrays = to_numpy_each(present)
+    if moment != "nu":
+        return [
+            np.zeros_like(array) if value is None else array
+            for array, value in zip(arrays, values, strict=True)
+        ]
+    for param, array in zip(params, arrays, strict=True):
+        parts = (np.real(array), np.imag(array)) if np.iscomplexobj(array) else (array,)
+        if not all((part >= 0).all() for part in parts):
+            raise ValueError(
+                f"{key!r} of parameter {param.name!r} must not be negative or NaN, as "
+                "the mean of squares never is, but some of it is. That run cannot be "
+                "resumed."
+            )
+    return [
+        to_variance(array, to_numpy(param.grad_mean))
+        if "grad_mean" in kept[param.group] and param.grad_mean is not None
+        else array
+        for param, array in zip(params, arrays, strict=True)
+    ]
+
+
+def _find_groups_of_leaves(
+    traced: TracedTree, params: Sequence[ParamState], hints: ErrorHints
+) -> list[int]:
+    """Return the group of each leaf of to_params.
+
+    Raises:
+        ValueError: If a leaf is made of parameters of several groups, or a parameter is
+            left out.
+    """
+    groups: list[int] = []
+    used = [0] * len(params)
+    for name, counts in zip(traced.names, traced.counts, strict=True):
+        owners = [params[n] for n in sorted(counts)]
+        mixed = sorted({param.group for param in owners})
+        if len(mixed) > 1:
+            raise ValueError(
+                "to_params must keep parameters of different groups apart, but its "
+                f"leaf {name} is made of {_join_names(owners)}, whose groups differ in "
+                f"their settings. {hints.to_join}"
+            )
+        for n, count in counts.items():
+            used[n] += count
+        groups.append(mixed[0] if mixed else 0)
+    sizes = [np.prod(np.shape(param.nu), dtype=int) for param in params]
+    lost = [p for p, n, size in zip(params, used, sizes, strict=True) if n < size]
+    if lost:
+        raise ValueError(
+            f"to_params must keep all of every parameter, but it left out (some of) "
+            f"{_join_names(lost)}, whose state would be lost. If whole parameters are "
+            f"meant to go, {hints.to_drop}"
+        )
+    return groups
+
+
+def _join_names(params: Sequence[ParamState]) -> str:
+    return ", ".join(repr(param.name) for param in params)

@@ -1,0 +1,36 @@
+"""If centered, our state holds the variance ν, and all others hold E[g²] = ν + m².
+
+The conversion is in float64, of the real and the imaginary part by themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from rmsprop_jax.checkpoints._convert.arrays import NumpyArray
+
+
+def to_variance(mean_square: NumpyArray, mean: NumpyArray) -> NumpyArray:
+    """Return ν = E[g²] − m², in the dtype of E[g²]."""
+    # Rounding may have left E[g²] below m², where torch itself makes NaN.
+    return _map_parts(lambda v, m: np.maximum(v - m * m, 0), mean_square, mean)
+
+
+def to_mean_square(variance: NumpyArray, mean: NumpyArray) -> NumpyArray:
+    """Return E[g²] = ν + m², in the dtype of ν."""
+    return _map_parts(lambda v, m: v + m * m, variance, mean)
+
+
+def _map_parts(
+    formula: Callable[[NumpyArray, NumpyArray], NumpyArray],
+    x: NumpyArray,
+    y: NumpyArray,
+) -> NumpyArray:
+    if np.iscomplexobj(x):
+        both = np.empty_like(x)
+        both.real = _map_parts(formula, np.real(x), np.real(y))
+        both.imag = _map_parts(formula, np.imag(x), np.imag(y))
+        return both
+    return np.asarray(formula(x.astype(float), y.astype(float)), x.dtype)

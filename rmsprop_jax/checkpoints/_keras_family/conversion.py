@@ -1,0 +1,284 @@
+"""An optimizer of Keras or TensorFlow, as its file has it, into a run of ours.
+
+Keras's optimizers do some things around the rule that are transformations in a chain
+here. In their order:
+
+    gradient_accumulation_steps   optax.MultiSteps; Keras keeps the sum, it the mean
+    clipnorm                      clips each leaf's norm
+    global_clipnorm               optax.clip_by_global_norm
+    clipvalue                     optax.clip
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from rmsprop_jax.checkpoints._convert.arrays import Value, to_numpy
+from rmsprop_jax.checkpoints._convert.rearrangement import apply_function
+from rmsprop_jax.checkpoints._convert.run import (
+    MOMENTS,
+    ErrorHints,
+    Group,
+    ParamState,
+    Run,
+    ToParams,
+    make_run,
+)
+
+Dialect: TypeAlias = Callable[..., optax.GradientTransformationExtraArgs]
+Block: TypeAlias = str
+# The blocks of an optimizer's variables, in the order in which files have them: the
+# moving averages of the weights, the sums of the gradients, and the moments.
+BLOCKS: tuple[Block, ...] = ("average", "accumulator", *MOMENTS)
+# What Keras calls them, and what its legacy optimizers and TensorFlow's do.
+BLOCK_NAMES: dict[Block, str] = {
+    "average": "average",
+    "accumulator": "gradient_accumulator",
+    "nu": "velocity",
+    "mu": "momentum",
+    "grad_mean": "average_gradient",
+}
+LEGACY_BLOCK_NAMES: dict[Block, str] = {**BLOCK_NAMES, "nu": "rms", "grad_mean": "mg"}
+
+ACCUMULATION = "gradient_accumulation_steps"
+# What the user may give in place of what the file has.
+_OVERRIDABLE = ("learning_rate", "momentum")
+# Arguments that are not settings of a dialect: they say which blocks a file has.
+_LAYOUT = ("use_ema", ACCUMULATION)
+_LARGEST_INT32 = 2**31 - 1
+
+
+class SavedOptimizer(NamedTuple):
+    """What a file holds of an optimizer.
+
+    Attributes:
+        what: How errors call the file.
+        dialect: One of `rmsprop_jax.dialects`.
+        settings: The settings, by Keras's names.
+        iterations: How many gradients it has had.
+        names: The names of the variables, in the optimizer's order.
+        blocks: For each block an array of each variable.
+        block_names: What the file calls the blocks.
+    """
+
+    what: str
+    dialect: Dialect
+    settings: Mapping[str, Any]
+    iterations: int
+    names: Sequence[str]
+    blocks: Mapping[Block, Sequence[Value]]
+    block_names: Mapping[Block, str]
+
+
+def drop_none(**arguments: Any) -> dict[str, Any]:
+    """Return the arguments that the user gave."""
+    return {name: value for name, value in arguments.items() if value is not None}
+
+
+def make_keras_run(
+    saved: SavedOptimizer,
+    given: Mapping[str, Any],
+    to_params: ToParams | None,
+) -> Run:
+    """Return the transformation and the state that resume a run.
+
+    Args:
+        saved: What the file holds, with all settings.
+        given: The settings that the user gave.
+        to_params: The user's function.
+    """
+    if len(set(saved.names)) < len(saved.names):
+        raise ValueError(
+            f"names must be given, because in {saved.what} some variables have the "
+            f"same: a new one for each of {[*saved.names]}."
+        )
+    settings = dict(saved.settings)
+    every = settings.get(ACCUMULATION) or 1
+    schedule = settings["learning_rate"]
+    if callable(schedule) and "learning_rate" not in given:
+        # Keras's schedules count the gradients, not the updates.
+        settings["learning_rate"] = lambda count: schedule(count * every + every - 1)
+    learning_rate, *arguments = inspect.signature(saved.dialect).parameters
+    group = Group(
+        saved.dialect,
+        settings[learning_rate],
+        {name: settings[name] for name in arguments},
+    )
+    params = [
+        ParamState(
+            name,
+            0,
+            min(saved.iterations // every, _LARGEST_INT32),
+            **{m: saved.blocks[m][i] for m in MOMENTS if m in saved.blocks},
+        )
+        for i, name in enumerate(saved.names)
+    ]
+    hints = ErrorHints(
+        keys={m: saved.block_names.get(m, m) for m in MOMENTS},
+        to_drop="give the names of the others, if the file knows the names; else keep "
+        "them under a key of their own.",
+        to_join="",  # there is one group
+    )
+    state: Any
+    tx, state = make_run(params, [group], to_params, hints)
+    for name, make_clip in _CLIPS.items():
+        if settings.get(name):
+            if name == "clipnorm":
+                _check_one_leaf_per_variable(params, state)
+            tx = optax.chain(make_clip(settings[name]), tx)
+            state = (optax.EmptyState(), state)
+    if every > 1:
+        return _accumulate(saved, every, tx, state, to_params)
+    return tx, state
+
+
+def clean_names(names: Iterable[str]) -> list[str]:
+    """Return the names that the user gave, without TensorFlow's ``:0``."""
+    found: list[object] = [names] if isinstance(names, str) else [*names]
+    if others := [name for name in found if not isinstance(name, str)]:
+        raise TypeError(
+            "names must be strings, such as [v.path for v in "
+            f"model.trainable_variables], but there was a {type(others[0])}."
+        )
+    cleaned = [str(name).removesuffix(":0") for name in found]
+    if len(set(cleaned)) < len(cleaned):
+        raise ValueError(f"names must be different, but they were {cleaned}.")
+    return cleaned
+
+
+def select_variables(saved: SavedOptimizer, names: Sequence[str]) -> SavedOptimizer:
+    """Return some of the variables; or all by new names, if the file's are not unique.
+
+    Args:
+        saved: What the file holds.
+        names: Cleaned names.
+    """
+    own = [*saved.names]
+    if len(set(own)) < len(own) == len(names):
+        return saved._replace(names=names)
+    position = {name: i for i, name in enumerate(own)}
+    if missing := [name for name in names if name not in position]:
+        raise ValueError(
+            f"names must be among those of the variables in {saved.what}, "
+            f"{own[:8]}, but there was {missing[0]!r}."
+        )
+    blocks: dict[Block, Sequence[Value]] = {
+        block: [arrays[position[name]] for name in names]
+        for block, arrays in saved.blocks.items()
+    }
+    return saved._replace(names=names, blocks=blocks)
+
+
+def merge_settings(
+    what: str, dialect: Dialect, own: Mapping[str, Any], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the file's settings and the user's.
+
+    Raises:
+        ValueError: If some are missing, unknown, or contradict the file.
+    """
+    arguments = [*inspect.signature(dialect).parameters]
+    for name, value in given.items():
+        if name not in (*arguments, *own, *_LAYOUT):
+            raise ValueError(
+                f"{name} must be left out, because {what} is resumed as "
+                f"dialects.{dialect.__name__}, whose settings are "
+                f"{_join_and(arguments)}."
+            )
+        if name in own and name not in _OVERRIDABLE and not _is_same(own[name], value):
+            raise ValueError(
+                f"{name} must be left out, because {what} has its own, {own[name]!r}, "
+                f"but it was {value!r}."
+            )
+    missing = [name for name in arguments if name not in own and name not in given]
+    if missing:
+        none = " (weight_decay=0 for none)" if "weight_decay" in missing else ""
+        raise ValueError(
+            f"{_join_and(missing)} must be given, because {what} does not hold "
+            f"{'it' if len(missing) == 1 else 'them'}: what the optimizer was made "
+            f"with{none}."
+        )
+    return {**own, **given}
+
+
+def validate_iterations(what: str, number: float) -> int:
+    """Return a count that a file holds.
+
+    Raises:
+        ValueError: If it is negative or not whole.
+    """
+    if not number >= 0 or number % 1:
+        raise ValueError(
+            f"{what} must have a whole number of iterations, not negative, but it was "
+            f"{number}."
+        )
+    return int(number)
+
+
+def _join_and(names: Sequence[str]) -> str:
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def _is_same(own: object, value: object) -> bool:
+    if isinstance(own, int | float) and isinstance(value, int | float):
+        return bool(np.float32(own) == np.float32(value))  # as the frameworks have it
+    return own is value
+
+
+def _clip_each_leaf(norm: float) -> optax.GradientTransformation:
+    def clip(gradient: jax.Array) -> jax.Array:
+        return gradient * norm / jnp.maximum(jnp.linalg.norm(gradient.ravel()), norm)
+
+    return optax.stateless(lambda updates, _: jax.tree.map(clip, updates))
+
+
+_CLIPS: dict[str, Callable[[float], optax.GradientTransformation]] = {
+    "clipnorm": _clip_each_leaf,
+    "global_clipnorm": optax.clip_by_global_norm,
+    "clipvalue": optax.clip,
+}
+
+
+def _check_one_leaf_per_variable(params: Sequence[ParamState], state: Any) -> None:
+    """Raise if a leaf is not one variable, each of which clipnorm clips by itself."""
+    sizes = sorted(leaf.size for leaf in jax.tree.leaves(optax.tree.get(state, "nu")))
+    if sizes != sorted(np.prod(np.shape(param.nu), dtype=int) for param in params):
+        raise ValueError(
+            "to_params must make one leaf of each variable, neither joined nor split, "
+            "because the optimizer has clipnorm, which clips each variable by itself."
+        )
+
+
+def _accumulate(
+    saved: SavedOptimizer,
+    every: int,
+    tx: optax.GradientTransformation,
+    state: Any,
+    to_params: ToParams | None,
+) -> Run:
+    """Return the run in the middle of gradients that are being accumulated."""
+    since = saved.iterations % every
+    # Keras keeps their sum, and optax their mean.
+    arrays = [to_numpy(x) / max(since, 1) for x in saved.blocks["accumulator"]]
+    means = dict(zip(saved.names, arrays, strict=True))
+    is_wide = any(array.dtype == np.float64 for array in arrays)
+    dtype = jax.dtypes.canonicalize_dtype("float64" if is_wide else "float32")
+    multi = optax.MultiSteps(tx, every, accumulator_dtype=dtype)
+    multi_state = optax.MultiStepsState(
+        mini_step=jnp.array(since, jnp.int32),
+        gradient_step=jnp.array(saved.iterations // every, jnp.int32),
+        inner_opt_state=state,
+        acc_grads=jax.tree.map(
+            lambda x: jnp.array(x, dtype), apply_function("to_params", to_params, means)
+        ),
+        skip_state=(),
+    )
+    return optax.with_extra_args_support(multi.gradient_transformation()), multi_state

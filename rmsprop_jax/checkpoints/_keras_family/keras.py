@@ -1,0 +1,167 @@
+"""The state of ``keras.optimizers.RMSprop``, from a file of Keras."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import optax
+
+from rmsprop_jax.checkpoints._convert.arrays import NumpyArray, Value, to_numpy_exactly
+from rmsprop_jax.checkpoints._convert.run import Run, ToParams
+from rmsprop_jax.checkpoints._keras_family.conversion import (
+    clean_names,
+    drop_none,
+    make_keras_run,
+)
+from rmsprop_jax.checkpoints._keras_family.h5_optimizer import (
+    missing_names_error,
+    read_optimizer,
+)
+from rmsprop_jax.checkpoints._keras_family.h5_weights import (
+    find_named_weights,
+    find_numbered_weights,
+    has_names,
+)
+from rmsprop_jax.checkpoints._readers import read_file
+from rmsprop_jax.checkpoints._readers.keras_h5 import KerasFile
+from rmsprop_jax.checkpoints._readers.source import File, explain_content_errors
+
+
+def from_keras(
+    checkpoint: File,
+    to_params: ToParams | None = None,
+    *,
+    names: Iterable[str] | None = None,
+    learning_rate: optax.ScalarOrSchedule | None = None,
+    momentum: optax.ScalarOrSchedule | None = None,
+    rho: float | None = None,
+    epsilon: float | None = None,
+    centered: bool | None = None,
+    weight_decay: float | None = None,
+    use_ema: bool | None = None,
+    gradient_accumulation_steps: int | None = None,
+) -> Run:
+    """Resume a run of ``keras.optimizers.RMSprop`` in JAX.
+
+    Keras is not needed, but h5py is.
+
+    Args:
+        checkpoint: A ``.keras``, ``.weights.h5`` or ``.h5`` that Keras 3, tf_keras, or
+            tf.keras of TensorFlow 2 wrote. Only the ``.h5`` of tf_keras's legacy
+            optimizers has their state.
+        to_params: The function from Keras's weights, NumPy arrays by name, to the
+            parameters of the model. It may rename, transpose, reshape, join, split and
+            stack. It may not cast or compute. By default the parameters are a
+            dictionary by Keras's names.
+        names: ``[v.path for v in model.trainable_variables]`` (of tf_keras ``v.name``),
+            in this order, which is the optimizer's. A ``.h5`` has the names itself:
+            there they say which of the variables to take, by default all.
+        learning_rate: A number or a schedule in place of the file's. A schedule is a
+            function of the step count, which continues from the file's. Keras's own
+            schedules are in the file. One that you wrote must be given.
+        momentum: A number or a schedule in place of the file's.
+        rho: What ``keras.optimizers.RMSprop`` was made with. A ``.weights.h5`` holds no
+            settings, so there momentum and all from here on must be given.
+        epsilon: The same.
+        centered: The same.
+        weight_decay: The same; 0 for none.
+        use_ema: The same; by default False. With ``ema_overwrite_frequency`` it must be
+            True for each file, so that nobody overlooks it.
+        gradient_accumulation_steps: The same; by default none.
+
+    Returns:
+        ``(tx, opt_state)`` with `dialects.keras` or `dialects.keras_legacy`. The state
+        is like that of ``tx.init(params)``. It is float32, or float64 if Keras's is and
+        x64 is enabled. With ``clipnorm``, ``global_clipnorm`` or ``clipvalue`` it is
+        that of a chain, and with ``gradient_accumulation_steps`` that of an
+        ``optax.MultiSteps``.
+
+    Raises:
+        ImportError: If h5py is missing.
+        ValueError: If the file is damaged, or not one of Keras's RMSprop; if a setting
+            is missing, or contradicts the file; if ``names`` or ``to_params`` do not
+            fit it.
+
+    Two things are left to your training loop, because an optimizer only sees gradients.
+    With ``use_ema``, update the average, which starts as ``load_weights(checkpoint,
+    ema=True)``, after each update: ``average = optax.incremental_update(params,
+    average, 1 - ema_momentum)``. A loss scale is not needed: the optimizer removes it
+    again before the rule.
+
+    Keras does not save what ``exclude_from_weight_decay`` excluded.
+
+    Examples:
+        >>> import tempfile
+        >>> import h5py, numpy as np
+        >>> from rmsprop_jax.checkpoints import from_keras
+        >>> path = f"{tempfile.mkdtemp()}/model.weights.h5"
+        >>> with h5py.File(path, "w") as file:  # as Keras writes it after 7 steps
+        ...     file["optimizer/vars/0"], file["optimizer/vars/1"] = 7, 0.5
+        ...     file["optimizer/vars/2"] = np.array([3.0, 1.0], np.float32)
+        >>> settings = dict(rho=0.75, momentum=0, epsilon=0, centered=False)
+        >>> tx, state = from_keras(path, names=["bias"], **settings, weight_decay=0)
+        >>> state.count, state.nu
+        (Array(7, dtype=int32), {'bias': Array([3., 1.], dtype=float32)})
+
+    References:
+        Keras 3.15.1, ``keras/src/saving/saving_lib.py``, ``legacy_h5_format.py``, and
+        ``optimizers/base_optimizer.py``; tf_keras 2.21.
+    """
+    given = drop_none(
+        learning_rate=learning_rate,
+        momentum=momentum,
+        rho=rho,
+        epsilon=epsilon,
+        centered=centered,
+        weight_decay=weight_decay,
+        use_ema=use_ema,
+        gradient_accumulation_steps=gradient_accumulation_steps,
+    )
+    what = repr(str(checkpoint))
+    cleaned = None if names is None else clean_names(names)
+    file: KerasFile = read_file(checkpoint, "keras").content
+    with explain_content_errors(what):
+        saved = read_optimizer(what, file, cleaned, given)
+    every = saved.settings.get("ema_overwrite_frequency")
+    if saved.settings.get("use_ema") and every and not use_ema:
+        raise ValueError(
+            f"use_ema must be True, to confirm that your loop replaces the weights by "
+            f"the averages every {every} updates, as the optimizer of {what} did. "
+            "(load_weights(checkpoint, ema=True) has the averages.)"
+        )
+    return make_keras_run(saved, given, to_params)
+
+
+def load_keras_weights(
+    what: str, file: KerasFile, names: Iterable[str] | None, *, ema: bool
+) -> dict[str, NumpyArray]:
+    """Return the weights by their names, or the trainable ones' moving averages."""
+    cleaned = None if names is None else clean_names(names)
+    with explain_content_errors(what):
+        found: Mapping[str, Value]
+        if ema:
+            found = _find_averages(what, file, cleaned)
+        elif has_names(file.root):
+            found = find_named_weights(file.root)
+        elif cleaned is None:
+            raise missing_names_error(what, "weights")
+        else:
+            found = find_numbered_weights(what, file, cleaned)
+        return {name: to_numpy_exactly(array) for name, array in found.items()}
+
+
+def _find_averages(
+    what: str, file: KerasFile, names: list[str] | None
+) -> Mapping[str, Value]:
+    if not has_names(file.root) and not file.config:
+        raise ValueError(
+            f"ema must be False, because {what} does not say whether it holds "
+            "averages. A .keras does."
+        )
+    saved = read_optimizer(what, file, names, {})
+    if "average" not in saved.blocks:
+        raise ValueError(
+            f"ema must be False, because {what} holds no averages: its optimizer had "
+            "use_ema=False."
+        )
+    return dict(zip(saved.names, saved.blocks["average"], strict=True))

@@ -1,0 +1,147 @@
+"""Files of other frameworks, read without them: from bytes to dictionaries of arrays.
+
+Nothing here knows of optimizers. Each reader recognizes its own files by their content,
+whatever their names are. A new format is a module with such a reader, and a line in
+`READERS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rmsprop_jax.checkpoints._readers import keras_h5, pickled, tensor_bundle
+from rmsprop_jax.checkpoints._readers.pickles import Namespace
+from rmsprop_jax.checkpoints._readers.source import (
+    File,
+    Source,
+    StoredArray,
+    UnsupportedError,
+    explain_errors,
+)
+
+_MAX_DEPTH = 200
+
+
+class Reader(NamedTuple):
+    """What reads the files of one format.
+
+    Attributes:
+        framework: Whose format it is: ``from_…`` of that name takes it.
+        recognizes: Whether a file has the format, by its content.
+        read: From a file to what it holds. Its arrays may be read later.
+    """
+
+    framework: str
+    recognizes: Callable[[Source], bool]
+    read: Callable[[Source], Any]
+
+
+READERS = (
+    Reader("keras", keras_h5.is_keras, keras_h5.read_keras),
+    Reader("tensorflow", tensor_bundle.is_bundle, tensor_bundle.read_bundle),
+    Reader("torch", pickled.is_torch, pickled.read_torch),
+    Reader("torch", pickled.is_torch_legacy, pickled.read_torch_legacy),
+    Reader(
+        "stable_baselines3",
+        pickled.is_stable_baselines3,
+        pickled.read_stable_baselines3,
+    ),
+    Reader("paddle", pickled.is_paddle, pickled.read_paddle),
+)
+
+
+class Checkpoint(NamedTuple):
+    """What a file holds.
+
+    Attributes:
+        framework: Who wrote it.
+        content: Dictionaries of arrays and settings, as its reader makes them.
+    """
+
+    framework: str
+    content: Any
+
+
+def read_file(path: File, *frameworks: str) -> Checkpoint:
+    """Read a file that one of the frameworks wrote; by default any.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is damaged, or not a file of these frameworks.
+    """
+    with explain_errors(path):
+        source = _open_source(path)
+        for reader in READERS:
+            if reader.recognizes(source):
+                break
+        else:
+            raise UnsupportedError(_describe_unknown(source))
+        if frameworks and reader.framework not in frameworks:
+            others = " or ".join(frameworks)
+            raise UnsupportedError(
+                f"it must be a file of {others}, but it is one of {reader.framework}: "
+                f"use {_FUNCTIONS.get(reader.framework, f'from_{reader.framework}')}"
+            )
+        return Checkpoint(reader.framework, reader.read(source))
+
+
+_FUNCTIONS = {"torch": "from_torch or from_timm"}
+
+
+def _open_source(path: File) -> Source:
+    file = Path(path)
+    index = tensor_bundle.INDEX.format(path)
+    if not file.is_file() and Path(index).is_file():
+        file = Path(index)  # the names of TensorFlow's files begin with the path
+    if file.is_dir():
+        raise UnsupportedError(
+            "it must be a file, but it is a folder. One that "
+            "torch.distributed.checkpoint wrote becomes a file by its "
+            "format_utils.dcp_to_torch_save. For TensorFlow's SavedModel, give "
+            f"'{path}/variables/variables'"
+        )
+    return Source(file)
+
+
+def _describe_unknown(source: Source) -> str:
+    must = (
+        "it must be a checkpoint of torch, Stable-Baselines3, Keras, TensorFlow or "
+        "Paddle, but "
+    )
+    if source.members:
+        return f"{must}it is a zip file of {[*source.members][:8]}"
+    if not source.head:
+        return f"{must}it is empty"
+    if source.head[8:10] == b'{"':
+        return f"{must}it is one of safetensors: safetensors.numpy.load_file reads it"
+    return f"{must}it begins with {source.head[:8]!r}, as none of theirs does"
+
+
+def materialize(content: object) -> Any:
+    """Return content of dictionaries and lists with all its arrays read."""
+    made: dict[int, Any] = {}
+
+    def visit(x: Any, depth: int) -> Any:
+        if isinstance(x, StoredArray):
+            return x.read()
+        if not isinstance(x, dict | list | tuple | Namespace):
+            return x
+        if id(x) in made:  # what stands in two places stays one
+            return made[id(x)]
+        if depth > _MAX_DEPTH:
+            raise UnsupportedError(f"it nests more than {_MAX_DEPTH} levels deep")
+        if isinstance(x, tuple):
+            made[id(x)] = tuple(visit(child, depth + 1) for child in x)
+        elif isinstance(x, list):
+            made[id(x)] = copy = []
+            copy += [visit(child, depth + 1) for child in x]
+        else:
+            made[id(x)] = copy = {} if isinstance(x, dict) else Namespace()
+            target = copy if isinstance(copy, dict) else copy.__dict__
+            items = x.items() if isinstance(x, dict) else x.__dict__.items()
+            target.update({key: visit(child, depth + 1) for key, child in items})
+        return made[id(x)]
+
+    return visit(content, 0)

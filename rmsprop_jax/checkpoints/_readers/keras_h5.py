@@ -1,0 +1,265 @@
+"""Keras's files, read with h5py: an HDF5 file, or a zip file with one in it.
+
+A ``.keras`` is a zip file with ``config.json`` and ``model.weights.h5``. A
+``.weights.h5`` and an ``.h5`` are HDF5 files by themselves.
+
+HDF5 can do much that no checkpoint needs: a file can have links into other files,
+datasets whose bytes lie elsewhere, and datasets that declare a size which they do not
+have. So the whole file is walked once, each step is checked, and only what the walk
+made of it is handed on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+
+from rmsprop_jax.checkpoints._readers.source import (
+    DamagedError,
+    Source,
+    StoredArray,
+    UnsupportedError,
+)
+
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_WEIGHTS, _CONFIG, _METADATA = "model.weights.h5", "config.json", "metadata.json"
+# The attributes that Keras writes. Long lists are in several, with a number at the end.
+_TEXTS = ("backend", "keras_version", "model_config", "name", "training_config")
+_LISTS = ("layer_names", "weight_names")
+# What HDF5 itself can decode: deflate, shuffle and fletcher32.
+_FILTERS = {1, 2, 3}
+_MAX_DEPTH = 100
+
+
+class Group(NamedTuple):
+    """An HDF5 group.
+
+    Attributes:
+        path: Where it is in the file.
+        groups: The groups in it, by name.
+        arrays: The datasets in it, by name.
+        texts: Its attributes of one string.
+        lists: Its attributes of several strings.
+    """
+
+    path: str
+    groups: Mapping[str, Group]
+    arrays: Mapping[str, StoredArray]
+    texts: Mapping[str, str]
+    lists: Mapping[str, list[str]]
+
+    def array(self, path: str) -> StoredArray:
+        """Return the dataset at a path below the group.
+
+        Raises:
+            DamagedError: If there is none.
+        """
+        group: Group | None = self
+        *parents, name = path.split("/")
+        for parent in parents:
+            group = None if group is None else group.groups.get(parent)
+        if group is None or name not in group.arrays:
+            raise DamagedError(f"{self.path}/{path} is missing")
+        return group.arrays[name]
+
+    def numbered_arrays(self) -> list[StoredArray]:
+        """Return the variables of an object: ``vars/0``, ``vars/1`` and so on."""
+        variables = self.groups.get("vars")
+        count = 0 if variables is None else len(variables.arrays)
+        return [self.array(f"vars/{i}") for i in range(count)]
+
+
+class KerasFile(NamedTuple):
+    """A file of Keras.
+
+    Attributes:
+        root: Its HDF5 part.
+        config: What ``config.json`` holds; empty if there is none.
+        metadata: What ``metadata.json`` holds; empty if there is none.
+    """
+
+    root: Group
+    config: Mapping[str, Any]
+    metadata: Mapping[str, Any]
+
+
+def is_keras(source: Source) -> bool:
+    """Whether the file is one of Keras, or any HDF5 file."""
+    names = source.members.keys()
+    return source.head.startswith(_SIGNATURE) or bool({_WEIGHTS, _CONFIG} & names)
+
+
+def read_keras(source: Source) -> KerasFile:
+    """Read a file of Keras.
+
+    Raises:
+        ImportError: If h5py is missing.
+    """
+    if not source.members:
+        return KerasFile(_read_h5(source, source), {}, {})
+    part = Source(source.path, source.read_member(_WEIGHTS))
+    config, metadata = (_read_json(source, name) for name in (_CONFIG, _METADATA))
+    return KerasFile(_read_h5(source, part), config, metadata)
+
+
+def _read_json(source: Source, name: str) -> Mapping[str, Any]:
+    if name not in source.members:
+        return {}
+    try:
+        content: Any = json.loads(source.read_member(name))
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"its member {name!r} is not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise DamagedError(f"its member {name!r} is not a JSON object")
+    return content
+
+
+def _read_h5(source: Source, part: Source) -> Group:
+    try:
+        import h5py
+    except ImportError as error:
+        raise ImportError(
+            "Keras's files are read by h5py, which is missing: pip install h5py"
+        ) from error
+    _check_heaps(part)
+    try:
+        # It stays open, as the arrays are read later.
+        file = h5py.File(part.open() if part is not source else part.path, "r")
+        walk = _Walk(source)
+        root = walk.walk_group(file, "", depth=0)
+        source.budget.spend(walk.size)
+        return root
+    except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, DamagedError | UnsupportedError | RecursionError):
+            raise
+        raise DamagedError(f"{error}") from error
+
+
+def _check_heaps(part: Source) -> None:
+    """Raise if a heap of strings has an object of no size, at which HDF5 never ends."""
+    data = part.map()
+    start = data.find(b"GCOL\x01\0\0\0")
+    while start >= 0:
+        end = start + int.from_bytes(data[start + 8 : start + 16], "little")
+        position = start + 16
+        while position + 16 <= min(end, len(data)):
+            index = int.from_bytes(data[position : position + 2], "little")
+            size = int.from_bytes(data[position + 8 : position + 16], "little")
+            position += 16 + -(-size // 8) * 8 if index else size
+            if not index and size < 16:
+                raise DamagedError("a heap of strings has an object without a size")
+        start = data.find(b"GCOL\x01\0\0\0", start + 8)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Dataset:
+    """A dataset whose place and size were checked."""
+
+    dataset: Any
+    path: str
+
+    def read(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        # Nobody may need what does not hold numbers, so it is refused only here.
+        if dtype.kind not in "biufc" and dtype != jnp.bfloat16:
+            raise UnsupportedError(f"{self.path} does not hold numbers, but {dtype}")
+        try:
+            value: npt.NDArray[Any] = np.asarray(self.dataset[()])
+        except (OSError, RuntimeError, ValueError) as error:
+            raise DamagedError(f"{self.path}: {error}") from error
+        return value.view(dtype) if dtype == jnp.bfloat16 else value
+
+    def identify(self) -> object:
+        return self.path
+
+
+class _Walk:
+    """Visits each object of an HDF5 file once.
+
+    Attributes:
+        size: The bytes of all that it found.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.size = 0
+        self._source = source
+        self._seen: set[Any] = set()
+
+    def walk_group(self, group: Any, path: str, depth: int) -> Group:
+        """Return a group, with all that is below it."""
+        import h5py
+
+        if depth > _MAX_DEPTH:
+            raise UnsupportedError(f"it has groups more than {_MAX_DEPTH} levels deep")
+        groups: dict[str, Group] = {}
+        arrays: dict[str, StoredArray] = {}
+        for name in group:
+            below = f"{path}/{name}"
+            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                raise UnsupportedError(
+                    f"{below} is a link, which may lead into another file"
+                )
+            child = group[name]
+            self._check_new(child, below)
+            if isinstance(child, h5py.Group):
+                groups[name] = self.walk_group(child, below, depth + 1)
+            elif isinstance(child, h5py.Dataset):
+                arrays[name] = self._check_dataset(child, below)
+        return Group(path, groups, arrays, *self._read_attributes(group, path))
+
+    def _check_new(self, child: Any, path: str) -> None:
+        import h5py
+
+        h5: Any = h5py  # its low-level modules have no types
+        address = h5.h5o.get_info(child.id).addr
+        if address in self._seen:
+            raise UnsupportedError(f"{path} is in the file twice")
+        self._seen.add(address)
+
+    def _check_dataset(self, dataset: Any, path: str) -> StoredArray:
+        plist = dataset.id.get_create_plist()
+        filters = {plist.get_filter(i)[0] for i in range(plist.get_nfilters())}
+        if dataset.external or dataset.is_virtual:
+            raise UnsupportedError(f"the bytes of {path} are in another file")
+        if not filters <= _FILTERS:
+            raise UnsupportedError(f"{path} is compressed in a rare way")
+        dtype: np.dtype[Any] = dataset.dtype
+        # HDF5 has no bfloat16, so Keras writes its two bytes.
+        is_bfloat16 = dtype == np.dtype("V2")
+        if is_bfloat16:
+            dtype = jnp.dtype(jnp.bfloat16)
+        size = math.prod(dataset.shape) * dtype.itemsize
+        self.size += size + math.prod(dataset.chunks or (0,)) * dtype.itemsize
+        if not filters and dataset.id.get_storage_size() < size:
+            raise DamagedError(f"{path} has fewer bytes than it declares")
+        layout = _Dataset(dataset, path)
+        return StoredArray(self._source.path, dataset.shape, dtype, layout)
+
+    def _read_attributes(
+        self, group: Any, path: str
+    ) -> tuple[dict[str, str], dict[str, list[str]]]:
+        texts: dict[str, str] = {}
+        lists: dict[str, list[str]] = {}
+        for name in group.attrs:
+            kind = name.rstrip("0123456789")
+            if name not in _TEXTS and kind not in _LISTS:
+                continue
+            identifier = group.attrs.get_id(name)
+            self.size += math.prod(identifier.shape) * identifier.dtype.itemsize
+            values = np.asarray(group.attrs[name]).ravel().tolist()
+            strings = [x.decode() if isinstance(x, bytes) else x for x in values]
+            if not all(isinstance(x, str) for x in strings):
+                raise DamagedError(
+                    f"the attribute {name!r} of {path or '/'} is no text"
+                )
+            if kind in _LISTS:
+                lists.setdefault(kind, []).extend(strings)
+            elif len(strings) == 1:
+                texts[name] = strings[0]
+        return texts, lists

@@ -1,0 +1,637 @@
+"""Pickles, interpreted and not unpickled.
+
+A pickle is a program for a small stack machine. Python's own machine imports and calls
+whatever the program names. This one calls only the methods of its own in `KNOWN_NAMES`:
+that table is all that a file can ask for. Every other name becomes an `OpaqueValue`,
+which says what it was and does nothing.
+
+The machine cannot be led astray by the rest of a program either. It does not recurse,
+sizes are Python integers, keys are scalars or flat tuples of them, no attribute begins
+with two underscores, and all that is created counts against a budget.
+"""
+
+from __future__ import annotations
+
+import codecs
+import math
+import mmap
+import struct
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, NamedTuple, TypeAlias
+
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+
+from rmsprop_jax.checkpoints._readers.source import (
+    DamagedError,
+    Source,
+    Storage,
+    StoredArray,
+    Strided,
+    UnsupportedError,
+)
+
+# The methods of `PickleMachine` that a file can call, by the names that a file has for
+# them. Modules have the names of Python 3 and NumPy 2.
+KNOWN_NAMES = {
+    "_codecs.encode": "make_bytes",
+    "argparse.Namespace": "make_namespace",
+    "builtins.bytearray": "make_bytes",
+    "builtins.bytes": "make_bytes",
+    "builtins.complex": "make_complex",
+    "builtins.dict": "make_dict",
+    "builtins.frozenset": "make_set",
+    "builtins.list": "make_list",
+    "builtins.set": "make_set",
+    "builtins.tuple": "make_tuple",
+    "collections.Counter": "make_dict",
+    "collections.OrderedDict": "make_dict",
+    "collections.defaultdict": "make_dict",
+    "collections.deque": "make_list",
+    "copyreg.__newobj__": "make_instance",
+    "copyreg._reconstructor": "make_instance",
+    "numpy._core.multiarray._reconstruct": "make_unbuilt_array",
+    "numpy._core.multiarray.scalar": "make_numpy_scalar",
+    "numpy._core.numeric._frombuffer": "make_array",
+    "numpy.dtype": "make_numpy_dtype",
+    "torch.Size": "make_tuple",
+    "torch._tensor._rebuild_from_type_v2": "make_subclass",
+    "torch._utils._rebuild_device_tensor_from_cpu_tensor": "take_first",
+    "torch._utils._rebuild_device_tensor_from_numpy": "take_first",
+    "torch._utils._rebuild_parameter": "take_first",
+    "torch._utils._rebuild_parameter_with_state": "take_first",
+    "torch._utils._rebuild_tensor": "make_tensor",
+    "torch._utils._rebuild_tensor_v2": "make_tensor",
+    "torch._utils._rebuild_tensor_v3": "make_tensor_of_dtype",
+    "torch.device": "make_device",
+    "types.SimpleNamespace": "make_namespace",
+}
+# What modules were called in Python 2 and in NumPy 1.
+RENAMED_MODULES = {
+    "__builtin__": "builtins",
+    "copy_reg": "copyreg",
+    "numpy.core.multiarray": "numpy._core.multiarray",
+    "numpy.core.numeric": "numpy._core.numeric",
+}
+# By NumPy's codes and names. An array of any other dtype, such as one of objects, is
+# opaque.
+_CODES = ("?", *("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"), "f2", "f4", "f8")
+_ML_DTYPES = [jnp.dtype(x) for x in ("bfloat16", "float8_e4m3fn", "float8_e5m2")]
+NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
+    **{np.dtype(x).str[1:]: np.dtype(x) for x in (*_CODES, "c8", "c16")},
+    **{f"ml_dtypes.{dtype.name}": dtype for dtype in _ML_DTYPES},
+}
+TORCH_DTYPES = {f"torch.{dtype.name}": dtype for dtype in NUMPY_DTYPES.values()}
+TORCH_STORAGES = {
+    "BFloat16Storage": TORCH_DTYPES["torch.bfloat16"],
+    "BoolStorage": TORCH_DTYPES["torch.bool"],
+    "ByteStorage": TORCH_DTYPES["torch.uint8"],
+    "CharStorage": TORCH_DTYPES["torch.int8"],
+    "ComplexDoubleStorage": TORCH_DTYPES["torch.complex128"],
+    "ComplexFloatStorage": TORCH_DTYPES["torch.complex64"],
+    "DoubleStorage": TORCH_DTYPES["torch.float64"],
+    "FloatStorage": TORCH_DTYPES["torch.float32"],
+    "HalfStorage": TORCH_DTYPES["torch.float16"],
+    "IntStorage": TORCH_DTYPES["torch.int32"],
+    "LongStorage": TORCH_DTYPES["torch.int64"],
+    "ShortStorage": TORCH_DTYPES["torch.int16"],
+    "UntypedStorage": TORCH_DTYPES["torch.uint8"],
+}
+
+# What a Python object takes in memory, about.
+_OBJECT_SIZE = 72
+
+Arguments: TypeAlias = tuple[Any, ...]
+
+
+class OpaqueValue:
+    """A value of a class that this reader does not know. Using it raises."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"<a {self.name}, which was not read>"
+
+    def _refuse(self, *args: object, **kwargs: object) -> Any:
+        raise UnsupportedError(
+            f"A {self.name} was not read, because only tensors, numbers, text, lists "
+            "and dictionaries are. Nothing of it was run. If you trust the file, load "
+            "it with the program that wrote it, and give the dictionary."
+        )
+
+    __array__ = __bool__ = __call__ = __contains__ = __float__ = __getitem__ = _refuse
+    __index__ = __int__ = __iter__ = __len__ = _refuse
+
+
+class _Name(OpaqueValue):
+    """A class or a function that a pickle names."""
+
+
+class _UnbuiltArray(OpaqueValue):
+    """A NumPy array whose content comes later in the pickle."""
+
+
+class Namespace(SimpleNamespace):
+    """An ``argparse.Namespace`` or a ``types.SimpleNamespace``."""
+
+
+class StorageView(NamedTuple):
+    """The bytes of torch tensors, which lie outside of the pickle.
+
+    Attributes:
+        storage: The bytes, whose place the pickle does not say.
+        dtype: Of the elements, if a tensor does not say it.
+        start: Where the elements begin.
+    """
+
+    storage: Storage
+    dtype: np.dtype[Any]
+    start: int
+
+
+class PickleMachine:
+    """Interprets a pickle that begins at a position of some bytes.
+
+    Attributes:
+        position: Where to read on; after `load`, where the pickle ended.
+        storages: The bytes of tensors outside of the pickle, by their keys.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        data: bytes | mmap.mmap,
+        position: int = 0,
+        storages: dict[str, Storage] | None = None,
+    ) -> None:
+        self.source = source
+        self.position = position
+        self.storages = storages
+        self.data = data
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, Any] = {}
+        self.last_index: dict[int, int] = {}  # in the memo, by the id of the value
+        self.is_stopped = False
+        self.unspent = 0
+
+    def load(self) -> Any:
+        """Return what was pickled.
+
+        Raises:
+            DamagedError: If the bytes are not a pickle.
+            UnsupportedError: If it takes too much, or holds what data never does.
+        """
+        try:
+            while not self.is_stopped:
+                opcode = self.read(1)
+                handler = OPCODES.get(opcode)
+                if handler is None:
+                    raise DamagedError(f"a pickle has no opcode {opcode!r}")
+                handler(self)
+            return self.stack.pop()
+        except (DamagedError, UnsupportedError):
+            raise
+        except (IndexError, KeyError) as error:
+            raise DamagedError("a pickle uses what it did not put there") from error
+        except (struct.error, ValueError) as error:
+            raise DamagedError(f"a pickle has a bad value ({error})") from error
+
+    def spend(self, size: int = _OBJECT_SIZE) -> None:
+        self.unspent += size
+        if self.unspent > 2**20:
+            self.source.budget.spend(self.unspent)
+            self.unspent = 0
+
+    # --- Reading.
+
+    def read(self, size: int) -> bytes:
+        end = self.position + size
+        if size < 0 or end > len(self.data):
+            raise DamagedError("a pickle ends too early")
+        content = self.data[self.position : end]
+        self.position = end
+        return content
+
+    def read_line(self) -> str:
+        end = self.data.find(b"\n", self.position)
+        if end < 0:
+            raise DamagedError("a pickle ends too early")
+        line = self.data[self.position : end].decode("ascii")
+        self.position = end + 1
+        return line
+
+    def read_number(self, form: str) -> int:
+        (number,) = struct.unpack(form, self.read(struct.calcsize(form)))
+        return number
+
+    def read_counted(self, form: str) -> bytes:
+        return self.read(self.read_number(form))
+
+    def skip_frame(self, size: int) -> None:
+        if self.position + size > len(self.data):
+            raise DamagedError("a pickle ends too early")
+
+    def check_protocol(self, protocol: int) -> None:
+        if protocol > 5:
+            raise UnsupportedError(f"a pickle has protocol {protocol}")
+
+    def stop(self) -> None:
+        self.is_stopped = True
+
+    # --- The stack and the memo.
+
+    def push(self, value: Any) -> None:
+        self.spend()
+        self.stack.append(value)
+
+    def push_integer(self, line: str) -> None:
+        self.push(line == "01" if line in ("00", "01") else int(line))
+
+    def push_quoted(self, line: str) -> None:
+        content, _ = codecs.escape_decode(line[1:-1].encode("ascii"))
+        self.push(content.decode("latin1"))
+
+    def push_text(self, content: bytes) -> None:
+        if len(content) > 2**20:  # one rare letter makes each of them take four bytes
+            self.spend(4 * len(content))
+        self.push(content.decode("utf-8", "surrogatepass"))
+
+    def push_copy(self, value: Any) -> None:
+        self.stack.append(value)
+
+    def pop(self) -> None:
+        """Drop the last value, or the mark if it comes after it."""
+        if self.marks and self.marks[-1] == len(self.stack):
+            self.marks.pop()
+        else:
+            self.stack.pop()
+
+    def pop_tuple(self, size: int) -> Arguments:
+        start = len(self.stack) - size
+        if start < 0:
+            raise DamagedError("a pickle uses what it did not put there")
+        values = tuple(self.stack[start:])
+        del self.stack[start:]
+        return values
+
+    def mark(self) -> None:
+        self.spend()
+        self.marks.append(len(self.stack))
+
+    def pop_to_mark(self) -> list[Any]:
+        start = self.marks.pop()
+        values = self.stack[start:]
+        del self.stack[start:]
+        return values
+
+    def drop_to_mark(self) -> None:
+        self.pop_to_mark()
+
+    def memoize(self, index: int) -> None:
+        self.spend()
+        value = self.stack[-1]
+        self.memo[index] = value
+        self.last_index[id(value)] = index
+
+    def replace_top(self, value: Any) -> None:
+        """Replace the last value, in the memo too."""
+        old = self.stack.pop()
+        self.stack.append(value)
+        index = self.last_index.get(id(old))
+        if index is not None and self.memo.get(index) is old:
+            self.memo[index] = value
+            self.last_index[id(value)] = index
+
+    # --- Containers.
+
+    def push_dict(self, items: list[Any]) -> None:
+        self.push({})
+        self.set_items(items)
+
+    def set_items(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        if isinstance(target, OpaqueValue):
+            return
+        if not isinstance(target, dict) or len(items) % 2:
+            raise DamagedError("a pickle sets items of what is not a dictionary")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            target[validate_key(key)] = value
+
+    def extend(self, values: list[Any]) -> None:
+        target = self.stack[-1]
+        if isinstance(target, list):
+            target.extend(values)
+        elif isinstance(target, set):
+            target.update(map(validate_key, values))
+        elif not isinstance(target, OpaqueValue):
+            raise DamagedError("a pickle appends to what is not a list")
+
+    # --- Classes and calls.
+
+    def push_name(self, module: Any, name: Any) -> None:
+        if type(module) is not str or type(name) is not str:
+            raise DamagedError("a pickle names a class without a name")
+        full = f"{RENAMED_MODULES.get(module, module)}.{name}"
+        self.push(TORCH_DTYPES[full] if full in TORCH_DTYPES else _Name(full))
+
+    def push_call(self, function: Any, arguments: Any) -> None:
+        self.push(self.call(function, arguments))
+
+    def push_call_to_mark(self) -> None:
+        """Push what a class makes of all since the mark, the class among them."""
+        kind, *arguments = self.pop_to_mark()
+        self.push_call(kind, tuple(arguments))
+
+    def push_call_by_name(self) -> None:
+        self.push_name(self.read_line(), self.read_line())
+        kind = self.stack.pop()
+        self.push_call(kind, tuple(self.pop_to_mark()))
+
+    def call(self, function: Any, arguments: Any) -> Any:
+        """Return what a named function makes of arguments, or an opaque value."""
+        if type(arguments) is not tuple:
+            raise DamagedError("a pickle calls something without arguments")
+        if not isinstance(function, _Name):
+            return OpaqueValue("value of an unknown class")
+        if function.name not in KNOWN_NAMES:
+            return OpaqueValue(function.name)
+        method: Callable[..., Any] = getattr(self, KNOWN_NAMES[function.name])
+        try:
+            return method(*arguments)
+        except (DamagedError, UnsupportedError):
+            raise
+        except (AttributeError, OverflowError, TypeError, ValueError) as error:
+            raise DamagedError(
+                f"a pickle calls {function.name} with wrong arguments ({error})"
+            ) from error
+
+    def build(self) -> None:
+        """Set the state of the value before it, which may replace the value."""
+        state = self.stack.pop()
+        value = self.stack[-1]
+        if isinstance(value, _UnbuiltArray):
+            self.replace_top(self.build_array(state))
+        elif isinstance(value, np.dtype):
+            self.replace_top(self.build_dtype(value, state))
+        elif isinstance(value, Namespace) and isinstance(state, dict):
+            # NumPy would read memory through an attribute like __array_interface__.
+            for name, attribute in state.items():
+                if type(name) is str and not name.startswith("__"):
+                    value.__dict__[name] = attribute
+        # Attributes of dictionaries, parameters and opaque values are not data.
+
+    def build_dtype(self, dtype: np.dtype[Any], state: Any) -> np.dtype[Any]:
+        if type(state) is not tuple or state[2:5] != (None, None, None):
+            raise UnsupportedError("an array has a dtype with fields")
+        return dtype.newbyteorder(">") if state[1] == ">" else dtype
+
+    def build_array(self, state: Any) -> Any:
+        if type(state) is not tuple or len(state) != 5:
+            raise DamagedError("an array has no content")
+        _, shape, dtype, is_fortran, content = state
+        return self.make_array(
+            content, dtype, shape, "F" if is_fortran is True else "C"
+        )
+
+    # --- The methods of KNOWN_NAMES.
+
+    def make_dict(self, *arguments: Any) -> dict[Any, Any]:
+        """Make a dictionary of the pairs in the last argument, if there are any."""
+        pairs = arguments[-1] if arguments and isinstance(arguments[-1], list) else []
+        return {validate_key(key): value for key, value in pairs}
+
+    def make_set(self, values: Any = ()) -> set[Any]:
+        return set(map(validate_key, values))
+
+    def make_list(self, values: Any = (), *_: Any) -> list[Any]:
+        self.spend(8 * len(values))
+        return list(values)
+
+    def make_tuple(self, values: Any = ()) -> Arguments:
+        self.spend(8 * len(values))
+        return tuple(values)
+
+    def make_namespace(self, *_: Any) -> Namespace:
+        return Namespace()
+
+    def make_bytes(self, text: Any = "", *_: Any) -> bytes:
+        """Make bytes of text in Latin-1, which is how protocols 0 to 2 write them."""
+        self.spend(len(text))
+        return bytes(text) if isinstance(text, bytes) else text.encode("latin1")
+
+    def make_complex(self, real: Any, imag: Any) -> complex:
+        return complex(real, imag)
+
+    def make_instance(self, kind: Any, *_: Any) -> Any:
+        """Make what ``copyreg`` makes of a class in protocols 0 and 1."""
+        is_class = isinstance(kind, _Name) and not kind.name.startswith("copyreg.")
+        return self.call(kind, ()) if is_class else OpaqueValue("object")
+
+    def make_device(self, *arguments: Any) -> str:
+        return ":".join(map(str, arguments))
+
+    def make_numpy_dtype(self, code: Any, *_: Any) -> Any:
+        name = code.name if isinstance(code, _Name) else code
+        if type(name) is str and name in NUMPY_DTYPES:
+            return NUMPY_DTYPES[name]
+        return OpaqueValue("NumPy dtype of text or objects")
+
+    def make_unbuilt_array(self, kind: Any, *_: Any) -> OpaqueValue:
+        name = kind.name if isinstance(kind, _Name) else "NumPy array"
+        return (_UnbuiltArray if name == "numpy.ndarray" else OpaqueValue)(name)
+
+    def make_array(self, content: Any, dtype: Any, shape: Any, order: Any = "C") -> Any:
+        if not isinstance(dtype, np.dtype) or not isinstance(content, bytes):
+            return OpaqueValue("NumPy array of text or objects")
+        shape = validate_shape(shape)
+        if len(content) != math.prod(shape) * dtype.itemsize:
+            raise DamagedError(
+                f"an array of shape {shape} and dtype {dtype} has {len(content)} bytes"
+            )
+        flat: npt.NDArray[Any] = np.frombuffer(content, dtype)
+        return flat.reshape(shape, order="F" if order == "F" else "C")
+
+    def make_numpy_scalar(self, dtype: Any, content: Any = None) -> Any:
+        array = self.make_array(content, dtype, (1,))
+        return array if isinstance(array, OpaqueValue) else array[0]
+
+    def make_tensor(
+        self, view: Any, offset: Any, shape: Any, strides: Any, *_: Any
+    ) -> Any:
+        return self.make_tensor_of_dtype(view, offset, shape, strides)
+
+    def make_tensor_of_dtype(
+        self,
+        view: Any,
+        offset: Any,
+        shape: Any,
+        strides: Any,
+        requires_grad: Any = None,
+        hooks: Any = None,
+        dtype: Any = None,
+        *_: Any,
+    ) -> Any:
+        if not isinstance(view, StorageView) or isinstance(dtype, OpaqueValue):
+            return OpaqueValue("torch.Tensor of a rare dtype")
+        dtype = view.dtype if dtype is None else dtype
+        if not isinstance(dtype, np.dtype):
+            raise DamagedError("a tensor has no dtype")
+        offset, shape, strides = (
+            validate_size(offset),
+            validate_shape(shape),
+            validate_shape(strides),
+        )
+        if len(shape) != len(strides):
+            raise DamagedError("a tensor has more strides than sizes, or fewer")
+        self.spend(math.prod(shape) * dtype.itemsize)
+        layout = Strided(view.storage, view.start + offset, strides)
+        return StoredArray(self.source.path, shape, dtype, layout)
+
+    def make_subclass(self, function: Any, kind: Any, arguments: Any, *_: Any) -> Any:
+        """Make the tensor that a tensor of a subclass is made of."""
+        is_rebuild = isinstance(function, _Name) and "_rebuild_" in function.name
+        if not is_rebuild or KNOWN_NAMES.get(function.name) == "make_subclass":
+            return OpaqueValue("torch.Tensor of a rare class")
+        return self.call(function, arguments)
+
+    def take_first(self, value: Any, *_: Any) -> Any:
+        """Take the tensor of a parameter, or the array of a tensor on a device."""
+        return value
+
+    def push_storage(self, persistent_id: Any) -> None:
+        """Push the bytes of tensors, which lie outside of the pickle."""
+        if self.storages is None or type(persistent_id) is not tuple:
+            raise DamagedError("a pickle names bytes that are elsewhere")
+        _, kind, key, _, size, *view = persistent_id
+        if type(key) is not str:
+            raise DamagedError("a tensor has no bytes")
+        name = kind.name.rpartition(".")[2] if isinstance(kind, _Name) else ""
+        dtype = TORCH_STORAGES.get(name)
+        if dtype is None:
+            self.push(OpaqueValue("torch.Tensor of a rare dtype"))
+            return
+        if key not in self.storages:
+            bytes_ = validate_size(size) * dtype.itemsize
+            self.storages[key] = Storage(bytes_, _read_nowhere)
+        start = validate_size(view[0][1]) if view and view[0] is not None else 0
+        self.push(StorageView(self.storages[key], dtype, start))
+
+
+def _read_nowhere() -> bytes:
+    raise DamagedError("a tensor has no bytes")
+
+
+def validate_shape(shape: Any) -> tuple[int, ...]:
+    """Return a tuple of non-negative Python integers whose product is an address."""
+    if not isinstance(shape, tuple | list) or len(shape) > 64:
+        raise DamagedError("a shape is not a tuple")
+    sizes = tuple(map(validate_size, shape))
+    if math.prod(max(size, 1) for size in sizes) >= 2**48:
+        raise DamagedError(f"a shape is too large: {sizes}")
+    return sizes
+
+
+def validate_size(size: Any) -> int:
+    """Return a non-negative Python integer of fewer than 48 bits."""
+    # A NumPy integer would wrap around in the arithmetic that checks bounds.
+    if type(size) is not int or not 0 <= size < 2**48:
+        raise DamagedError(f"a size must be a small integer, but it was {size!r}")
+    return size
+
+
+def validate_key(key: Any) -> Any:
+    """Return a key whose hash is safe to compute.
+
+    The hash of a tuple recurses in C, and integers of more than 64 bits can be chosen
+    so that all their hashes are equal.
+    """
+    for part in key if type(key) is tuple else (key,):
+        if isinstance(part, int) and not -(2**64) < part < 2**64:
+            raise UnsupportedError("a dictionary has a key of more than 64 bits")
+        if not isinstance(part, str | int | float | bytes | None):
+            raise UnsupportedError(
+                f"a dictionary has a key of type {type(part).__name__}, where data has "
+                "text or numbers"
+            )
+    return key
+
+
+def _decode_long(content: bytes) -> int:
+    return int.from_bytes(content, "little", signed=True)
+
+
+OPCODES: dict[bytes, Callable[[PickleMachine], None]] = {
+    # The program.
+    b"\x80": lambda m: m.check_protocol(m.read_number("<B")),
+    b"\x95": lambda m: m.skip_frame(m.read_number("<Q")),
+    b".": lambda m: m.stop(),
+    # Constants and numbers.
+    b"N": lambda m: m.push(None),
+    b"\x88": lambda m: m.push(value=True),
+    b"\x89": lambda m: m.push(value=False),
+    b"I": lambda m: m.push_integer(m.read_line()),
+    b"J": lambda m: m.push(m.read_number("<i")),
+    b"K": lambda m: m.push(m.read_number("<B")),
+    b"M": lambda m: m.push(m.read_number("<H")),
+    b"L": lambda m: m.push(int(m.read_line().removesuffix("L"))),
+    b"\x8a": lambda m: m.push(_decode_long(m.read_counted("<B"))),
+    b"\x8b": lambda m: m.push(_decode_long(m.read_counted("<i"))),
+    b"F": lambda m: m.push(float(m.read_line())),
+    b"G": lambda m: m.push(m.read_number(">d")),
+    # Text and bytes.
+    b"S": lambda m: m.push_quoted(m.read_line()),
+    b"T": lambda m: m.push(m.read_counted("<i").decode("latin1")),
+    b"U": lambda m: m.push(m.read_counted("<B").decode("latin1")),
+    b"V": lambda m: m.push(m.read_line().encode().decode("raw-unicode-escape")),
+    b"X": lambda m: m.push_text(m.read_counted("<I")),
+    b"\x8c": lambda m: m.push_text(m.read_counted("<B")),
+    b"\x8d": lambda m: m.push_text(m.read_counted("<Q")),
+    b"B": lambda m: m.push(m.read_counted("<I")),
+    b"C": lambda m: m.push(m.read_counted("<B")),
+    b"\x8e": lambda m: m.push(m.read_counted("<Q")),
+    b"\x96": lambda m: m.push(m.read_counted("<Q")),
+    # Containers.
+    b"(": lambda m: m.mark(),
+    b"]": lambda m: m.push([]),
+    b"l": lambda m: m.push(m.pop_to_mark()),
+    b"a": lambda m: m.extend([m.stack.pop()]),
+    b"e": lambda m: m.extend(m.pop_to_mark()),
+    b")": lambda m: m.push(()),
+    b"t": lambda m: m.push(tuple(m.pop_to_mark())),
+    b"\x85": lambda m: m.push(m.pop_tuple(1)),
+    b"\x86": lambda m: m.push(m.pop_tuple(2)),
+    b"\x87": lambda m: m.push(m.pop_tuple(3)),
+    b"}": lambda m: m.push({}),
+    b"d": lambda m: m.push_dict(m.pop_to_mark()),
+    b"s": lambda m: m.set_items(list(m.pop_tuple(2))),
+    b"u": lambda m: m.set_items(m.pop_to_mark()),
+    b"\x8f": lambda m: m.push(set()),
+    b"\x90": lambda m: m.extend(m.pop_to_mark()),
+    b"\x91": lambda m: m.push(set(map(validate_key, m.pop_to_mark()))),
+    # The stack and the memo.
+    b"0": lambda m: m.pop(),
+    b"1": lambda m: m.drop_to_mark(),
+    b"2": lambda m: m.push_copy(m.stack[-1]),
+    b"g": lambda m: m.push_copy(m.memo[int(m.read_line())]),
+    b"h": lambda m: m.push_copy(m.memo[m.read_number("<B")]),
+    b"j": lambda m: m.push_copy(m.memo[m.read_number("<I")]),
+    b"p": lambda m: m.memoize(int(m.read_line())),
+    b"q": lambda m: m.memoize(m.read_number("<B")),
+    b"r": lambda m: m.memoize(m.read_number("<I")),
+    b"\x94": lambda m: m.memoize(len(m.memo)),
+    # Classes and calls.
+    b"c": lambda m: m.push_name(m.read_line(), m.read_line()),
+    b"\x93": lambda m: m.push_name(*m.pop_tuple(2)),
+    b"R": lambda m: m.push_call(*m.pop_tuple(2)),
+    b"i": lambda m: m.push_call_by_name(),
+    b"o": lambda m: m.push_call_to_mark(),
+    b"\x81": lambda m: m.push_call(*m.pop_tuple(2)),
+    b"\x92": lambda m: m.push_call(*m.pop_tuple(3)[:2]),
+    b"b": lambda m: m.build(),
+    b"P": lambda m: m.push_storage(m.read_line()),
+    b"Q": lambda m: m.push_storage(m.stack.pop()),
+}

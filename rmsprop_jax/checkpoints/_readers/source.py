@@ -1,0 +1,312 @@
+"""A file to read: how it begins, what it may cost, and how errors speak of it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import io
+import mmap
+import os
+import stat
+import zipfile
+import zlib
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+from typing import IO, Any, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+# Path-like, or a string.
+File: TypeAlias = str | os.PathLike[str]
+
+
+class DamagedError(ValueError):
+    """The file ends too early, or its bytes contradict each other or a checksum."""
+
+
+class UnsupportedError(ValueError):
+    """The file may be whole, but it is not one that we read."""
+
+
+class UnforeseenError(ValueError):
+    """The file led a reader to an exception that the reader did not foresee."""
+
+
+class Budget:
+    """The bytes that a file may take in memory.
+
+    A file that is a thousand times smaller than what it claims to hold was made to fill
+    the memory. No framework's checkpoint takes more than its own size: tensors that
+    share their memory are stored once, and may be counted twice here.
+    """
+
+    def __init__(self, file_size: int) -> None:
+        self._file_size = file_size
+        self._left = 2 * file_size + 2**27
+
+    def spend(self, size: int) -> None:
+        """Raise if the file has now taken too much."""
+        self._left -= size
+        if self._left < 0:
+            raise UnsupportedError(
+                f"it has {self._file_size} bytes, but what it holds would take more "
+                "than twice as many, as in a file that was made to fill the memory"
+            )
+
+
+class Source:
+    """A file, or the bytes of a file that lies in another one.
+
+    Attributes:
+        path: Where the file is.
+        head: The first 64 bytes.
+        size: The number of bytes.
+        budget: What reading it may cost.
+    """
+
+    def __init__(self, path: Path, content: bytes | None = None) -> None:
+        self.path = path
+        self._content = content
+        self._counted: set[str] = set()
+        if content is None:
+            if not stat.S_ISREG(path.stat().st_mode):
+                raise UnsupportedError("it is not a regular file")
+            self.size = path.stat().st_size
+        else:
+            self.size = len(content)
+        self.budget = Budget(self.size)
+        with self.open() as file:
+            self.head = file.read(64)
+
+    def open(self) -> IO[bytes]:
+        """Open it for reading, which happens again when an array is read."""
+        return (
+            self.path.open("rb") if self._content is None else io.BytesIO(self._content)
+        )
+
+    def map(self) -> bytes | mmap.mmap:
+        """Return its bytes, which are read when they are used."""
+        if self._content is not None:
+            return self._content
+        if not self.size:
+            return b""
+        with self.open() as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def read_range(self, offset: int, size: int) -> bytes:
+        """Read some of its bytes."""
+        if offset < 0 or size < 0 or offset + size > self.size:
+            raise DamagedError(
+                f"it ends at byte {self.size}, before the {size} bytes at {offset}"
+            )
+        with self.open() as file:
+            file.seek(offset)
+            content = file.read(size)
+        if len(content) < size:
+            raise DamagedError("it became shorter while it was read")
+        return content
+
+    @functools.cached_property
+    def members(self) -> dict[str, zipfile.ZipInfo]:
+        """The members of a zip file by their names; none if it is not one."""
+        if not self.head.startswith(b"PK"):
+            return {}
+        try:
+            with self.open() as file, zipfile.ZipFile(file) as archive:
+                infos = archive.infolist()
+        except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
+            raise DamagedError(f"{error}") from error
+        if min((info.header_offset for info in infos), default=0):
+            # What was found is a zip file within one that was cut off.
+            raise DamagedError("its list of members is missing")
+        return {info.filename: info for info in infos}
+
+    def read_member(self, name: str) -> bytes:
+        """Read a member of a zip file, whole, so that its checksum is verified."""
+        info = self.members.get(name)
+        if info is None:
+            raise DamagedError(f"its member {name!r} is missing")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise UnsupportedError(f"its member {name!r} is compressed in a rare way")
+        if name not in self._counted:
+            self._counted.add(name)
+            self.budget.spend(info.file_size)
+        try:
+            with self.open() as file, zipfile.ZipFile(file) as archive:
+                return archive.read(info)
+        except (
+            zipfile.BadZipFile,  # the checksum, among others
+            zlib.error,
+            EOFError,
+            NotImplementedError,
+            RuntimeError,  # it is encrypted
+            UnicodeDecodeError,
+        ) as error:
+            raise DamagedError(f"its member {name!r}: {error}") from error
+
+
+@contextlib.contextmanager
+def explain_errors(path: File) -> Generator[None]:
+    """Turn whatever a file led to into a ValueError that names the file.
+
+    This is the one boundary around the readers. An exception that a reader did not
+    foresee becomes an `UnforeseenError`, which the tests do not accept.
+    """
+    what = repr(os.fspath(path))
+    try:
+        yield
+    except DamagedError as error:
+        raise DamagedError(
+            f"{what} must be a whole file, but it is cut off or damaged: {error}. Copy "
+            "it again."
+        ) from error
+    except UnsupportedError as error:
+        raise UnsupportedError(f"{what} can't be read: {error}.") from error
+    except (FileNotFoundError, PermissionError, ImportError):
+        raise
+    except Exception as error:
+        raise UnforeseenError(
+            f"{what} can't be read: it holds something unusual, at which reading "
+            f"stopped ({type(error).__name__}: {error})."
+        ) from error
+
+
+@contextlib.contextmanager
+def explain_content_errors(what: str) -> Generator[None]:
+    """Turn what unusual content led to into a ValueError.
+
+    The readers return whatever data a file holds. This is the boundary around the code
+    that looks for an optimizer in it.
+
+    Args:
+        what: The file, or the argument, that the content comes from.
+    """
+    try:
+        yield
+    except UnsupportedError as error:
+        raise UnsupportedError(f"{what}: {error}") from error
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+    ) as error:
+        raise UnforeseenError(
+            f"{what} holds something unusual, at which reading stopped "
+            f"({type(error).__name__}: {error})."
+        ) from error
+
+
+@dataclasses.dataclass
+class Storage:
+    """Bytes in a file that one array has, or several share.
+
+    They are read when they are needed, and kept from the third time on, so that it
+    costs neither much memory nor much time if many arrays share them.
+
+    Attributes:
+        size: The number of bytes.
+        read_bytes: Reads them.
+        reads: How often they were read.
+        kept: The bytes, if they are kept.
+    """
+
+    size: int
+    read_bytes: Callable[[], bytes]
+    reads: int = 0
+    kept: bytes | None = None
+
+    def read(self) -> bytes:
+        """Read the bytes, or return those that were kept."""
+        if self.kept is not None:
+            return self.kept
+        self.reads += 1
+        content = self.read_bytes()
+        if self.reads > 2:
+            self.kept = content
+        return content
+
+
+class Layout(Protocol):
+    """Where the elements of an array are."""
+
+    def read(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        """Read the array."""
+        ...
+
+    def identify(self) -> object:
+        """Return what is equal for two arrays of the same elements."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Strided:
+    """Elements at regular places of some bytes.
+
+    Attributes:
+        storage: The bytes.
+        offset: Where the first element is, in elements.
+        strides: How far it is to the next along each axis, in elements. They may be 0,
+            as in an expanded tensor, and arrays may overlap.
+    """
+
+    storage: Storage
+    offset: int
+    strides: tuple[int, ...]
+
+    def read(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        """Read the array."""
+        if 0 in shape:
+            return np.zeros(shape, dtype)
+        steps = zip(shape, self.strides, strict=True)
+        count = 1 + sum(stride * (size - 1) for size, stride in steps)
+        content = self.storage.read()
+        if (self.offset + count) * dtype.itemsize > len(content):
+            raise DamagedError(f"an array of shape {shape} does not fit its memory")
+        start = self.offset * dtype.itemsize
+        flat: npt.NDArray[Any] = np.frombuffer(content, dtype, count, start)
+        strides = [stride * dtype.itemsize for stride in self.strides]
+        return np.lib.stride_tricks.as_strided(flat, shape, strides, writeable=False)
+
+    def identify(self) -> object:
+        """Return what is equal for two arrays of the same elements."""
+        return id(self.storage), self.offset, self.strides
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StoredArray:
+    """An array in a file. NumPy reads it when it is used.
+
+    Attributes:
+        path: The file, for errors.
+        shape: As of a NumPy array.
+        dtype: As of a NumPy array.
+        layout: Where its elements are.
+    """
+
+    path: File
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    layout: Layout
+
+    def read(self) -> npt.NDArray[Any]:
+        """Read the array from its file.
+
+        Raises:
+            ValueError: If the file is damaged there.
+        """
+        with explain_errors(self.path):
+            return self.layout.read(self.shape, self.dtype)
+
+    def __array__(
+        self, dtype: npt.DTypeLike | None = None, copy: Any = None
+    ) -> npt.NDArray[Any]:
+        return np.asarray(self.read(), dtype)
+
+
+def read_each(values: Sequence[Any]) -> list[Any]:
+    """Return the values with what is still in a file read from it."""
+    return [x.read() if isinstance(x, StoredArray) else x for x in values]

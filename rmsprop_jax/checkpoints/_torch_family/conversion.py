@@ -1,0 +1,137 @@
+"""Resume a run with a state_dict like PyTorch's here, and export the state back."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import numpy.typing as npt
+import optax
+
+from rmsprop_jax._error_text import warn_user
+from rmsprop_jax.checkpoints._convert.arrays import to_numpy
+from rmsprop_jax.checkpoints._convert.run import (
+    ErrorHints,
+    FromParams,
+    Override,
+    Run,
+    ToParams,
+    make_run,
+    split_run,
+)
+from rmsprop_jax.checkpoints._readers import read_file
+from rmsprop_jax.checkpoints._readers.source import File, explain_content_errors
+from rmsprop_jax.checkpoints._torch_family.locate import (
+    StateDict,
+    find_state_dict,
+    find_weights_beside,
+    replace_state,
+    split_state_dict,
+)
+from rmsprop_jax.checkpoints._torch_family.optimizers import (
+    MOMENT_KEYS,
+    SCHEDULER_TRACES,
+    OptimizerSpec,
+    Settings,
+)
+from rmsprop_jax.checkpoints._torch_family.state_dict import (
+    Names,
+    OptimizerState,
+    check_fits,
+    make_buffers,
+    make_param_states,
+    read_state_dict,
+    validate_names,
+)
+
+# From the groups and the weights beside them to the names that a framework's own script
+# gives, or None if the groups are others.
+GuessNames: TypeAlias = Callable[
+    [list[Settings], Mapping[str, npt.ArrayLike]], list[str] | None
+]
+
+_HINTS = ErrorHints(
+    keys=MOMENT_KEYS,
+    to_drop="take them out of the state and the groups' 'params'.",
+    to_join="Give them the same settings first.",
+)
+
+
+def resume(
+    wanted: OptimizerSpec,
+    source: StateDict | File,
+    to_params: ToParams | None,
+    names: Names | None,
+    learning_rate: Override | None,
+    momentum: Override | None,
+    guess_names: GuessNames | None = None,
+) -> Run:
+    """Return the transformation and the state that resume a run.
+
+    Args:
+        wanted: The optimizer that must have made it.
+        source: The optimizer's state_dict, a checkpoint that has one in it, or a file.
+        to_params: As `from_torch` takes it, like the arguments below.
+        names: The names of the parameters.
+        learning_rate: In place of that of the groups.
+        momentum: In place of that of the groups.
+        guess_names: What to do without names.
+    """
+    what, content = "checkpoint", source
+    if isinstance(source, str | os.PathLike):
+        what = repr(os.fspath(source))
+        content = read_file(source, "torch", "stable_baselines3").content
+    names = validate_names(names)
+    with explain_content_errors(what):
+        state_dict = find_state_dict(what, content)
+        weights = find_weights_beside(content)
+        if names is None and guess_names is not None:
+            names = guess_names(split_state_dict(what, state_dict).groups, weights)
+        state = read_state_dict(what, state_dict, wanted, names, weights)
+        params = make_param_states(state)
+    if learning_rate is None:
+        _warn_of_scheduler(state, "learning_rate", "lr")
+    if momentum is None:
+        _warn_of_scheduler(state, "momentum", "momentum")
+    return make_run(params, state.groups, to_params, _HINTS, learning_rate, momentum)
+
+
+def export(
+    wanted: OptimizerSpec,
+    opt_state: optax.OptState,
+    from_params: FromParams | None,
+    like: StateDict,
+    names: Names | None,
+) -> dict[str, Any]:
+    """Return a state_dict of the form of `like`, with which a run resumes there."""
+    names = validate_names(names)
+    with explain_content_errors("like"):
+        state_dict = find_state_dict("like", like)
+        state = read_state_dict("like", state_dict, wanted, names, {})
+    group_of = {param.name: param.group for param in state.params}
+    params = split_run(opt_state, from_params, group_of)
+    made: dict[Any, Any] = {}
+    for param, new in zip(state.params, params, strict=True):
+        check_fits(state, param, new)
+        moments = [x for x in (new.nu, new.mu, new.grad_mean) if x is not None]
+        # Where ν is initialized to 0, only a gradient makes it something else.
+        if param.buffers or any(to_numpy(x).any() for x in moments):
+            updates = new.step_count - state.step_count
+            made[param.id] = make_buffers(state, param, new, updates)
+    return replace_state(state_dict, made, state.settings)
+
+
+def _warn_of_scheduler(state: OptimizerState, name: str, key: str) -> None:
+    """Warn of a setting that a scheduler changed there, and that is constant here."""
+    trace = SCHEDULER_TRACES[key]
+    scheduled = [g for g, settings in enumerate(state.settings) if trace in settings]
+    if scheduled:
+        group = state.groups[scheduled[0]]
+        value = group.learning_rate if key == "lr" else group.settings[key]
+        warn_user(
+            f"{name} is not given, but {trace!r} in group {scheduled[0]} of "
+            f"{state.what} shows that a scheduler changed it. Here it stays at "
+            f"{value}. Give {name}: a schedule of the step count, or the number at "
+            "which it is to stay."
+        )

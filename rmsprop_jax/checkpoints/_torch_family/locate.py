@@ -1,0 +1,278 @@
+"""Where a checkpoint has its parts: the optimizer's state_dict, and the weights."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from rmsprop_jax.checkpoints._convert.arrays import (
+    NumpyArray,
+    Tensor,
+    to_numpy_exactly,
+)
+from rmsprop_jax.checkpoints._readers.source import StoredArray
+from rmsprop_jax.checkpoints._torch_family.optimizers import Buffers, Settings
+
+# Dictionaries of dictionaries of tensors, lists and numbers, as torch itself types it.
+StateDict: TypeAlias = Mapping[str, Any]
+# torch's own are numbers. torch.distributed.checkpoint puts the names there.
+Id: TypeAlias = int | str
+
+# A part with this word in its name has moving averages.
+_AVERAGED = re.compile(r"(?<![a-z])ema(?![a-z])")
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+# What wrappers put into the names: torch.compile, and activation checkpointing.
+_WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
+
+
+class Parts(NamedTuple):
+    """The optimizer's state_dict, whichever form it has.
+
+    Attributes:
+        state: The buffers of each parameter, by its `Id`.
+        groups: The settings of each group, with its ``params``.
+    """
+
+    state: Mapping[Id, Buffers]
+    groups: list[Settings]
+
+
+def find_state_dict(what: str, checkpoint: object) -> StateDict:
+    """Return the optimizer's state_dict of a whole checkpoint, if it holds only one."""
+    found = dict(_find(checkpoint, _is_state_dict))
+    if len(found) == 1:
+        return next(iter(found.values()))
+    if found:
+        raise ValueError(
+            f"{what} must hold one optimizer's state_dict, but it holds "
+            f"{', '.join(found)}. Give one of them; read(path) reads a file."
+        )
+    was = repr(type(checkpoint))
+    if isinstance(checkpoint, Mapping):
+        was = f"a dictionary of {[*checkpoint][:8]}"
+    raise ValueError(
+        f"{what} must be the state_dict() of an RMSprop of torch, which has "
+        f"'param_groups', or a checkpoint that has one in it, but it was {was}. If it "
+        "is from a safetensors file, add the 'param_groups' of its metadata."
+    )
+
+
+def find_weights(what: str, checkpoint: object, *, ema: bool) -> dict[str, NumpyArray]:
+    """Return the weights of a whole checkpoint, by name, or their moving averages."""
+    found = _find_models(checkpoint, ema=ema)
+    if len(found) != 1:
+        raise ValueError(
+            f"{what} must hold the {'averaged ' * ema}weights of one model, but it "
+            f"holds {', '.join(found) or 'none'}. Give the part that is meant; "
+            "read(path) reads a file."
+        )
+    weights = next(iter(found.values()))
+    return {name: to_numpy_exactly(value) for name, value in weights.items()}
+
+
+def find_weights_beside(checkpoint: object) -> dict[str, npt.ArrayLike]:
+    """Return the weights of the model in a whole checkpoint, if it holds one."""
+    found = _find_models(checkpoint, ema=False)
+    return next(iter(found.values())) if len(found) == 1 else {}
+
+
+def find_trainable_names(weights: Mapping[str, npt.ArrayLike]) -> list[str]:
+    """Return the names that an optimizer may have: each memory once, no statistics."""
+    names: list[str] = []
+    memories: set[Any] = set()
+    for name, weight in weights.items():
+        memory = _memory_of(weight)
+        if not name.endswith(_STATISTICS) and memory not in memories:
+            names.append(name)
+        memories |= {memory} if np.prod(np.shape(weight)) else set()
+    return names
+
+
+def strip_wrapper_prefixes(names: Iterable[str]) -> list[str]:
+    """Return the names without what wrappers of a model add.
+
+    DistributedDataParallel adds ``module.``, which a layer may be called too, so it is
+    removed only if all names have it.
+    """
+    names = list(names)
+    for wrapper in _WRAPPERS:
+        names = [name.replace(wrapper, "") for name in names]
+    while names and all(name.startswith("module.") for name in names):
+        names = [name.removeprefix("module.") for name in names]
+    return names
+
+
+def split_state_dict(what: str, state_dict: StateDict) -> Parts:
+    """Return the state by parameter, and the groups, of any form of a state_dict.
+
+    Raises:
+        ValueError: If it is not one. It names the key.
+    """
+    if "param_groups" not in state_dict:
+        return _split_flattened(what, state_dict)
+    groups = _read_groups(what, state_dict["param_groups"])
+    if "state" in state_dict:
+        own_state = state_dict["state"]
+        if not isinstance(own_state, Mapping):
+            raise ValueError(
+                f"{what} must have a dictionary under 'state', but it was "
+                f"{own_state!r}."
+            )
+        return Parts(own_state, groups)
+    ids = {str(i): i for group in groups for i in group["params"]}
+    state: dict[Id, dict[str, Any]] = {}
+    for path, value in state_dict.items():
+        prefix, i, key = _split_path(path)
+        if prefix == "state" and i in ids:
+            state.setdefault(ids[i], {})[key] = value
+        elif path != "param_groups":
+            raise ValueError(
+                f"{what} must be flat with keys like 'state.0.square_avg', where 0 is "
+                f"among the 'params' of a group, but it has the key {path!r}."
+            )
+    return Parts(state, groups)
+
+
+def replace_state(
+    state_dict: StateDict, state: Mapping[Id, Buffers], groups: list[Settings]
+) -> dict[str, Any]:
+    """Return a state_dict of the same form with another state."""
+    if "state" in state_dict:
+        return {**state_dict, "state": state, "param_groups": groups}
+    others = {k: v for k, v in state_dict.items() if not k.startswith("state.")}
+    return others | {
+        f"state.{i}.{key}": value
+        for i, buffers in state.items()
+        for key, value in buffers.items()
+    }
+
+
+def _read_groups(what: str, groups: object) -> list[Settings]:
+    if isinstance(groups, str):
+        try:
+            groups = json.loads(groups)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"{what} must have JSON under 'param_groups', if it is text, but it "
+                f"was not ({error})."
+            ) from error
+    if not isinstance(groups, list | tuple) or not all(
+        isinstance(group, Mapping) for group in groups
+    ):
+        raise ValueError(
+            f"{what} must have a list of dictionaries under 'param_groups', but it was "
+            f"{type(groups).__name__}."
+        )
+    for g, group in enumerate(groups):
+        if "params" not in group:
+            raise ValueError(
+                f"{what} must have the 'params' of every group, but group {g} has only "
+                f"{[*group]}."
+            )
+        params = group["params"]
+        if not isinstance(params, list | tuple) or not all(
+            isinstance(i, int | str) for i in params
+        ):
+            raise ValueError(
+                f"{what} must have a list of numbers or names as the 'params' of group "
+                f"{g}, but it was {params!r}."
+            )
+    return [dict(group) for group in groups]
+
+
+def _split_flattened(what: str, state_dict: StateDict) -> Parts:
+    """Split the form in which torch.distributed.checkpoint has settings by name too."""
+    found: dict[str, dict[Id, dict[str, Any]]] = {"state": {}, "param_groups": {}}
+    for path, value in state_dict.items():
+        prefix, name, key = _split_path(path)
+        if prefix not in found:
+            raise ValueError(
+                f"{what} must be flat with keys like 'state.weight.square_avg' and "
+                f"'param_groups.weight.lr', but it has the key {path!r}."
+            )
+        found[prefix].setdefault(name, {})[key] = value
+    groups: dict[str, Settings] = {}
+    for name, settings in found["param_groups"].items():
+        group = groups.setdefault(repr(sorted(settings.items())), settings)
+        group.setdefault("params", []).append(name)
+    return Parts(found["state"], [*groups.values()])
+
+
+def _split_path(path: str) -> tuple[str, str, str]:
+    """Split a flat key into a prefix, a parameter (with dots) and the last part."""
+    prefix, _, rest = path.partition(".")
+    name, _, key = rest.rpartition(".")
+    return prefix, name, key
+
+
+def _find(tree: object, is_one: Callable[[object], bool]) -> Iterator[tuple[str, Any]]:
+    """Yield the parts of a nested checkpoint that are wanted, each with its place.
+
+    A part that stands in several places is yielded once.
+    """
+    seen: set[int] = set()
+    todo: list[tuple[str, object]] = [("", tree)]
+    while todo:
+        where, part = todo.pop()
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        if is_one(part):
+            yield where or "all of it", part
+        elif isinstance(part, Mapping) and not _is_state_dict(part):
+            children = [(f"{where}[{key!r}]", x) for key, x in part.items()]
+            todo += reversed([x for x in children if isinstance(x[1], _CONTAINERS)])
+        elif isinstance(part, list | tuple):
+            children = [(f"{where}[{i}]", x) for i, x in enumerate(part)]
+            todo += reversed([x for x in children if isinstance(x[1], _CONTAINERS)])
+
+
+_CONTAINERS = (Mapping, list, tuple)
+
+
+def _find_models(
+    checkpoint: object, *, ema: bool
+) -> dict[str, dict[str, npt.ArrayLike]]:
+    """Return the dictionaries of tensors in a checkpoint, by their places."""
+    return {
+        where: _clean_names(tensors)
+        for where, tensors in _find(checkpoint, _is_of_tensors)
+        if bool(_AVERAGED.search(where.lower())) == ema
+    }
+
+
+def _clean_names(tensors: Mapping[str, npt.ArrayLike]) -> dict[str, npt.ArrayLike]:
+    # torch's AveragedModel counts its updates beside the weights.
+    kept = {name: x for name, x in tensors.items() if name != "n_averaged"}
+    return dict(zip(strip_wrapper_prefixes(kept), kept.values(), strict=True))
+
+
+def _is_state_dict(tree: object) -> bool:
+    return isinstance(tree, Mapping) and any(
+        key == "param_groups" or str(key).startswith("param_groups.") for key in tree
+    )
+
+
+def _is_of_tensors(tree: object) -> bool:
+    return (
+        isinstance(tree, Mapping)
+        and bool(tree)
+        and all(
+            isinstance(key, str)
+            and isinstance(value, np.ndarray | StoredArray | Tensor)
+            for key, value in tree.items()
+        )
+    )
+
+
+def _memory_of(weight: npt.ArrayLike) -> object:
+    """Return what two weights have in common if they share their memory."""
+    if isinstance(weight, StoredArray):
+        return weight.layout.identify(), weight.shape
+    array = to_numpy_exactly(weight)
+    return array.__array_interface__["data"], array.shape

@@ -1,0 +1,168 @@
+"""The state_dict of ``torch.optim.RMSprop`` into our state, and back.
+
+torch itself is not imported. Its tensors are asked for their NumPy arrays, and make new
+tensors of their own kind. For each parameter:
+
+    square_avg        nu, as it is; if centered, ν = E[g²] − m² and back, in float64
+    momentum_buffer   mu, as it is: both apply momentum before the learning rate
+    grad_avg          grad_mean, as it is
+    step              the step count: the largest of any parameter, as some may join
+    late
+
+The buffers have the layout of the weights. So a function that carries the weights from
+torch's layout to that of a JAX model, and only rearranges them, carries the buffers
+too.
+
+A state_dict has one of three forms:
+
+    nested     'state' by parameter and 'param_groups', as torch itself makes it
+    flat       keys such as 'state.0.square_avg', as safetensors keeps tensors, and
+               'param_groups': a list or, from the file's metadata, its JSON
+    by name    keys such as 'state.layer.weight.square_avg' and
+               'param_groups.layer.weight.lr', as torch.distributed.checkpoint makes it
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import optax
+
+from rmsprop_jax.checkpoints._convert.run import FromParams, Override, Run, ToParams
+from rmsprop_jax.checkpoints._readers.source import File
+from rmsprop_jax.checkpoints._torch_family.conversion import export, resume
+from rmsprop_jax.checkpoints._torch_family.locate import StateDict
+from rmsprop_jax.checkpoints._torch_family.optimizers import TORCH
+from rmsprop_jax.checkpoints._torch_family.state_dict import Names
+
+
+def from_torch(
+    checkpoint: StateDict | File,
+    to_params: ToParams | None = None,
+    *,
+    names: Names | None = None,
+    learning_rate: Override | None = None,
+    momentum: Override | None = None,
+) -> Run:
+    """Resume a run of ``torch.optim.RMSprop`` in JAX.
+
+    Args:
+        checkpoint: The path of a file that ``torch.save`` wrote, or what it holds:
+            ``torch.optim.RMSprop(...).state_dict()``, of tensors on any device or of
+            NumPy arrays, or the checkpoint of a whole run that has one in it, such as
+            Lightning's. The state_dict may also be flat, as safetensors keeps it
+            (``"state.0.square_avg"``), or by name, as torch.distributed.checkpoint
+            makes it (``"state.layer.weight.square_avg"``).
+        to_params: The function from torch's weights, NumPy arrays by name, to the
+            parameters of the model. It may rename, transpose, reshape, join, split and
+            stack. It may not cast or compute. By default the parameters are a
+            dictionary by torch's names.
+        names: torch's names of the parameters in the optimizer's order, if the groups
+            have no ``param_names``, which torch writes since 2.6 for an optimizer made
+            from ``named_parameters()``. For one group, made from
+            ``model.parameters()``, they may be ``dict(model.named_parameters())``. Its
+            weights are needed if a parameter never had a gradient, because then only
+            the weight knows its shape. Several groups have an order of their own:
+
+                name_of = {p: name for name, p in model.named_parameters()}
+                names = [
+                    name_of[p]
+                    for group in optimizer.param_groups
+                    for p in group["params"]
+                ]
+        learning_rate: A number or a schedule in place of the groups' ``lr``, or a list
+            with one for each group. A schedule is a function of the step count, which
+            continues from the largest ``step`` of any parameter. If GradScaler skipped
+            n steps, torch's scheduler is ahead of it: give
+            ``lambda count: schedule(count + n)``, where n is the scheduler's
+            ``last_epoch`` minus that ``step``.
+        momentum: The same for the groups' ``momentum``, which OneCycleLR, for one,
+            changes too.
+
+    Returns:
+        ``(tx, opt_state)``. If all groups have the same settings, ``tx`` is an
+        `rmsprop`. Otherwise it is an ``optax.partition`` with one for each distinct
+        group: ``"group_0"``, ``"group_1"`` and so on. The state is like that of
+        ``tx.init(params)``. It is float32, or float64 if torch's is and x64 is enabled.
+        It shares no memory with ``checkpoint``.
+
+    Raises:
+        ValueError: If the checkpoint is not one of ``torch.optim.RMSprop`` (but of
+            timm, say), lacks something, or does not tell enough; if ``names`` or
+            ``to_params`` do not fit it; if parameters of groups with different settings
+            end up in one leaf; if the file is damaged.
+        TypeError: If ``names`` are not names.
+
+    Warns:
+        UserWarning: If a group shows that a scheduler changed its ``lr`` or its
+            ``momentum``, and ``learning_rate`` or ``momentum`` does not say how that
+            continues.
+
+    Examples:
+        >>> import numpy as np
+        >>> from rmsprop_jax.checkpoints import from_torch
+        >>> group = dict(lr=0.5, alpha=0.75, eps=0.0, weight_decay=0, params=[0])
+        >>> buffers = {"step": 1, "square_avg": np.array([[2.25, 6.25, 0.0]])}
+        >>> state_dict = {"state": {0: buffers}, "param_groups": [group]}
+        >>> def to_params(weights):
+        ...     return {"kernel": weights["weight"].T}
+        >>> tx, state = from_torch(state_dict, to_params, names=["weight"])
+        >>> state.count, state.nu["kernel"].shape
+        (Array(1, dtype=int32), (3, 1))
+
+    References:
+        torch 2.13.0, ``torch/optim/rmsprop.py`` and ``Optimizer.state_dict``.
+    """
+    return resume(TORCH, checkpoint, to_params, names, learning_rate, momentum)
+
+
+def to_torch(
+    opt_state: optax.OptState,
+    from_params: FromParams | None = None,
+    *,
+    like: StateDict,
+    names: Names | None = None,
+) -> dict[str, Any]:
+    """Export the state, so that ``torch.optim.RMSprop`` resumes the run.
+
+    Args:
+        opt_state: An `RMSPropState`, or that of an ``optax.partition`` of `rmsprop`, as
+            `from_torch` makes them. (The momentum buffer of a dialect that applies the
+            learning rate inside it, such as Keras's, has another unit. The state does
+            not show this.)
+        from_params: The inverse of `from_torch`'s ``to_params``: from a pytree like the
+            parameters to a dictionary of arrays by torch's names. By default the
+            parameters are such a dictionary.
+        like: A state_dict of the optimizer that will load the result. Its groups and
+            their settings, ``lr`` among them, are kept. So are the type (torch tensor
+            or NumPy array), the dtype and the device of each buffer. It is not changed.
+        names: As in `from_torch`, if ``like`` has no ``param_names``. For an optimizer
+            that has not stepped yet, give ``dict(model.named_parameters())``: its
+            tensors then show the type.
+
+    Returns:
+        A new dictionary of the form of ``like``, or of the optimizer's part of it, for
+        ``load_state_dict``. Every ``step`` is that of ``like`` plus the updates since,
+        so that the largest is our step count. A parameter that has no state in ``like``
+        gets none as long as ours is all zeros: torch has none before the first
+        gradient.
+
+    Raises:
+        ValueError: If ``like`` is not a state_dict of ``torch.optim.RMSprop``, or does
+            not have the buffers that the state has; if ``names`` or ``from_params`` do
+            not fit it.
+        TypeError: If the state is another one, or ``names`` are not names.
+
+    Examples:
+        >>> import numpy as np
+        >>> from rmsprop_jax.checkpoints import from_torch, to_torch
+        >>> group = dict(lr=0.5, alpha=0.75, eps=0.0, weight_decay=0, params=[0])
+        >>> buffers = {"step": 1, "square_avg": np.array([[2.25, 6.25, 0.0]])}
+        >>> like = {"state": {0: buffers}, "param_groups": [group]}
+        >>> tx, state = from_torch(like, names=["weight"])
+        >>> gradients = {"weight": np.array([[0.5, 0.5, 1.0]], np.float32)}
+        >>> _, state = tx.update(gradients, state)
+        >>> to_torch(state, like=like, names=["weight"])["state"][0]
+        {'step': 2, 'square_avg': array([[1.75, 4.75, 0.25]])}
+    """
+    return export(TORCH, opt_state, from_params, like, names)
