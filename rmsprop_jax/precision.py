@@ -26,7 +26,7 @@ accumulator_dtype="float32")`` and ``optax.incremental_update`` of a float32 ave
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,9 +41,9 @@ from rmsprop_jax._optimizer.options import Seed, validate_seed
 from rmsprop_jax._optimizer.random_bits import Salt, make_random_bits, make_salts
 from rmsprop_jax._optimizer.state import increment_count
 from rmsprop_jax._optimizer.tree_matching import (
-    check_state_type,
     is_none,
     require_params,
+    require_state,
 )
 
 __all__ = [
@@ -105,12 +105,12 @@ def stochastic_rounding(*, seed: Seed = 0) -> optax.GradientTransformationExtraA
 
     def update(
         updates: optax.Updates,
-        state: Any,
+        state: optax.OptState,
         params: optax.Params | None = None,
         **extra_args: object,
     ) -> tuple[optax.Updates, StochasticRoundingState]:
         del extra_args  # unused here, but allowed for others in a chain
-        check_state_type(state, StochasticRoundingState)
+        state = require_state(state, StochasticRoundingState)
         params = require_params("stochastic_rounding", params)
         us, structure = jax.tree.flatten(updates, is_leaf=is_none)
         ps = structure.flatten_up_to(params)
@@ -199,11 +199,11 @@ def master_weights(
 
     def update(
         updates: optax.Updates,
-        state: Any,
+        state: optax.OptState,
         params: optax.Params | None = None,
         **extra_args: object,
     ) -> tuple[optax.Updates, MasterWeightsState]:
-        check_state_type(state, MasterWeightsState)
+        state = require_state(state, MasterWeightsState)
         params = require_params("master_weights", params)
         jax.tree.map_with_path(
             _check_low_precision, state.masters, params, is_leaf=is_none

@@ -21,13 +21,9 @@ from support.meshes import (
     shardings_of,
 )
 from support.steps import train_step
+from support.untyped import from_torch, rmsprop
 
-import rmsprop_jax
 from rmsprop_jax.sharding import check_shardings, state_shardings
-
-# optax types states as any trees of arrays; here they are what they are.
-rmsprop: Any = rmsprop_jax.rmsprop
-from_torch: Any = rmsprop_jax.checkpoints.from_torch
 
 OPTIONS = {"momentum": 0.9, "centered": True, "weight_decay": 0.1}
 AXES = (None, "model")

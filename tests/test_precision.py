@@ -10,16 +10,10 @@ import numpy as np
 import optax
 import pytest
 from support.encoding import make_salt
+from support.untyped import apply_updates, master_weights, rmsprop, stochastic_rounding
 
-import rmsprop_jax
 from rmsprop_jax._optimizer.bfloat16_rounding import round_to_bfloat16
 from rmsprop_jax._optimizer.random_bits import make_random_bits
-
-# optax types states as any trees of arrays; here they are what they are.
-rmsprop: Any = rmsprop_jax.rmsprop
-apply_updates: Any = optax.apply_updates
-master_weights: Any = rmsprop_jax.precision.master_weights
-stochastic_rounding: Any = rmsprop_jax.precision.stochastic_rounding
 
 BF16 = jnp.bfloat16
 

@@ -39,8 +39,10 @@ class RMSPropState(NamedTuple):
     # Every tuple has a method of this name, so a type checker objects to the field.
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     nu: optax.Params
-    mu: optax.Params | None
-    grad_mean: optax.Params | None
+    # These may be None, which optax's types have no place for: with it, the state would
+    # not be an optax.OptState.
+    mu: optax.Params
+    grad_mean: optax.Params
 
 
 def init_moments(

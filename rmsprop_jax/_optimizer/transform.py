@@ -15,6 +15,7 @@ from rmsprop_jax._optimizer.barriers import barrier_numbers_on_gpu
 from rmsprop_jax._optimizer.leaf_update import update_leaf
 from rmsprop_jax._optimizer.options import Config, Options, validate_options
 from rmsprop_jax._optimizer.random_bits import Salt
+from rmsprop_jax._optimizer.rule import Number
 from rmsprop_jax._optimizer.state import (
     RMSPropState,
     increment_count,
@@ -22,7 +23,8 @@ from rmsprop_jax._optimizer.state import (
     init_moments,
 )
 from rmsprop_jax._optimizer.step_numbers import compute_step_numbers
-from rmsprop_jax._optimizer.tree_matching import match_trees
+from rmsprop_jax._optimizer.storage import Field
+from rmsprop_jax._optimizer.tree_matching import match_trees, require_state
 
 
 def make_transformation(options: Options) -> optax.GradientTransformationExtraArgs:
@@ -40,16 +42,15 @@ def make_transformation_of_config(
     an array would compile again.
     """
 
-    # optax's type of a state has no place for the fields that are None.
-    def init(params: optax.Params) -> Any:
+    def init(params: optax.Params) -> RMSPropState:
         return init_state(config, params)
 
     def update(
         updates: optax.Updates,
-        state: Any,
+        state: optax.OptState,
         params: optax.Params | None = None,
         **extra_args: object,
-    ) -> tuple[optax.Updates, Any]:
+    ) -> tuple[optax.Updates, RMSPropState]:
         del extra_args  # unused here, but allowed for others in a chain
         return update_trees(config, updates, state, params)
 
@@ -63,24 +64,28 @@ def get_config(tx: optax.GradientTransformation) -> Config:
 
 def init_state(config: Config, params: optax.Params) -> RMSPropState:
     """Return the state before the first step."""
-    rule, dtype = config.rule, config.state_dtype
+
+    def init_field(field: Field, value: Number, *, is_kept: bool = True) -> Any:
+        if not is_kept:
+            return None
+        return init_moments(params, value, field, config.state_dtype)
+
     return RMSPropState(
         count=init_count(params),
-        nu=init_moments(params, config.initial_scale, "nu", dtype),
-        mu=init_moments(params, 0.0, "mu", dtype) if rule.has_momentum else None,
-        grad_mean=init_moments(params, 0.0, "grad_mean", dtype)
-        if rule.centered
-        else None,
+        nu=init_field("nu", config.initial_scale),
+        mu=init_field("mu", 0.0, is_kept=config.rule.has_momentum),
+        grad_mean=init_field("grad_mean", 0.0, is_kept=config.rule.centered),
     )
 
 
 def update_trees(
     config: Config,
     updates: optax.Updates,
-    state: RMSPropState,
+    state: optax.OptState,
     params: optax.Params | None,
 ) -> tuple[optax.Updates, RMSPropState]:
     """Return the updates and the state after one step."""
+    state = require_state(state, RMSPropState)
     leaves, is_updated, structure = match_trees(config, updates, state, params)
     numbers = compute_step_numbers(
         config.rule, config.hyperparams, state.count, config.names
@@ -98,11 +103,15 @@ def update_trees(
         for leaf, salt, has_update in zip(leaves, salts, is_updated, strict=True)
     ]
     update, nu, mu, grad_mean = ([row[i] for row in rows] for i in range(4))
-    return structure.unflatten(update), RMSPropState(
+
+    def unflatten(field: list[Any], *, is_kept: bool = True) -> Any:
+        return structure.unflatten(field) if is_kept else None
+
+    return unflatten(update), RMSPropState(
         count=increment_count(state.count),
-        nu=structure.unflatten(nu),
-        mu=structure.unflatten(mu) if config.rule.has_momentum else None,
-        grad_mean=structure.unflatten(grad_mean) if config.rule.centered else None,
+        nu=unflatten(nu),
+        mu=unflatten(mu, is_kept=config.rule.has_momentum),
+        grad_mean=unflatten(grad_mean, is_kept=config.rule.centered),
     )
 
 

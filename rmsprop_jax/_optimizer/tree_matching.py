@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +25,11 @@ def is_none(x: object) -> bool:
     return x is None
 
 
-def check_state_type(state: object, expected: type) -> None:
-    """Raise if ``update`` was given a state that its ``init`` does not make."""
+State = TypeVar("State")
+
+
+def require_state(state: object, expected: type[State]) -> State:
+    """Return the state; raise if it isn't of the kind that ``init`` makes."""
     if not isinstance(state, expected):
         raise TypeError(
             f"state must be the {expected.__name__} that init made, but it was a "
@@ -36,6 +39,7 @@ def check_state_type(state: object, expected: type) -> None:
             "If you restored a checkpoint without a template, its states are lists and "
             "dictionaries: restore it with tx.init(params) as the template."
         )
+    return state
 
 
 def require_params(what: str, params: optax.Params | None) -> optax.Params:
@@ -73,9 +77,7 @@ def match_trees(
 
     Raises:
         ValueError: If they do not belong together. It names the leaf.
-        TypeError: If the state is not an `RMSPropState`.
     """
-    check_state_type(state, RMSPropState)
     nu, structure = jax.tree.flatten(state.nu, is_leaf=is_none)
     absent: list[Any] = [None] * len(nu)
 

@@ -114,15 +114,17 @@ def from_optax(
     def negate(x: NumpyArray) -> NumpyArray:
         return 0 - x  # not −0 for 0
 
-    means = getattr(moments, "mu", None)
-    trace = found.get(_TRACE)
+    means: Any = getattr(moments, "mu", None)
+    trace: Any = found.get(_TRACE)
+    mu: Any = None if trace is None else _map_leaves(negate, trace.trace)
+    grad_mean: Any = None if means is None else _map_leaves(correct, means)
     return RMSPropState(
         count=jnp.asarray(step_count, jnp.int32),
         nu=_map_leaves(correct, moments.nu)
         if means is None
         else _map_leaves(correct_variance, moments.nu, means),
-        mu=None if trace is None else _map_leaves(negate, trace.trace),
-        grad_mean=None if means is None else _map_leaves(correct, means),
+        mu=mu,
+        grad_mean=grad_mean,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Any, TypeAlias
 
 import jax
 import optax
@@ -24,10 +25,11 @@ from rmsprop_jax._error_text import (
     path_str,
 )
 
+# A pytree of shardings, which has no type.
+Shardings: TypeAlias = Any
 
-def state_shardings(
-    tx: optax.GradientTransformation, params: optax.Params
-) -> optax.OptState:
+
+def state_shardings(tx: optax.GradientTransformation, params: object) -> Shardings:
     """Return the shardings of ``tx.init(params)``, without computing the state.
 
     ``tx.init`` is traced with parameters whose types carry their shardings. Whatever it
@@ -95,7 +97,7 @@ def state_shardings(
     return jax.tree.map(on_common_mesh, state)
 
 
-def common_mesh(params: optax.Params) -> Mesh | AbstractMesh | SingleDeviceSharding:
+def common_mesh(params: object) -> Mesh | AbstractMesh | SingleDeviceSharding:
     """Return the one mesh, or the one device, that all the parameters are on."""
     first, common = "", None
     for path, p in jax.tree.leaves_with_path(params):
@@ -128,7 +130,7 @@ def common_mesh(params: optax.Params) -> Mesh | AbstractMesh | SingleDeviceShard
     return common
 
 
-def check_shardings(state: optax.OptState, expected: optax.OptState) -> None:
+def check_shardings(state: optax.OptState, expected: Shardings) -> None:
     """Raise if an array is not sharded as expected.
 
     Args:

@@ -1,7 +1,6 @@
 """Runs of optax.rmsprop that go on with ours."""
 
 import re
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +11,9 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from support.comparisons import assert_same
+from support.untyped import from_optax
 
-from rmsprop_jax import RMSPropState, checkpoints, dialects, rmsprop
-
-# optax types states as any trees of arrays; here they are what they are.
-from_optax: Any = checkpoints.from_optax
+from rmsprop_jax import RMSPropState, dialects, rmsprop
 
 STEPS = 12
 OPTIONS = {

@@ -1,7 +1,5 @@
 """The state_dict of Paddle's RMSProp into ours; a real one is in test_runs.py."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,11 +7,9 @@ import pytest
 from recorded.record_runs import FILES
 from support.comparisons import assert_same
 from support.state_dicts import update
+from support.untyped import from_paddle
 
-from rmsprop_jax import checkpoints, dialects
-
-# optax types states as any trees of arrays; here they are what they are.
-from_paddle: Any = checkpoints.from_paddle
+from rmsprop_jax import dialects
 
 SETTINGS = {
     "learning_rate": 0.1,

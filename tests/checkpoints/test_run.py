@@ -12,15 +12,12 @@ from support.state_dicts import update
 
 from rmsprop_jax import dialects
 from rmsprop_jax.checkpoints._convert import run
-from rmsprop_jax.checkpoints._convert.run import (
-    ErrorHints,
-    Group,
-    ParamState,
-    split_run,
-)
+from rmsprop_jax.checkpoints._convert.run import ErrorHints, Group
 
 # optax types states as any trees of arrays; here they are what they are.
 make_run: Any = run.make_run
+split_run: Any = run.split_run
+ParamState: Any = run.ParamState
 
 HINTS = ErrorHints(
     keys={"nu": "velocity", "mu": "momentum", "grad_mean": "average_gradient"},

@@ -1,7 +1,6 @@
 """Files that the frameworks wrote: the run goes on where it went on there."""
 
 import json
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +9,9 @@ import pytest
 from recorded import runs
 from recorded.record_runs import FILES, PADDLE, RUNS
 from support.continued import continued, far
+from support.untyped import checkpoints as functions
 
 from rmsprop_jax import checkpoints
-
-# optax types states as any trees of arrays; here they are what they are.
-functions: Any = checkpoints
 
 
 def schedule(count):

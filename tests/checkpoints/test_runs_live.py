@@ -16,11 +16,9 @@ import pytest
 from recorded import record_runs, runs
 from recorded.record_runs import FILES, RUNS
 from support.continued import continued, far
+from support.untyped import checkpoints as functions
 
 from rmsprop_jax import checkpoints
-
-# optax types states as any trees of arrays; here they are what they are.
-functions: Any = checkpoints
 
 pytestmark = [
     pytest.mark.live,

@@ -5,7 +5,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +15,9 @@ import pytest
 from support import digits
 from support.comparisons import assert_near, assert_same
 from support.state_dicts import made_up, two_groups, update
+from support.untyped import from_torch, to_torch
 
-from rmsprop_jax import checkpoints, rmsprop
-
-# optax types states as any trees of arrays; here they are what they are.
-from_torch: Any = checkpoints.from_torch
-to_torch: Any = checkpoints.to_torch
+from rmsprop_jax import rmsprop
 
 RECORDED = Path(__file__).parents[1] / "recorded" / "torch_checkpoint.npz"
 

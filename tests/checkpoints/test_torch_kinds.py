@@ -1,7 +1,6 @@
 """Which optimizer made a state_dict of torch's form, and its settings in our terms."""
 
 import copy
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +8,9 @@ import numpy as np
 import pytest
 from support.comparisons import assert_same
 from support.state_dicts import OLD_GROUP, made_up, update
+from support.untyped import checkpoints as functions
 
-from rmsprop_jax import checkpoints, dialects
-
-# optax types states as any trees of arrays; here they are what they are.
-functions: Any = checkpoints
+from rmsprop_jax import dialects
 
 TIMM = {"decoupled_decay": False, "lr_in_momentum": True}
 NUMBERS = {"alpha": 0.9, "eps": 1e-6, "weight_decay": 0}

@@ -1,18 +1,11 @@
 """Where a checkpoint has the optimizer's part, and which form that has."""
 
-from typing import Any
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.comparisons import assert_same
 from support.state_dicts import GROUP, made_up, two_groups, update
-
-from rmsprop_jax import checkpoints
-
-# optax types states as any trees of arrays; here they are what they are.
-from_torch: Any = checkpoints.from_torch
-to_torch: Any = checkpoints.to_torch
+from support.untyped import from_torch, to_torch
 
 
 def refused(match, *args, **kwargs):

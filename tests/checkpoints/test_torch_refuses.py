@@ -1,19 +1,12 @@
 """What from_torch and to_torch refuse, naming the parameter and the key."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from support.state_dicts import GROUP, flat, made_up, two_groups, without_second_state
-
-from rmsprop_jax import RMSPropState, checkpoints
-
-# optax types states as any trees of arrays; here they are what they are.
-from_torch: Any = checkpoints.from_torch
-to_torch: Any = checkpoints.to_torch
+from support.untyped import RMSPropState, from_torch, to_torch
 
 
 def refused(match, state_dict, *args, error: type[Exception] = ValueError, **kwargs):

@@ -1,7 +1,6 @@
 """What a state_dict says beside its buffers: groups, steps, rates, names, its form."""
 
 import json
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +16,9 @@ from support.state_dicts import (
     update,
     without_second_state,
 )
+from support.untyped import from_torch, to_torch
 
-from rmsprop_jax import checkpoints, rmsprop
-
-# optax types states as any trees of arrays; here they are what they are.
-from_torch: Any = checkpoints.from_torch
-to_torch: Any = checkpoints.to_torch
+from rmsprop_jax import rmsprop
 
 
 def test_settings_of_each_group_count():

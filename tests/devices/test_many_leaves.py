@@ -1,7 +1,5 @@
 """Steps over many leaves of few shapes: kernels, temporaries."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,11 +16,7 @@ from support.devices import (
     state_of,
 )
 from support.steps import train_step
-
-import rmsprop_jax
-
-# optax types states as any trees of arrays; here they are what they are.
-rmsprop: Any = rmsprop_jax.rmsprop
+from support.untyped import rmsprop
 
 each_state = pytest.mark.parametrize("state_dtype", ["float32", "bfloat16"])
 

@@ -10,12 +10,7 @@ from compilers import collectives
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from support.devices import bytes_of, devices, held, state_of
 from support.steps import train_step
-
-import rmsprop_jax
-
-# optax types states as any trees of arrays; here they are what they are.
-rmsprop: Any = rmsprop_jax.rmsprop
-zero1: Any = rmsprop_jax.sharding.zero1
+from support.untyped import rmsprop, zero1
 
 each_device = pytest.mark.parametrize("device", ["v5e:2x4", "h100:1x8x1"])
 each_axis_type = pytest.mark.parametrize(

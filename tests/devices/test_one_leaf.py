@@ -1,20 +1,15 @@
 """A step over one leaf: one kernel, no temporary, and every byte moved once."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
 import pytest
 from support.devices import bytes_of, compiled, held, home, kernels
 from support.steps import DECAYS, RULES
+from support.untyped import rmsprop
 
-import rmsprop_jax
 from rmsprop_jax import dialects
 from rmsprop_jax.precision import master_weights, stochastic_rounding
-
-# optax types states as any trees of arrays; here they are what they are.
-rmsprop: Any = rmsprop_jax.rmsprop
 
 each_device = pytest.mark.parametrize(
     "device", ["v5e:2x4", "v5p:2x2x2", "v6e:2x4", "h100:1x1x1"]

@@ -20,13 +20,9 @@ from support.meshes import (
     shardings_of,
 )
 from support.steps import train_step
+from support.untyped import rmsprop, zero1
 
-import rmsprop_jax
 from rmsprop_jax.sharding import check_shardings, state_shardings
-
-# optax types states as any trees of arrays; here they are what they are.
-rmsprop: Any = rmsprop_jax.rmsprop
-zero1: Any = rmsprop_jax.sharding.zero1
 
 OPTIONS = {"momentum": 0.9, "centered": True, "weight_decay": 0.1, "eps": 1e-3}
 NEVER = 2**31 - 1

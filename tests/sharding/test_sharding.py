@@ -20,14 +20,10 @@ from support.meshes import (
     shardings_of,
 )
 from support.steps import train_step
+from support.untyped import RMSPropState, rmsprop, state_shardings
 
-import rmsprop_jax
-from rmsprop_jax import RMSPropState
 from rmsprop_jax.precision import master_weights, stochastic_rounding
-from rmsprop_jax.sharding import check_shardings, state_shardings
-
-# optax types states as any trees of arrays; here they are what they are.
-rmsprop: Any = rmsprop_jax.rmsprop
+from rmsprop_jax.sharding import check_shardings
 
 # How leaves are split over a mesh of four by two devices.
 LEAVES = {

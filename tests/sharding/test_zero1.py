@@ -19,13 +19,9 @@ from support.meshes import (
     shardings_of,
 )
 from support.steps import train_step
+from support.untyped import rmsprop, zero1
 
-import rmsprop_jax
 from rmsprop_jax.sharding import check_shardings, state_shardings
-
-# optax types states as any trees of arrays; here they are what they are.
-rmsprop: Any = rmsprop_jax.rmsprop
-zero1: Any = rmsprop_jax.sharding.zero1
 
 # Split along the first dimension, the second, neither; of each, elements and zeros.
 SHAPES = {"in": (16, 256), "middle": (256,), "out": (3, 8), "odd": (3, 5), "scale": ()}

@@ -8,13 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from recorded.keras_runs import AFTER, BEFORE, FRAMEWORKS, RATE, gradients
 from support.continued import continued, far
+from support.untyped import from_keras, from_tensorflow
 
 from rmsprop_jax import checkpoints
 from rmsprop_jax.checkpoints._keras_family.keras_schedules import make_schedule
-
-# optax types states as any trees of arrays; here they are what they are.
-from_keras: Any = checkpoints.from_keras
-from_tensorflow: Any = checkpoints.from_tensorflow
 
 # A file without settings can't have them.
 CLIPS = {"clipnorm", "global_clipnorm", "clipvalue"}

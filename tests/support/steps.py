@@ -2,10 +2,7 @@
 
 from typing import Any
 
-import optax
-
-# optax types parameters as any trees of arrays; here they are what they are.
-apply_updates: Any = optax.apply_updates
+from support.untyped import apply_updates
 
 RULES = {
     "plain": {},

@@ -1,15 +1,9 @@
 """Streams of gradients, and the state after them."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-import rmsprop_jax
-
-# optax types states as any trees of arrays; here they are what they are.
-rmsprop: Any = rmsprop_jax.rmsprop
+from support.untyped import rmsprop
 
 
 def gradients(steps, n, sigma=0.0, drop=1.0, seed=0):

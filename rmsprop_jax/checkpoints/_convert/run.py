@@ -51,10 +51,7 @@ ToParams: TypeAlias = Callable[[dict[str, NumpyArray]], optax.Params]
 FromParams: TypeAlias = Callable[[Any], Mapping[str, npt.ArrayLike]]
 # A number or a schedule in place of a setting, or a list of one for each group.
 Override: TypeAlias = optax.ScalarOrSchedule | Sequence[optax.ScalarOrSchedule]
-# optax's type of a state has no place for the fields of ours that are None.
-Run: TypeAlias = tuple[
-    optax.GradientTransformationExtraArgs, RMSPropState | optax.OptState
-]
+Run: TypeAlias = tuple[optax.GradientTransformationExtraArgs, optax.OptState]
 
 
 class ParamState(NamedTuple):

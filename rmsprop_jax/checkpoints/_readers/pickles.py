@@ -514,7 +514,9 @@ class PickleMachine:
         if dtype is None:
             self.push(OpaqueValue("torch.Tensor of a rare dtype"))
             return
-        if key not in self.storages:
+        if key in self.storages:
+            self.storages[key].is_shared = True
+        else:
             bytes_ = validate_size(size) * dtype.itemsize
             self.storages[key] = Storage(bytes_, _read_nowhere)
         start = validate_size(view[0][1]) if view and view[0] is not None else 0

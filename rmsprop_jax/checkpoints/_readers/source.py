@@ -204,28 +204,25 @@ def explain_content_errors(what: str) -> Generator[None]:
 class Storage:
     """Bytes in a file that one array has, or several share.
 
-    They are read when they are needed, and kept from the third time on, so that it
-    costs neither much memory nor much time if many arrays share them.
-
     Attributes:
         size: The number of bytes.
         read_bytes: Reads them.
-        reads: How often they were read.
+        is_shared: Whether several arrays have them. Then they are kept once they are
+            read, so that the arrays share their memory.
         kept: The bytes, if they are kept.
     """
 
     size: int
     read_bytes: Callable[[], bytes]
-    reads: int = 0
+    is_shared: bool = False
     kept: bytes | None = None
 
     def read(self) -> bytes:
         """Read the bytes, or return those that were kept."""
         if self.kept is not None:
             return self.kept
-        self.reads += 1
         content = self.read_bytes()
-        if self.reads > 2:
+        if self.is_shared:
             self.kept = content
         return content
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 # Not strict promotion: optax's own cosine schedule takes the minimum of an int32 count
 # and a float.
 ENVIRONMENT = {

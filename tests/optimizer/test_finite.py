@@ -8,11 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-
-import rmsprop_jax
-
-# optax types states as any trees of arrays; here they are what they are.
-rmsprop: Any = rmsprop_jax.rmsprop
+from support.untyped import rmsprop
 
 LARGEST = float(jnp.finfo(jnp.float32).max)
 MOMENTA: list[dict[str, Any]] = [

@@ -12,14 +12,10 @@ import numpy as np
 import optax
 import pytest
 from flax.core import FrozenDict
+from support.untyped import dialects, rmsprop, stochastic_rounding
 
 import rmsprop_jax
 from rmsprop_jax import scale_by_rmsprop
-
-# optax types states as any trees of arrays; here they are what they are.
-dialects: Any = rmsprop_jax.dialects
-rmsprop: Any = rmsprop_jax.rmsprop
-stochastic_rounding: Any = rmsprop_jax.precision.stochastic_rounding
 
 NUMBERS = ["learning_rate", "alpha", "eps", "weight_decay", "momentum", "initial_scale"]
 

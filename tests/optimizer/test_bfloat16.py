@@ -1,7 +1,5 @@
 """bfloat16: the laws of stochastic rounding, what it holds exactly, derivatives."""
 
-from typing import Any
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -10,12 +8,9 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from support.encoding import decoded, decoded_at_steps
 from support.streams import gradients, run
+from support.untyped import rmsprop
 
-import rmsprop_jax
 from rmsprop_jax._optimizer.bfloat16_rounding import round_to_bfloat16
-
-# optax types states as any trees of arrays; here they are what they are.
-rmsprop: Any = rmsprop_jax.rmsprop
 
 TINY = float(jnp.finfo(jnp.bfloat16).smallest_subnormal)
 LARGEST = float(jnp.finfo(jnp.bfloat16).max)

@@ -11,15 +11,12 @@ import jax.numpy as jnp
 import optax
 import pytest
 from support.steps import DECAYS, RULES, train_step
+from support.untyped import rmsprop
 
-import rmsprop_jax
 from rmsprop_jax._optimizer import transform
 
-# optax types states as any trees of arrays; here they are what they are.
-rmsprop: Any = rmsprop_jax.rmsprop
-
 SIZE = 1 << 14
-PAGE = (Path(__file__).parents[1] / "docs/performance.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs/performance.md").read_text()
 FLAGS = ("centered", "nesterov", "maximize")
 
 

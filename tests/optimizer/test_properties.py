@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from jax.flatten_util import ravel_pytree
-
-import rmsprop_jax
-
-# optax types states as any trees of arrays; here they are what they are.
-rmsprop: Any = rmsprop_jax.rmsprop
+from support.untyped import rmsprop
 
 STEPS, SIZE = 4, 5
 settings.register_profile("here", deadline=None, max_examples=60, derandomize=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parents[2]
 
 
 def params_from_torch(weights):
@@ -25,7 +25,7 @@ def params_from_torch(weights):
 
 
 def recorded_run():
-    with np.load(HERE / "recorded" / "one_update.npz") as recording:
+    with np.load(ROOT / "tests" / "recorded" / "one_update.npz") as recording:
         run = dict(recording)
     made_by = json.loads(run.pop("made_by").item())
     assert made_by["packages"]["torch"].startswith("2.13.0")
@@ -44,7 +44,7 @@ RUNS = [recorded_run, pytest.param(live_run, marks=pytest.mark.live)]
 @pytest.fixture
 def losses_of(monkeypatch):
     """The example's losses from a run's weights and data, as that dtype."""
-    monkeypatch.syspath_prepend(HERE.parent / "examples")
+    monkeypatch.syspath_prepend(ROOT / "examples")
     example = importlib.import_module("one_update")
 
     def losses(run, dtype):

@@ -9,12 +9,9 @@ import numpy as np
 import optax
 import pytest
 from support.twin import trajectory
+from support.untyped import rmsprop
 
-import rmsprop_jax
 from rmsprop_jax import dialects
-
-# optax types states as any trees of arrays; here they are what they are.
-rmsprop: Any = rmsprop_jax.rmsprop
 
 STEPS, SIZE = 40, 5
 

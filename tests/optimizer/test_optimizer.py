@@ -11,15 +11,15 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from support.untyped import (
+    RMSPropState,
+    apply_updates,
+    master_weights,
+    rmsprop,
+    stochastic_rounding,
+)
 
-import rmsprop_jax
-from rmsprop_jax import RMSPropState, dialects, scale_by_rmsprop
-
-# optax types states as any trees of arrays; here they are what they are.
-rmsprop: Any = rmsprop_jax.rmsprop
-apply_updates: Any = optax.apply_updates
-master_weights: Any = rmsprop_jax.precision.master_weights
-stochastic_rounding: Any = rmsprop_jax.precision.stochastic_rounding
+from rmsprop_jax import dialects, scale_by_rmsprop
 
 PLAIN = {}
 ALL_STATE = {"momentum": 0.9, "centered": True}
