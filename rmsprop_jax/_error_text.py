@@ -12,7 +12,7 @@ import jax
 from jax.sharding import NamedSharding, Sharding
 
 # jax.tree_util.KeyPath, whose entries have no common type.
-Path: TypeAlias = tuple[Any, ...]
+Path: TypeAlias = tuple[object, ...]
 
 
 class TreeDef(Protocol):

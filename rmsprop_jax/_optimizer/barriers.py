@@ -7,7 +7,7 @@ the compiler from fusing.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ def barrier_on_cpu(tree: Tree) -> Tree:
     computes such a value for itself instead. (XLA merges identical barriers again, so
     the stored field must be part of each.)
     """
-    barrier: Any = lax.optimization_barrier
+    barrier: object = lax.optimization_barrier
     return lax.platform_dependent(tree, cpu=barrier, default=lambda tree: tree)
 
 
@@ -37,7 +37,7 @@ def barrier_on_gpu(x: jax.Array) -> jax.Array:
     is an array. Otherwise each leaf is a kernel of its own, and the kernel of a small
     leaf is nearly all launch time.
     """
-    barrier: Any = lax.optimization_barrier
+    barrier: object = lax.optimization_barrier
     return lax.platform_dependent(x, cuda=barrier, rocm=barrier, default=lambda x: x)
 
 

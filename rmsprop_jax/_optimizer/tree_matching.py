@@ -139,7 +139,7 @@ def _flatten_as(
     tree: optax.Params | None,
     *,
     like: optax.Params,
-) -> list[Any]:
+) -> list[object]:
     """Return the leaves of a tree, which must have the structure that `like` has."""
     leaves, structure = jax.tree.flatten(tree, is_leaf=is_none)
     if structure == expected:

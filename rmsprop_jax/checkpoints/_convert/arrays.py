@@ -10,9 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from rmsprop_jax.checkpoints._readers.source import read_each
-
-NumpyArray: TypeAlias = npt.NDArray[Any]
+from rmsprop_jax.checkpoints._readers.source import NumpyArray, read_each
 
 
 @runtime_checkable

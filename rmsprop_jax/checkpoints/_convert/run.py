@@ -49,6 +49,8 @@ MOMENTS: tuple[Moment, ...] = ("nu", "mu", "grad_mean")
 
 ToParams: TypeAlias = Callable[[dict[str, NumpyArray]], optax.Params]
 FromParams: TypeAlias = Callable[[Any], Mapping[str, npt.ArrayLike]]
+# Arguments by their names, or by a framework's names.
+Settings: TypeAlias = dict[str, Any]
 # A number or a schedule in place of a setting, or a list of one for each group.
 Override: TypeAlias = optax.ScalarOrSchedule | Sequence[optax.ScalarOrSchedule]
 Run: TypeAlias = tuple[optax.GradientTransformationExtraArgs, optax.OptState]
@@ -87,7 +89,7 @@ class Group:
 
     dialect: Callable[..., optax.GradientTransformationExtraArgs]
     learning_rate: optax.ScalarOrSchedule
-    settings: Mapping[str, Any]
+    settings: Settings
 
     @functools.cached_property
     def tx(self) -> optax.GradientTransformationExtraArgs:

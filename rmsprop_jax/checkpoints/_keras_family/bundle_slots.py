@@ -14,11 +14,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
 
 from rmsprop_jax import dialects
 from rmsprop_jax.checkpoints._convert.arrays import to_float, to_real_number
-from rmsprop_jax.checkpoints._convert.run import Moment
+from rmsprop_jax.checkpoints._convert.run import Moment, Settings
 from rmsprop_jax.checkpoints._keras_family.conversion import (
     BLOCK_NAMES,
     LEGACY_BLOCK_NAMES,
@@ -127,7 +126,7 @@ def read_objects(
     names = [node.name for node in trained] or [
         node.name.partition("velocity/")[2] for node in lists["nu"]
     ]
-    own: dict[str, Any] = {} if "mu" in blocks else {"momentum": 0.0}
+    own: Settings = {} if "mu" in blocks else {"momentum": 0.0}
     own["centered"] = "grad_mean" in blocks
     numbers = _read_numbers(bundle, owner, ["_learning_rate"])
     own |= {name.removeprefix("_"): to_float(x) for name, x in numbers.items()}
@@ -153,7 +152,7 @@ def _read_slots(
         if slot in in_all
     }
     names = [nodes[variable].name for variable in buffers]
-    own: dict[str, Any] = {"centered": "grad_mean" in blocks}
+    own: Settings = {"centered": "grad_mean" in blocks}
     attributes = ["learning_rate", "rho", "momentum", "decay", "iter"]
     numbers = _read_numbers(bundle, owner, attributes)
     iterations = numbers.pop("iter", None)

@@ -28,6 +28,7 @@ from rmsprop_jax.checkpoints._convert.run import (
     Group,
     ParamState,
     Run,
+    Settings,
     ToParams,
     make_run,
 )
@@ -70,21 +71,21 @@ class SavedOptimizer(NamedTuple):
 
     what: str
     dialect: Dialect
-    settings: Mapping[str, Any]
+    settings: Settings
     iterations: int
     names: Sequence[str]
     blocks: Mapping[Block, Sequence[Value]]
     block_names: Mapping[Block, str]
 
 
-def drop_none(**arguments: Any) -> dict[str, Any]:
+def drop_none(**arguments: Any) -> Settings:
     """Return the arguments that the user gave."""
     return {name: value for name, value in arguments.items() if value is not None}
 
 
 def make_keras_run(
     saved: SavedOptimizer,
-    given: Mapping[str, Any],
+    given: Settings,
     to_params: ToParams | None,
 ) -> Run:
     """Return the transformation and the state that resume a run.
@@ -177,8 +178,8 @@ def select_variables(saved: SavedOptimizer, names: Sequence[str]) -> SavedOptimi
 
 
 def merge_settings(
-    what: str, dialect: Dialect, own: Mapping[str, Any], given: Mapping[str, Any]
-) -> dict[str, Any]:
+    what: str, dialect: Dialect, own: Settings, given: Settings
+) -> Settings:
     """Return the file's settings and the user's.
 
     Raises:

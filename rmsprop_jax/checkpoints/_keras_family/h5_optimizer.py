@@ -14,6 +14,7 @@ from typing import Any
 
 from rmsprop_jax import dialects
 from rmsprop_jax.checkpoints._convert.arrays import to_real_numbers
+from rmsprop_jax.checkpoints._convert.run import Settings
 from rmsprop_jax.checkpoints._keras_family.conversion import (
     ACCUMULATION,
     BLOCK_NAMES,
@@ -44,7 +45,7 @@ def read_optimizer(
     what: str,
     file: KerasFile,
     names: Sequence[str] | None,
-    given: Mapping[str, Any],
+    given: Settings,
 ) -> SavedOptimizer:
     """Return what the file holds of the optimizer, with all settings.
 
@@ -155,7 +156,7 @@ def _read_named_variables(
     return [group.array(label) for label in labels], labels
 
 
-def _parse_json(what: str, text: str) -> Mapping[str, Any]:
+def _parse_json(what: str, text: str) -> Settings:
     try:
         content: Any = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -163,9 +164,7 @@ def _parse_json(what: str, text: str) -> Mapping[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _read_settings(
-    what: str, config: Mapping[str, Any] | None
-) -> tuple[Dialect, dict[str, Any]]:
+def _read_settings(what: str, config: Settings | None) -> tuple[Dialect, Settings]:
     """Return the dialect, and the settings by Keras's names.
 
     A ``.weights.h5`` has none.
@@ -180,7 +179,7 @@ def _read_settings(
             f"{what} must be of Keras's RMSprop, but its optimizer was {name}."
         )
     learning_rate = own.pop("learning_rate", None)
-    if isinstance(learning_rate, Mapping):
+    if isinstance(learning_rate, dict):
         learning_rate = make_schedule(learning_rate)
     is_legacy = "decay" in own
     if is_legacy and own["decay"] and isinstance(learning_rate, float):
@@ -190,7 +189,7 @@ def _read_settings(
     return (dialects.keras_legacy if is_legacy else dialects.keras), own
 
 
-def _find_blocks(settings: Mapping[str, Any]) -> list[Block]:
+def _find_blocks(settings: Settings) -> list[Block]:
     """Return the blocks that an optimizer of these settings has, in their order."""
     momentum = settings["momentum"]
     has: dict[Block, bool] = {

@@ -8,10 +8,9 @@ its variables by their names.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-from rmsprop_jax.checkpoints._readers.keras_h5 import Group, KerasFile
+from rmsprop_jax.checkpoints._readers.keras_h5 import Config, Group, KerasFile
 from rmsprop_jax.checkpoints._readers.source import StoredArray
 
 _CONTAINERS = ("layers", "_layer_checkpoint_dependencies")  # the latter to Keras 2.13
@@ -76,7 +75,7 @@ def find_numbered_weights(
 
 
 def _walk_layers(
-    group: Group, config: Mapping[str, Any], outer: Sequence[str] = ()
+    group: Group, config: Config, outer: Sequence[str] = ()
 ) -> Iterator[tuple[list[str], Group]]:
     """Yield every group with variables, with the names of its layer and the outer ones.
 
@@ -98,9 +97,9 @@ def _walk_layers(
             yield from _walk_layers(child, {}, names)
 
 
-def _name_groups(configs: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+def _name_groups(configs: Sequence[Config]) -> dict[str, Config]:
     """Return the layers of a model by the names of their groups: dense, dense_1, …."""
-    found: dict[str, Mapping[str, Any]] = {}
+    found: dict[str, Config] = {}
     counts: dict[str, int] = {}
     for config in configs:
         words = r"(?<=[a-z])(?=[A-Z])|(?<=.)(?=[A-Z][a-z])"

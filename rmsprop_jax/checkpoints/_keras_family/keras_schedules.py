@@ -14,19 +14,20 @@ With the step t, the decay steps T and the learning rates η₀ (initial) and η
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-_Config: TypeAlias = Mapping[str, Any]
-_Formula: TypeAlias = Callable[[_Config, jax.Array], jax.Array]
+from rmsprop_jax.checkpoints._readers.keras_h5 import Config
+
+_Formula: TypeAlias = Callable[[Config, jax.Array], jax.Array]
 
 
-def make_schedule(config: _Config) -> optax.Schedule | None:
+def make_schedule(config: Config) -> optax.Schedule | None:
     """Return the schedule of Keras's ``{"class_name": …, "config": …}``.
 
     Return None for a class that is not Keras's own.
@@ -41,29 +42,29 @@ def decay_over_time(learning_rate: float, decay: float) -> optax.Schedule:
     return _make_schedule(_decay_inversely, {**config, "decay_steps": 1})
 
 
-def _make_schedule(formula: _Formula, config: _Config) -> optax.Schedule:
+def _make_schedule(formula: _Formula, config: Config) -> optax.Schedule:
     def schedule(count: jax.typing.ArrayLike) -> jax.Array:
         return formula(config, jnp.asarray(count, jnp.result_type(float)))
 
     return schedule
 
 
-def _decay_exponentially(config: _Config, t: jax.Array) -> jax.Array:
+def _decay_exponentially(config: Config, t: jax.Array) -> jax.Array:
     periods = _count_periods(config, t)
     return config["initial_learning_rate"] * config["decay_rate"] ** periods
 
 
-def _decay_inversely(config: _Config, t: jax.Array) -> jax.Array:
+def _decay_inversely(config: Config, t: jax.Array) -> jax.Array:
     periods = _count_periods(config, t)
     return config["initial_learning_rate"] / (1 + config["decay_rate"] * periods)
 
 
-def _count_periods(config: _Config, t: jax.Array) -> jax.Array:
+def _count_periods(config: Config, t: jax.Array) -> jax.Array:
     periods = t / config["decay_steps"]
     return jnp.floor(periods) if config.get("staircase") else periods
 
 
-def _decay_polynomially(config: _Config, t: jax.Array) -> jax.Array:
+def _decay_polynomially(config: Config, t: jax.Array) -> jax.Array:
     start, end = config["initial_learning_rate"], config["end_learning_rate"]
     steps = config["decay_steps"]
     if config.get("cycle"):
@@ -72,7 +73,7 @@ def _decay_polynomially(config: _Config, t: jax.Array) -> jax.Array:
     return (start - end) * left ** config["power"] + end
 
 
-def _decay_by_cosine(config: _Config, t: jax.Array) -> jax.Array:
+def _decay_by_cosine(config: Config, t: jax.Array) -> jax.Array:
     start, alpha = config["initial_learning_rate"], config["alpha"]
     # Keras 2 before 2.13 has no warmup.
     top, warmup = config.get("warmup_target"), config.get("warmup_steps") or 0
@@ -84,7 +85,7 @@ def _decay_by_cosine(config: _Config, t: jax.Array) -> jax.Array:
     return jnp.where(t < warmup, rising, decayed)
 
 
-def _restart_cosine(config: _Config, t: jax.Array) -> jax.Array:
+def _restart_cosine(config: Config, t: jax.Array) -> jax.Array:
     start, alpha, k = (config[x] for x in ("initial_learning_rate", "alpha", "t_mul"))
     done = t / config["first_decay_steps"]
     if k == 1:
@@ -97,7 +98,7 @@ def _restart_cosine(config: _Config, t: jax.Array) -> jax.Array:
     return start * (height * (1 + jnp.cos(jnp.pi * done)) / 2 + alpha)
 
 
-def _choose_piece(config: _Config, t: jax.Array) -> jax.Array:
+def _choose_piece(config: Config, t: jax.Array) -> jax.Array:
     boundaries = np.array(config["boundaries"], t.dtype)
     values = jnp.array(config["values"], t.dtype)
     return values[jnp.searchsorted(boundaries, t)]

@@ -35,7 +35,7 @@ class Reader(NamedTuple):
 
     framework: str
     recognizes: Callable[[Source], bool]
-    read: Callable[[Source], Any]
+    read: Callable[[Source], object]
 
 
 READERS = (

@@ -15,18 +15,22 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
-import numpy.typing as npt
 
 from rmsprop_jax.checkpoints._readers.source import (
     DamagedError,
+    DType,
+    NumpyArray,
     Source,
     StoredArray,
     UnsupportedError,
 )
+
+# The configuration of a model, a layer or an optimizer, from JSON.
+Config: TypeAlias = dict[str, Any]
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _WEIGHTS, _CONFIG, _METADATA = "model.weights.h5", "config.json", "metadata.json"
@@ -86,8 +90,8 @@ class KerasFile(NamedTuple):
     """
 
     root: Group
-    config: Mapping[str, Any]
-    metadata: Mapping[str, Any]
+    config: Config
+    metadata: Config
 
 
 def is_keras(source: Source) -> bool:
@@ -109,7 +113,7 @@ def read_keras(source: Source) -> KerasFile:
     return KerasFile(_read_h5(source, part), config, metadata)
 
 
-def _read_json(source: Source, name: str) -> Mapping[str, Any]:
+def _read_json(source: Source, name: str) -> Config:
     if name not in source.members:
         return {}
     try:
@@ -165,12 +169,12 @@ class _Dataset:
     dataset: Any
     path: str
 
-    def read(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    def read(self, shape: tuple[int, ...], dtype: DType) -> NumpyArray:
         # Nobody may need what does not hold numbers, so it is refused only here.
         if dtype.kind not in "biufc" and dtype != jnp.bfloat16:
             raise UnsupportedError(f"{self.path} does not hold numbers, but {dtype}")
         try:
-            value: npt.NDArray[Any] = np.asarray(self.dataset[()])
+            value: NumpyArray = np.asarray(self.dataset[()])
         except (OSError, RuntimeError, ValueError) as error:
             raise DamagedError(f"{self.path}: {error}") from error
         return value.view(dtype) if dtype == jnp.bfloat16 else value
@@ -229,7 +233,7 @@ class _Walk:
             raise UnsupportedError(f"the bytes of {path} are in another file")
         if not filters <= _FILTERS:
             raise UnsupportedError(f"{path} is compressed in a rare way")
-        dtype: np.dtype[Any] = dataset.dtype
+        dtype: DType = dataset.dtype
         # HDF5 has no bfloat16, so Keras writes its two bytes.
         is_bfloat16 = dtype == np.dtype("V2")
         if is_bfloat16:

@@ -52,7 +52,7 @@ def is_paddle(source: Source) -> bool:
     return source.head.startswith(b"\x80")
 
 
-def read_torch(source: Source) -> Any:
+def read_torch(source: Source) -> object:
     """Read a file of torch, since 1.6."""
     pickled = _find_pickle(source)
     assert pickled is not None
@@ -69,12 +69,12 @@ def read_torch(source: Source) -> Any:
     return content
 
 
-def read_torch_legacy(source: Source) -> Any:
+def read_torch_legacy(source: Source) -> object:
     """Read a file of torch, before 1.6."""
     data = source.map()
     storages: dict[str, Storage] = {}
     position = 0
-    values: list[Any] = []
+    values: list[object] = []
     for _ in range(5):
         machine = PickleMachine(source, data, position, storages)
         values.append(machine.load())
@@ -109,7 +109,7 @@ def read_stable_baselines3(source: Source) -> dict[str, Any]:
     return found
 
 
-def read_paddle(source: Source) -> Any:
+def read_paddle(source: Source) -> object:
     """Read a file of Paddle."""
     return PickleMachine(source, source.map()).load()
 

@@ -16,16 +16,17 @@ import codecs
 import math
 import mmap
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from types import SimpleNamespace
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
-import numpy.typing as npt
 
 from rmsprop_jax.checkpoints._readers.source import (
     DamagedError,
+    DType,
+    NumpyArray,
     Source,
     Storage,
     StoredArray,
@@ -79,7 +80,7 @@ RENAMED_MODULES = {
 # opaque.
 _CODES = ("?", *("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"), "f2", "f4", "f8")
 _ML_DTYPES = [jnp.dtype(x) for x in ("bfloat16", "float8_e4m3fn", "float8_e5m2")]
-NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
+NUMPY_DTYPES: dict[str, DType] = {
     **{np.dtype(x).str[1:]: np.dtype(x) for x in (*_CODES, "c8", "c16")},
     **{f"ml_dtypes.{dtype.name}": dtype for dtype in _ML_DTYPES},
 }
@@ -103,7 +104,7 @@ TORCH_STORAGES = {
 # What a Python object takes in memory, about.
 _OBJECT_SIZE = 72
 
-Arguments: TypeAlias = tuple[Any, ...]
+Arguments: TypeAlias = tuple[object, ...]
 
 
 class OpaqueValue:
@@ -115,7 +116,7 @@ class OpaqueValue:
     def __repr__(self) -> str:
         return f"<a {self.name}, which was not read>"
 
-    def _refuse(self, *args: object, **kwargs: object) -> Any:
+    def _refuse(self, *args: object, **kwargs: object) -> object:
         raise UnsupportedError(
             f"A {self.name} was not read, because only tensors, numbers, text, lists "
             "and dictionaries are. Nothing of it was run. If you trust the file, load "
@@ -148,7 +149,7 @@ class StorageView(NamedTuple):
     """
 
     storage: Storage
-    dtype: np.dtype[Any]
+    dtype: DType
     start: int
 
 
@@ -171,14 +172,14 @@ class PickleMachine:
         self.position = position
         self.storages = storages
         self.data = data
-        self.stack: list[Any] = []
+        self.stack: list[object] = []
         self.marks: list[int] = []
-        self.memo: dict[int, Any] = {}
+        self.memo: dict[int, object] = {}
         self.last_index: dict[int, int] = {}  # in the memo, by the id of the value
         self.is_stopped = False
         self.unspent = 0
 
-    def load(self) -> Any:
+    def load(self) -> object:
         """Return what was pickled.
 
         Raises:
@@ -244,7 +245,7 @@ class PickleMachine:
 
     # --- The stack and the memo.
 
-    def push(self, value: Any) -> None:
+    def push(self, value: object) -> None:
         self.spend()
         self.stack.append(value)
 
@@ -260,7 +261,7 @@ class PickleMachine:
             self.spend(4 * len(content))
         self.push(content.decode("utf-8", "surrogatepass"))
 
-    def push_copy(self, value: Any) -> None:
+    def push_copy(self, value: object) -> None:
         self.stack.append(value)
 
     def pop(self) -> None:
@@ -282,7 +283,7 @@ class PickleMachine:
         self.spend()
         self.marks.append(len(self.stack))
 
-    def pop_to_mark(self) -> list[Any]:
+    def pop_to_mark(self) -> list[object]:
         start = self.marks.pop()
         values = self.stack[start:]
         del self.stack[start:]
@@ -297,7 +298,7 @@ class PickleMachine:
         self.memo[index] = value
         self.last_index[id(value)] = index
 
-    def replace_top(self, value: Any) -> None:
+    def replace_top(self, value: object) -> None:
         """Replace the last value, in the memo too."""
         old = self.stack.pop()
         self.stack.append(value)
@@ -308,11 +309,11 @@ class PickleMachine:
 
     # --- Containers.
 
-    def push_dict(self, items: list[Any]) -> None:
+    def push_dict(self, items: list[object]) -> None:
         self.push({})
         self.set_items(items)
 
-    def set_items(self, items: list[Any]) -> None:
+    def set_items(self, items: list[object]) -> None:
         target = self.stack[-1]
         if isinstance(target, OpaqueValue):
             return
@@ -321,7 +322,7 @@ class PickleMachine:
         for key, value in zip(items[::2], items[1::2], strict=True):
             target[validate_key(key)] = value
 
-    def extend(self, values: list[Any]) -> None:
+    def extend(self, values: list[object]) -> None:
         target = self.stack[-1]
         if isinstance(target, list):
             target.extend(values)
@@ -332,13 +333,13 @@ class PickleMachine:
 
     # --- Classes and calls.
 
-    def push_name(self, module: Any, name: Any) -> None:
+    def push_name(self, module: object, name: object) -> None:
         if type(module) is not str or type(name) is not str:
             raise DamagedError("a pickle names a class without a name")
         full = f"{RENAMED_MODULES.get(module, module)}.{name}"
         self.push(TORCH_DTYPES[full] if full in TORCH_DTYPES else _Name(full))
 
-    def push_call(self, function: Any, arguments: Any) -> None:
+    def push_call(self, function: object, arguments: object) -> None:
         self.push(self.call(function, arguments))
 
     def push_call_to_mark(self) -> None:
@@ -351,7 +352,7 @@ class PickleMachine:
         kind = self.stack.pop()
         self.push_call(kind, tuple(self.pop_to_mark()))
 
-    def call(self, function: Any, arguments: Any) -> Any:
+    def call(self, function: object, arguments: object) -> object:
         """Return what a named function makes of arguments, or an opaque value."""
         if type(arguments) is not tuple:
             raise DamagedError("a pickle calls something without arguments")
@@ -359,7 +360,7 @@ class PickleMachine:
             return OpaqueValue("value of an unknown class")
         if function.name not in KNOWN_NAMES:
             return OpaqueValue(function.name)
-        method: Callable[..., Any] = getattr(self, KNOWN_NAMES[function.name])
+        method: Callable[..., object] = getattr(self, KNOWN_NAMES[function.name])
         try:
             return method(*arguments)
         except (DamagedError, UnsupportedError):
@@ -384,12 +385,12 @@ class PickleMachine:
                     value.__dict__[name] = attribute
         # Attributes of dictionaries, parameters and opaque values are not data.
 
-    def build_dtype(self, dtype: np.dtype[Any], state: Any) -> np.dtype[Any]:
+    def build_dtype(self, dtype: DType, state: object) -> DType:
         if type(state) is not tuple or state[2:5] != (None, None, None):
             raise UnsupportedError("an array has a dtype with fields")
         return dtype.newbyteorder(">") if state[1] == ">" else dtype
 
-    def build_array(self, state: Any) -> Any:
+    def build_array(self, state: object) -> object:
         if type(state) is not tuple or len(state) != 5:
             raise DamagedError("an array has no content")
         _, shape, dtype, is_fortran, content = state
@@ -399,52 +400,64 @@ class PickleMachine:
 
     # --- The methods of KNOWN_NAMES.
 
-    def make_dict(self, *arguments: Any) -> dict[Any, Any]:
-        """Make a dictionary of the pairs in the last argument, if there are any."""
-        pairs = arguments[-1] if arguments and isinstance(arguments[-1], list) else []
+    def make_dict(self, *arguments: object) -> dict[object, object]:
+        """Make a dictionary of that in the last argument, or of its pairs."""
+        content = arguments[-1] if arguments else None
+        if isinstance(content, dict):
+            return dict(content)
+        pairs = content if isinstance(content, list) else []
         return {validate_key(key): value for key, value in pairs}
 
-    def make_set(self, values: Any = ()) -> set[Any]:
-        return set(map(validate_key, values))
+    def make_set(self, values: object = ()) -> set[object]:
+        return set(map(validate_key, validate_elements(values)))
 
-    def make_list(self, values: Any = (), *_: Any) -> list[Any]:
-        self.spend(8 * len(values))
-        return list(values)
+    def make_list(self, values: object = (), *_: object) -> list[object]:
+        return self._spend_and_list(values)
 
-    def make_tuple(self, values: Any = ()) -> Arguments:
-        self.spend(8 * len(values))
-        return tuple(values)
+    def make_tuple(self, values: object = ()) -> Arguments:
+        return tuple(self._spend_and_list(values))
 
-    def make_namespace(self, *_: Any) -> Namespace:
+    def _spend_and_list(self, values: object) -> list[object]:
+        elements = validate_elements(values)
+        self.spend(8 * len(elements))
+        return list(elements)
+
+    def make_namespace(self, *_: object) -> Namespace:
         return Namespace()
 
-    def make_bytes(self, text: Any = "", *_: Any) -> bytes:
+    def make_bytes(self, text: object = "", *_: object) -> bytes:
         """Make bytes of text in Latin-1, which is how protocols 0 to 2 write them."""
+        if not isinstance(text, str | bytes):
+            raise DamagedError("bytes are made of what is not text")
         self.spend(len(text))
-        return bytes(text) if isinstance(text, bytes) else text.encode("latin1")
+        return text if isinstance(text, bytes) else text.encode("latin1")
 
-    def make_complex(self, real: Any, imag: Any) -> complex:
+    def make_complex(self, real: object, imag: object) -> complex:
+        if not isinstance(real, float) or not isinstance(imag, float):
+            raise DamagedError("a complex number is made of what is not a number")
         return complex(real, imag)
 
-    def make_instance(self, kind: Any, *_: Any) -> Any:
+    def make_instance(self, kind: object, *_: object) -> object:
         """Make what ``copyreg`` makes of a class in protocols 0 and 1."""
         is_class = isinstance(kind, _Name) and not kind.name.startswith("copyreg.")
         return self.call(kind, ()) if is_class else OpaqueValue("object")
 
-    def make_device(self, *arguments: Any) -> str:
+    def make_device(self, *arguments: object) -> str:
         return ":".join(map(str, arguments))
 
-    def make_numpy_dtype(self, code: Any, *_: Any) -> Any:
+    def make_numpy_dtype(self, code: object, *_: object) -> object:
         name = code.name if isinstance(code, _Name) else code
         if type(name) is str and name in NUMPY_DTYPES:
             return NUMPY_DTYPES[name]
         return OpaqueValue("NumPy dtype of text or objects")
 
-    def make_unbuilt_array(self, kind: Any, *_: Any) -> OpaqueValue:
+    def make_unbuilt_array(self, kind: object, *_: object) -> OpaqueValue:
         name = kind.name if isinstance(kind, _Name) else "NumPy array"
         return (_UnbuiltArray if name == "numpy.ndarray" else OpaqueValue)(name)
 
-    def make_array(self, content: Any, dtype: Any, shape: Any, order: Any = "C") -> Any:
+    def make_array(
+        self, content: object, dtype: object, shape: object, order: object = "C"
+    ) -> object:
         if not isinstance(dtype, np.dtype) or not isinstance(content, bytes):
             return OpaqueValue("NumPy array of text or objects")
         shape = validate_shape(shape)
@@ -452,29 +465,29 @@ class PickleMachine:
             raise DamagedError(
                 f"an array of shape {shape} and dtype {dtype} has {len(content)} bytes"
             )
-        flat: npt.NDArray[Any] = np.frombuffer(content, dtype)
+        flat: NumpyArray = np.frombuffer(content, dtype)
         return flat.reshape(shape, order="F" if order == "F" else "C")
 
-    def make_numpy_scalar(self, dtype: Any, content: Any = None) -> Any:
+    def make_numpy_scalar(self, dtype: object, content: object = None) -> object:
         array = self.make_array(content, dtype, (1,))
-        return array if isinstance(array, OpaqueValue) else array[0]
+        return array[0] if isinstance(array, np.ndarray) else array
 
     def make_tensor(
-        self, view: Any, offset: Any, shape: Any, strides: Any, *_: Any
-    ) -> Any:
+        self, view: object, offset: object, shape: object, strides: object, *_: object
+    ) -> object:
         return self.make_tensor_of_dtype(view, offset, shape, strides)
 
     def make_tensor_of_dtype(
         self,
-        view: Any,
-        offset: Any,
-        shape: Any,
-        strides: Any,
-        requires_grad: Any = None,
-        hooks: Any = None,
-        dtype: Any = None,
-        *_: Any,
-    ) -> Any:
+        view: object,
+        offset: object,
+        shape: object,
+        strides: object,
+        requires_grad: object = None,
+        hooks: object = None,
+        dtype: object = None,
+        *_: object,
+    ) -> object:
         if not isinstance(view, StorageView) or isinstance(dtype, OpaqueValue):
             return OpaqueValue("torch.Tensor of a rare dtype")
         dtype = view.dtype if dtype is None else dtype
@@ -491,18 +504,20 @@ class PickleMachine:
         layout = Strided(view.storage, view.start + offset, strides)
         return StoredArray(self.source.path, shape, dtype, layout)
 
-    def make_subclass(self, function: Any, kind: Any, arguments: Any, *_: Any) -> Any:
+    def make_subclass(
+        self, function: object, kind: object, arguments: object, *_: object
+    ) -> object:
         """Make the tensor that a tensor of a subclass is made of."""
-        is_rebuild = isinstance(function, _Name) and "_rebuild_" in function.name
-        if not is_rebuild or KNOWN_NAMES.get(function.name) == "make_subclass":
+        known = KNOWN_NAMES.get(function.name) if isinstance(function, _Name) else None
+        if known not in ("make_tensor", "make_tensor_of_dtype", "take_first"):
             return OpaqueValue("torch.Tensor of a rare class")
         return self.call(function, arguments)
 
-    def take_first(self, value: Any, *_: Any) -> Any:
+    def take_first(self, value: object, *_: object) -> object:
         """Take the tensor of a parameter, or the array of a tensor on a device."""
         return value
 
-    def push_storage(self, persistent_id: Any) -> None:
+    def push_storage(self, persistent_id: object) -> None:
         """Push the bytes of tensors, which lie outside of the pickle."""
         if self.storages is None or type(persistent_id) is not tuple:
             raise DamagedError("a pickle names bytes that are elsewhere")
@@ -527,7 +542,7 @@ def _read_nowhere() -> bytes:
     raise DamagedError("a tensor has no bytes")
 
 
-def validate_shape(shape: Any) -> tuple[int, ...]:
+def validate_shape(shape: object) -> tuple[int, ...]:
     """Return a tuple of non-negative Python integers whose product is an address."""
     if not isinstance(shape, tuple | list) or len(shape) > 64:
         raise DamagedError("a shape is not a tuple")
@@ -537,7 +552,14 @@ def validate_shape(shape: Any) -> tuple[int, ...]:
     return sizes
 
 
-def validate_size(size: Any) -> int:
+def validate_elements(values: object) -> Collection[object]:
+    """Return the elements that a container is made of."""
+    if not isinstance(values, list | tuple | set | dict | str):
+        raise DamagedError("a list is made of what has no elements")
+    return values
+
+
+def validate_size(size: object) -> int:
     """Return a non-negative Python integer of fewer than 48 bits."""
     # A NumPy integer would wrap around in the arithmetic that checks bounds.
     if type(size) is not int or not 0 <= size < 2**48:
@@ -545,7 +567,7 @@ def validate_size(size: Any) -> int:
     return size
 
 
-def validate_key(key: Any) -> Any:
+def validate_key(key: object) -> object:
     """Return a key whose hash is safe to compute.
 
     The hash of a tuple recurses in C, and integers of more than 64 bits can be chosen

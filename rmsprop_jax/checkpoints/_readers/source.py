@@ -20,6 +20,9 @@ import numpy.typing as npt
 
 # Path-like, or a string.
 File: TypeAlias = str | os.PathLike[str]
+# Of any kind of numbers.
+DType: TypeAlias = np.dtype[Any]
+NumpyArray: TypeAlias = npt.NDArray[Any]
 
 
 class DamagedError(ValueError):
@@ -230,7 +233,7 @@ class Storage:
 class Layout(Protocol):
     """Where the elements of an array are."""
 
-    def read(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    def read(self, shape: tuple[int, ...], dtype: DType) -> NumpyArray:
         """Read the array."""
         ...
 
@@ -254,7 +257,7 @@ class Strided:
     offset: int
     strides: tuple[int, ...]
 
-    def read(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    def read(self, shape: tuple[int, ...], dtype: DType) -> NumpyArray:
         """Read the array."""
         if 0 in shape:
             return np.zeros(shape, dtype)
@@ -264,7 +267,7 @@ class Strided:
         if (self.offset + count) * dtype.itemsize > len(content):
             raise DamagedError(f"an array of shape {shape} does not fit its memory")
         start = self.offset * dtype.itemsize
-        flat: npt.NDArray[Any] = np.frombuffer(content, dtype, count, start)
+        flat: NumpyArray = np.frombuffer(content, dtype, count, start)
         strides = [stride * dtype.itemsize for stride in self.strides]
         return np.lib.stride_tricks.as_strided(flat, shape, strides, writeable=False)
 
@@ -286,10 +289,10 @@ class StoredArray:
 
     path: File
     shape: tuple[int, ...]
-    dtype: np.dtype[Any]
+    dtype: DType
     layout: Layout
 
-    def read(self) -> npt.NDArray[Any]:
+    def read(self) -> NumpyArray:
         """Read the array from its file.
 
         Raises:
@@ -299,11 +302,11 @@ class StoredArray:
             return self.layout.read(self.shape, self.dtype)
 
     def __array__(
-        self, dtype: npt.DTypeLike | None = None, copy: Any = None
-    ) -> npt.NDArray[Any]:
+        self, dtype: npt.DTypeLike | None = None, copy: object = None
+    ) -> NumpyArray:
         return np.asarray(self.read(), dtype)
 
 
-def read_each(values: Sequence[Any]) -> list[Any]:
+def read_each(values: Sequence[object]) -> list[Any]:
     """Return the values with what is still in a file read from it."""
     return [x.read() if isinstance(x, StoredArray) else x for x in values]

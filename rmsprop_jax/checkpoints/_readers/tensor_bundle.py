@@ -338,7 +338,7 @@ def _decode_node(message: Message) -> Node:
 # --- Protobuf.
 
 
-def _decode_message(data: Any) -> Message:
+def _decode_message(data: object) -> Message:
     """Return the fields of a protobuf message, by their numbers."""
     if not isinstance(data, bytes):
         raise DamagedError("a message has a number where it must have bytes")

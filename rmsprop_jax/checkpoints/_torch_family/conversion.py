@@ -16,6 +16,7 @@ from rmsprop_jax.checkpoints._convert.run import (
     FromParams,
     Override,
     Run,
+    Settings,
     ToParams,
     make_run,
     split_run,
@@ -33,7 +34,6 @@ from rmsprop_jax.checkpoints._torch_family.optimizers import (
     MOMENT_KEYS,
     SCHEDULER_TRACES,
     OptimizerSpec,
-    Settings,
 )
 from rmsprop_jax.checkpoints._torch_family.state_dict import (
     Names,

@@ -15,8 +15,9 @@ from rmsprop_jax.checkpoints._convert.arrays import (
     Tensor,
     to_numpy_exactly,
 )
+from rmsprop_jax.checkpoints._convert.run import Settings
 from rmsprop_jax.checkpoints._readers.source import StoredArray
-from rmsprop_jax.checkpoints._torch_family.optimizers import Buffers, Settings
+from rmsprop_jax.checkpoints._torch_family.optimizers import Buffers
 
 # Dictionaries of dictionaries of tensors, lists and numbers, as torch itself types it.
 StateDict: TypeAlias = Mapping[str, Any]
@@ -84,7 +85,7 @@ def find_weights_beside(checkpoint: object) -> dict[str, npt.ArrayLike]:
 def find_trainable_names(weights: Mapping[str, npt.ArrayLike]) -> list[str]:
     """Return the names that an optimizer may have: each memory once, no statistics."""
     names: list[str] = []
-    memories: set[Any] = set()
+    memories: set[object] = set()
     for name, weight in weights.items():
         memory = _memory_of(weight)
         if not name.endswith(_STATISTICS) and memory not in memories:

@@ -27,7 +27,7 @@ from rmsprop_jax.checkpoints._convert.arrays import (
     to_numpy,
     to_real_numbers,
 )
-from rmsprop_jax.checkpoints._convert.run import Group, Moment
+from rmsprop_jax.checkpoints._convert.run import Group, Moment, Settings
 
 # All foreign keys stand here. Those of a parameter's state, by our names:
 STEP = "step"
@@ -47,7 +47,6 @@ FOREIGN_SETTINGS = {"nesterov", "decoupled_weight_decay", "caution"}
 # Put into a group by a scheduler, by the setting that the scheduler changes:
 SCHEDULER_TRACES = {"lr": "initial_lr", "momentum": "max_momentum"}
 
-Settings: TypeAlias = dict[str, Any]
 Buffers: TypeAlias = Mapping[str, Value]
 
 
@@ -66,7 +65,7 @@ class OptimizerSpec(NamedTuple):
     framework: str
     dialect: Callable[..., optax.GradientTransformationExtraArgs]
     initial_nu: float
-    extra_settings: Callable[[Settings, str], Mapping[str, Any]]
+    extra_settings: Callable[[Settings, str], Settings]
 
     def make_group(self, settings: Settings, what: str) -> Group:
         """Return the settings of a group as arguments of the dialect.
@@ -87,11 +86,11 @@ class OptimizerSpec(NamedTuple):
         return Group(self.dialect, lr, arguments)
 
 
-def _read_torch_settings(settings: Settings, what: str) -> Mapping[str, Any]:
+def _read_torch_settings(settings: Settings, what: str) -> Settings:
     return {"maximize": read_flag(settings, "maximize", what)}
 
 
-def _read_timm_settings(settings: Settings, what: str) -> Mapping[str, Any]:
+def _read_timm_settings(settings: Settings, what: str) -> Settings:
     """Leave out what has no effect, which timm accepts and the dialect refuses."""
     is_decoupled = read_flag(settings, "decoupled_decay", what)
     is_corrected = is_decoupled and read_flag(settings, "corrected_weight_decay", what)

@@ -16,7 +16,7 @@ from rmsprop_jax.checkpoints._convert.arrays import (
     is_complex,
     to_real_numbers,
 )
-from rmsprop_jax.checkpoints._convert.run import Group, Moment, ParamState
+from rmsprop_jax.checkpoints._convert.run import Group, Moment, ParamState, Settings
 from rmsprop_jax.checkpoints._torch_family.locate import (
     Id,
     StateDict,
@@ -28,7 +28,6 @@ from rmsprop_jax.checkpoints._torch_family.optimizers import (
     STEP,
     Buffers,
     OptimizerSpec,
-    Settings,
     identify_optimizer,
 )
 

@@ -23,11 +23,17 @@ import numpy as np
 import optax
 
 from rmsprop_jax.checkpoints._convert.arrays import Value, to_float
-from rmsprop_jax.checkpoints._convert.run import FromParams, Override, Run, ToParams
+from rmsprop_jax.checkpoints._convert.run import (
+    FromParams,
+    Override,
+    Run,
+    Settings,
+    ToParams,
+)
 from rmsprop_jax.checkpoints._readers.source import File
 from rmsprop_jax.checkpoints._torch_family.conversion import export, resume
 from rmsprop_jax.checkpoints._torch_family.locate import StateDict, find_trainable_names
-from rmsprop_jax.checkpoints._torch_family.optimizers import TIMM, Settings
+from rmsprop_jax.checkpoints._torch_family.optimizers import TIMM
 from rmsprop_jax.checkpoints._torch_family.state_dict import Names
 
 
