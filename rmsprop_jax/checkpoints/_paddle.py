@@ -131,9 +131,9 @@ def from_paddle(
     with explain_content_errors(what):
         moments = _collect_moments(what, content)
         _check_centered(what, moments, centered=centered)
-        found = _rename(names, [*moments])
         if count is None:
             count = _read_count(what, content)
+    found = _rename(names, [*moments])
     settings = {
         "rho": rho,
         "epsilon": epsilon,
@@ -146,7 +146,7 @@ def from_paddle(
         for name, arrays in zip(found, moments.values(), strict=True)
     ]
     group = Group(dialects.paddle, learning_rate, settings)
-    return make_run(params, [group], to_params, _HINTS)
+    return make_run(what, params, [group], to_params, _HINTS)
 
 
 def find_paddle_weights(what: str, content: object) -> dict[str, NumpyArray]:
@@ -180,7 +180,7 @@ def _collect_moments(what: str, content: object) -> dict[str, dict[Moment, Numpy
     """Return the moments of each parameter, by Paddle's names of the parameters."""
     if not isinstance(content, Mapping):
         raise ValueError(
-            f"{what} must hold the state of a paddle.optimizer.RMSProp, but it holds a "
+            f"{what} must hold the state of a paddle.optimizer.RMSProp, but it holds "
             f"{type(content).__name__}."
         )
     moment_of: dict[str, Moment] = {key: moment for moment, key in _KEYS.items()}
@@ -215,11 +215,12 @@ def _collect_moments(what: str, content: object) -> dict[str, dict[Moment, Numpy
 
 
 def _read_count(what: str, content: Mapping[str, Any]) -> int:
-    count = content.get(_SCHEDULER, {}).get("last_epoch", 0)
+    scheduler = content.get(_SCHEDULER, {})
+    count = scheduler.get("last_epoch", 0) if isinstance(scheduler, Mapping) else None
     if not isinstance(count, int) or count < 0:
         raise ValueError(
             f"{what} must have a whole number as the last_epoch of its {_SCHEDULER}, "
-            f"but it was {count!r}."
+            f"but it was {scheduler!r}."
         )
     return min(count, 2**31 - 1)
 
@@ -244,13 +245,20 @@ def _rename(names: Mapping[str, str] | File | None, own: list[str]) -> list[str]
     """Return the names of the weights that Paddle calls `own`."""
     if names is None:
         return own
-    _, given = _read(names)
-    name_of = {theirs: name for name, theirs in given.get(_NAMES, given).items()}
+    what, given = _read(names)
+    given = given.get(_NAMES, given) if isinstance(given, Mapping) else {}
+    pairs = given.items() if isinstance(given, Mapping) else ()
+    name_of = {
+        theirs: name
+        for name, theirs in pairs
+        if isinstance(name, str) and isinstance(theirs, str)
+    }
     lost = [name for name in own if name not in name_of]
     if lost:
         raise ValueError(
-            f"names must have all parameters of the optimizer, but {lost[0]!r} is not "
-            f"among {[*name_of][:8]}. Paddle numbers the layers of a process as it "
+            "names must have all parameters of the optimizer, but "
+            f"{'it' if what == 'checkpoint' else what} has no {lost[0]!r}. It has "
+            f"{[*name_of][:8]}. Paddle numbers the layers of a process as it "
             "makes them: take the names from the run that wrote the file."
         )
     return [name_of[name] for name in own]

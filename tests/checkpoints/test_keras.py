@@ -156,13 +156,13 @@ def test_other_rates_and_momenta_take_the_place_of_the_files(files):
 )
 def test_schedules(kind, config, rates):
     config = {"initial_learning_rate": 8.0, "name": None, **config}
-    schedule: Any = make_schedule({"class_name": kind, "config": config})
+    schedule: Any = make_schedule("file", {"class_name": kind, "config": config})
     found = [schedule(jnp.int32(count)) for count in range(len(rates))]
     np.testing.assert_allclose(found, rates, rtol=1e-6)
 
 
 def test_schedules_of_others_are_asked_for():
-    assert make_schedule({"class_name": "Mine", "config": {}}) is None
+    assert make_schedule("file", {"class_name": "Mine", "config": {}}) is None
 
 
 def test_accumulating_without_a_gradient_since_the_last_update(files, tmp_path):

@@ -79,7 +79,7 @@ def test_names_from_the_weights_file_or_the_model():
     from_file = {"a": np.zeros(4), "StructuredToParameterName@@": names}
     assert_same(from_paddle(state_dict, names=from_file, **SETTINGS)[1], state)
     refused(
-        r"'linear_1.w_0' is not among \['conv_0.w_0'\]",
+        r"no 'linear_1.w_0'. It has \['conv_0.w_0'\]",
         state_dict,
         names={"x": "conv_0.w_0"},
     )

@@ -37,7 +37,11 @@ def group(momentum=0.0, *, centered=False):
 def test_one_group_goes_on_as_its_own_transformation():
     record = ParamState("w", 0, 5, array(2, 3) ** 2, array(2, 3))
     tx, state = make_run(
-        [record], [group(0.9)], lambda weights: {"kernel": weights["w"].T}, HINTS
+        "file",
+        [record],
+        [group(0.9)],
+        lambda weights: {"kernel": weights["w"].T},
+        HINTS,
     )
     assert state.count == 5
     params = {"kernel": jnp.ones((3, 2))}
@@ -61,7 +65,7 @@ def test_several_groups_there_and_back(is_first):
     if not is_first:
         groups.reverse()
         records = [record._replace(group=1 - record.group) for record in records]
-    tx, state = make_run(records, groups, None, HINTS)
+    tx, state = make_run("file", records, groups, None, HINTS)
     expected = tx.init({"a": jnp.zeros((2, 3)), "b": jnp.zeros((2, 3))})
     assert jax.tree.structure(state) == jax.tree.structure(expected)
     a, b = split_run(state, None, {"a": 0, "b": 1})
@@ -73,7 +77,7 @@ def test_several_groups_there_and_back(is_first):
 
 def test_our_variance_is_theirs_less_the_mean_squared():
     record = ParamState("a", 0, 1, array(3) ** 2 + 4, None, array(3))
-    _, state = make_run([record], [group(centered=True)], None, HINTS)
+    _, state = make_run("file", [record], [group(centered=True)], None, HINTS)
     assert record.grad_mean is not None
     exact = record.nu.astype(float) - record.grad_mean.astype(float) ** 2
     np.testing.assert_allclose(state.nu["a"], exact, rtol=1e-7)
@@ -84,7 +88,7 @@ def test_moments_that_a_parameter_has_not_yet_are_zeros():
         ParamState("a", 0, 1, array(3) ** 2),
         ParamState("b", 0, 1, array(3) ** 2, array(3)),
     ]
-    _, state = make_run(records, [group(0.9)], None, HINTS)
+    _, state = make_run("file", records, [group(0.9)], None, HINTS)
     assert not state.mu["a"].any()
     assert state.mu["b"].all()
 
@@ -92,7 +96,7 @@ def test_moments_that_a_parameter_has_not_yet_are_zeros():
 def test_moments_that_the_settings_do_not_use_are_dropped():
     """As Paddle and TensorFlow 1 keep all, whatever the settings."""
     record = ParamState("a", 0, 1, array(3) ** 2, array(3), array(3))
-    _, state = make_run([record], [group()], None, HINTS)
+    _, state = make_run("file", [record], [group()], None, HINTS)
     np.testing.assert_array_equal(state.nu["a"], record.nu)
     assert state.mu is None
     assert state.grad_mean is None
@@ -112,7 +116,13 @@ def test_rates_and_momenta_in_place_of_the_groups(listed):
 
     rates, momenta = ([rate], [momentum]) if listed else (rate, momentum)
     tx, state = make_run(
-        [record], [Group(dialects.timm, 0.1, settings)], None, HINTS, rates, momenta
+        "file",
+        [record],
+        [Group(dialects.timm, 0.1, settings)],
+        None,
+        HINTS,
+        rates,
+        momenta,
     )
     gradients = {"a": jnp.ones(3)}
     by_hand = dialects.timm(rate, momentum=momentum)
@@ -128,7 +138,7 @@ def test_refuses_what_does_not_fit_the_groups(name):
 
     def refused(match, given, error: type[Exception] = ValueError):
         with pytest.raises(error, match=f"^{name} must {match}"):
-            make_run(records, groups, None, HINTS, **{name: given})
+            make_run("file", records, groups, None, HINTS, **{name: given})
 
     refused(r"be a list of one .*own, \[0", 0.5)
     refused("have one .*each of the 2 groups, but it had 1", [0.5])
@@ -153,4 +163,4 @@ def test_refuses_what_does_not_fit_the_groups(name):
 def test_errors_speak_the_format_s_words(to_params, says):
     records = [ParamState(name, g, 1, array(3) ** 2) for g, name in enumerate("ab")]
     with pytest.raises(ValueError, match=says):
-        make_run(records, [group(), group(0.9)], to_params, HINTS)
+        make_run("file", records, [group(), group(0.9)], to_params, HINTS)

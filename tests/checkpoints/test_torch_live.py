@@ -3,12 +3,17 @@
 In float64 to 1e-12, and in float32 within torch's own error, on real data.
 """
 
+import collections
 import copy
+import datetime
 import io
 import itertools
 import json
 import os
+import pathlib
+import warnings
 from importlib import import_module
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -383,3 +388,112 @@ def test_flat_form_of_torch_s_checkpoints(torch):
     back = to_torch(state, like=flat)
     functions.set_optimizer_state_dict(network, optimizer, back, options=options)
     assert_same_as_torch(torch, optimizer.state_dict(), before)
+
+
+class Call:
+    """Pickled, it is a call."""
+
+    def __init__(self, function, *args):
+        self.call = function, args
+
+    def __reduce__(self):
+        return self.call
+
+
+def with_attribute(parameter):
+    parameter.note = "kept by torch"
+    return parameter
+
+
+TENSORS: dict[str, Any] = {
+    "expanded": lambda torch: torch.arange(3.0).expand(4, 3),
+    "overlapping": lambda torch: torch.arange(5.0).as_strided((3, 3), (1, 1)),
+    "transposed": lambda torch: torch.arange(6.0).reshape(2, 3).t(),
+    "part": lambda torch: torch.arange(12.0).reshape(3, 4)[:, 1:3],
+    "conjugated": lambda torch: torch.tensor([1 + 2j]).conj(),
+    "negated": lambda torch: torch.tensor([1 + 2j]).conj().imag,
+    "bfloat16": lambda torch: torch.ones(2, dtype=torch.bfloat16),
+    "empty": lambda torch: torch.zeros(0, 3),
+    "number": lambda torch: torch.tensor(3.0),
+    "uint16": lambda torch: torch.tensor([1, 2], dtype=torch.uint16),
+    "parameter": lambda torch: with_attribute(torch.nn.Parameter(torch.ones(2))),
+}
+# What a tensor of torch_xla and one of a subclass are pickled as.
+CALLS: dict[str, Any] = {
+    "of torch_xla": lambda torch: Call(
+        torch._utils._rebuild_device_tensor_from_numpy,
+        np.ones(2, np.float32),
+        torch.float32,
+        "xla:0",
+        *[False],
+    ),
+    "of a subclass": lambda torch: Call(
+        torch._tensor._rebuild_from_type_v2,
+        torch._utils._rebuild_parameter,
+        torch.nn.Parameter,
+        (torch.ones(2), False, collections.OrderedDict()),
+        {},
+    ),
+}
+VALUES: dict[str, Any] = {
+    "array": np.arange(3.0),
+    "NumPy number": np.float64(3),
+    "complex": 1 + 2j,
+    "set": {1, 2},
+    "large": -(2**80),
+    "bytes": b"abc",
+    "counter": collections.Counter({10: 1, 20: 2}),
+    "default": collections.defaultdict(list, {1: [2]}),
+    "ordered": collections.OrderedDict(a=1),
+}
+OPAQUE = {
+    "path": pathlib.Path("x"),
+    "time": datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC),
+    "class": pathlib.Path,
+    "text": np.array(["a"]),
+}
+
+
+@pytest.mark.parametrize("is_legacy", [False, True])
+@pytest.mark.parametrize("protocol", range(6))
+def test_every_protocol(protocol, is_legacy, torch, tmp_path):
+    """All that torch's own safe reader takes, and what commonly lies beside it."""
+    tensors = {name: make(torch) for name, make in TENSORS.items()}
+    calls = {name: make(torch) for name, make in CALLS.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # quantized tensors are deprecated
+        odd = torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)
+    path = tmp_path / "file.pt"
+    torch.save(
+        {
+            "odd": odd,
+            "all": tensors,
+            "calls": calls,
+            "values": VALUES,
+            "bytearray": bytearray(b"abc"),
+            "other": OPAQUE,
+        },
+        path,
+        pickle_protocol=protocol,
+        _use_new_zipfile_serialization=not is_legacy,
+    )
+    if protocol == 0:
+        with pytest.raises(AssertionError, match="saved_id must be a tuple"):
+            torch.load(path, weights_only=False)
+        with pytest.raises(ValueError, match="whose tensors torch itself can't read"):
+            read(path)
+        return
+    found = read(path)
+    for name, tensor in tensors.items():
+        whole = tensor.detach().resolve_conj().resolve_neg()
+        theirs = (whole.float() if name == "bfloat16" else whole).numpy()
+        np.testing.assert_array_equal(found["all"][name], theirs)
+        assert str(found["all"][name].dtype) == str(tensor.dtype).partition(".")[2]
+    for name in calls:
+        np.testing.assert_array_equal(found["calls"][name], np.ones(2, np.float32))
+    assert found["bytearray"] == b"abc"
+    for name, value in VALUES.items():
+        np.testing.assert_array_equal(found["values"][name], value)
+    for value in (found["odd"], *found["other"].values()):
+        with pytest.raises(ValueError, match="was not read"):
+            np.asarray(value)

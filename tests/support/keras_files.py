@@ -112,7 +112,7 @@ def _schedule(schedule, arguments):
     kind, numbers = schedule
     if "boundaries" not in numbers:
         numbers = {"initial_learning_rate": RATE, **numbers}
-    found: Any = make_schedule({"class_name": kind, "config": numbers})
+    found: Any = make_schedule("file", {"class_name": kind, "config": numbers})
     every = arguments.get("gradient_accumulation_steps", 1)
     return lambda count: found(count * every + every - 1)
 

@@ -119,6 +119,7 @@ class ErrorHints(NamedTuple):
 
 
 def make_run(
+    what: str,
     params: Sequence[ParamState],
     groups: Sequence[Group],
     to_params: ToParams | None,
@@ -134,11 +135,21 @@ def make_run(
     parameter, because a parameter may join late. A moment that a parameter lacks is
     zeros, and one that its rule does not keep is dropped.
 
+    Args:
+        what: How errors call the checkpoint.
+        params: The parameters.
+        groups: The groups.
+        to_params: The user's function.
+        hints: How errors speak of the format.
+        learning_rate: In place of that of the groups.
+        momentum: In place of that of the groups.
+
     Raises:
         ValueError: If to_params does not only rearrange, leaves something out, or joins
             parameters of different groups; if the learning rates or the momenta do not
             fit the groups; if a second moment is negative or NaN.
     """
+    _check_moments(what, params, hints)
     groups = override_learning_rate(learning_rate, groups)
     groups = override_momentum(momentum, groups)
     labels, groups, group_of = merge_equal_groups(groups)
@@ -156,7 +167,7 @@ def make_run(
         if not any(moment in moments for moments in kept):
             return None
         key = hints.keys[moment]
-        made = map_to_params(read_moments(params, moment, kept, key))
+        made = map_to_params(read_moments(what, params, moment, kept, key))
         check_alike(traced, made, key)
         # A copy, because the other framework may change its own memory.
         return jax.tree.map(jnp.array, made)
@@ -334,7 +345,30 @@ def merge_equal_groups(
     return labels, distinct, group_of
 
 
+def _check_moments(what: str, params: Sequence[ParamState], hints: ErrorHints) -> None:
+    """Raise if a moment does not hold numbers, or has another shape than the second."""
+    for param in params:
+        for moment in MOMENTS:
+            value = getattr(param, moment)
+            if value is None:
+                continue
+            dtype = getattr(value, "dtype", type(value).__name__)
+            dtype = str(getattr(dtype, "name", dtype))
+            if "float" not in dtype and "complex" not in dtype:
+                raise ValueError(
+                    f"{what}: {hints.keys[moment]!r} of parameter {param.name!r} must "
+                    f"hold floating-point numbers, but it was of {dtype}."
+                )
+            if np.shape(value) != np.shape(param.nu):
+                raise ValueError(
+                    f"{what}: {hints.keys[moment]!r} of parameter {param.name!r} must "
+                    f"have shape {np.shape(param.nu)}, as {hints.keys['nu']!r} has, "
+                    f"but it had {np.shape(value)}."
+                )
+
+
 def read_moments(
+    what: str,
     params: Sequence[ParamState],
     moment: Moment,
     kept: Sequence[Sequence[Moment]],
@@ -343,6 +377,7 @@ def read_moments(
     """Return a moment of each parameter, as our state has it.
 
     Args:
+        what: How errors call the checkpoint.
         params: The parameters.
         moment: Which moment. One that a parameter lacks is zeros.
         kept: Which moments the rule of each group keeps. If it is centered, the second
@@ -367,9 +402,9 @@ def read_moments(
         parts = (np.real(array), np.imag(array)) if np.iscomplexobj(array) else (array,)
         if not all((part >= 0).all() for part in parts):
             raise ValueError(
-                f"{key!r} of parameter {param.name!r} must not be negative or NaN, as "
-                "the mean of squares never is, but some of it is. That run cannot be "
-                "resumed."
+                f"{what}: {key!r} of parameter {param.name!r} must not be negative or "
+                "NaN, as the mean of squares never is, but some of it is. That run "
+                "can't be resumed."
             )
     return [
         to_variance(array, to_numpy(param.grad_mean))

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from rmsprop_jax import dialects
-from rmsprop_jax.checkpoints._convert.arrays import to_float, to_real_number
+from rmsprop_jax.checkpoints._convert.arrays import to_real_number
 from rmsprop_jax.checkpoints._convert.run import Moment, Settings
 from rmsprop_jax.checkpoints._keras_family.conversion import (
     BLOCK_NAMES,
@@ -24,13 +24,14 @@ from rmsprop_jax.checkpoints._keras_family.conversion import (
     Block,
     SavedOptimizer,
     validate_iterations,
+    validate_settings,
 )
 from rmsprop_jax.checkpoints._keras_family.keras_schedules import decay_over_time
 from rmsprop_jax.checkpoints._readers.source import StoredArray
 from rmsprop_jax.checkpoints._readers.tensor_bundle import Bundle, Node
 
 _STEP = "global_step"
-_SLOT = re.compile(r"(.+)/RMSProp(?:_(\d+))?")
+_SLOT = re.compile(r"(.+)/RMSProp(?:_(\d{1,4}))?")
 _AVERAGE = "/ExponentialMovingAverage"
 # The attributes of Keras's optimizers. Adam has no average gradients, RMSprop always.
 _LISTS: dict[Block, str] = {
@@ -101,7 +102,7 @@ def read_objects(
         optimizer: Which one the user chose.
         count: The step count that the user gave.
     """
-    arrays, nodes = bundle
+    nodes = bundle.nodes
     found = {
         path.removesuffix("/inner_optimizer"): i  # of a loss scale
         for i, path in _find_paths(nodes, _is_rmsprop).items()
@@ -119,8 +120,11 @@ def read_objects(
     lists = {
         block: _list_elements(nodes, owner, name) for block, name in _LISTS.items()
     }
-    blocks = {b: [arrays[n.key] for n in elements] for b, elements in lists.items()}
-    blocks = {block: elements for block, elements in blocks.items() if elements}
+    blocks = {
+        block: [bundle.array(node) for node in elements]
+        for block, elements in lists.items()
+        if elements
+    }
     trained = _list_elements(nodes, owner, "_trainable_variables")
     # tf_keras has no such list, but the name in that of the slot.
     names = [node.name for node in trained] or [
@@ -129,8 +133,9 @@ def read_objects(
     own: Settings = {} if "mu" in blocks else {"momentum": 0.0}
     own["centered"] = "grad_mean" in blocks
     numbers = _read_numbers(bundle, owner, ["_learning_rate"])
-    own |= {name.removeprefix("_"): to_float(x) for name, x in numbers.items()}
-    iterations = _read_numbers(bundle, owner, ["_iterations"])["_iterations"]
+    own |= {name.removeprefix("_"): to_real_number(x) for name, x in numbers.items()}
+    validate_settings(what, own)
+    iterations = _read_numbers(bundle, owner, ["_iterations"]).get("_iterations")
     step_count = _agree_on_count(what, iterations, count)
     return SavedOptimizer(
         what, dialects.keras, own, step_count, names, blocks, BLOCK_NAMES
@@ -141,10 +146,10 @@ def _read_slots(
     what: str, bundle: Bundle, owner: Node, count: int | None
 ) -> SavedOptimizer:
     """Return the slots of Keras's legacy RMSprop, or of tf.compat.v1's."""
-    arrays, nodes = bundle
+    nodes = bundle.nodes
     buffers: dict[int, dict[str, StoredArray]] = {}
     for variable, slot, buffer in owner.slots:
-        buffers.setdefault(variable, {})[slot] = arrays[nodes[buffer].key]
+        buffers.setdefault(variable, {})[slot] = bundle.array(nodes[buffer])
     in_all = set.intersection(*(set(slots) for slots in buffers.values()))
     blocks: dict[Block, list[StoredArray]] = {
         moment: [slots[slot] for slots in buffers.values()]
@@ -156,12 +161,13 @@ def _read_slots(
     attributes = ["learning_rate", "rho", "momentum", "decay", "iter"]
     numbers = _read_numbers(bundle, owner, attributes)
     iterations = numbers.pop("iter", None)
-    own |= {name: to_float(x) for name, x in numbers.items()}
+    own |= {name: to_real_number(x) for name, x in numbers.items()}
     step_count = _agree_on_count(what, iterations, count)
     if iterations is None:
         dialect, block_names = dialects.tensorflow, {**BLOCK_NAMES, **_SLOTS}
     else:
         dialect, block_names = dialects.keras_legacy, LEGACY_BLOCK_NAMES
+        validate_settings(what, own)
         if own.get("decay") and "learning_rate" in own:
             own["learning_rate"] = decay_over_time(own["learning_rate"], own["decay"])
     return SavedOptimizer(what, dialect, own, step_count, names, blocks, block_names)
@@ -253,7 +259,8 @@ def _list_elements(nodes: Sequence[Node], owner: Node, attribute: str) -> list[N
     if attribute not in owner.children:
         return []
     children = nodes[owner.children[attribute]].children
-    return [nodes[children[i]] for i in sorted(children, key=int)]
+    places = sorted((label for label in children if label.isdecimal()), key=int)
+    return [nodes[children[label]] for label in places]
 
 
 def _read_numbers(
@@ -261,8 +268,8 @@ def _read_numbers(
 ) -> dict[str, StoredArray]:
     """Return the numbers that an optimizer keeps as variables, unlike a schedule."""
     children = {name: bundle.nodes[i] for name, i in owner.children.items()}
-    keys = {name: children[name].key for name in attributes if name in children}
-    return {name: bundle.arrays[key] for name, key in keys.items() if key}
+    found = {name: children[name] for name in attributes if name in children}
+    return {name: bundle.array(node) for name, node in found.items() if node.key}
 
 
 def _agree_on_count(what: str, own: StoredArray | None, given: int | None) -> int:

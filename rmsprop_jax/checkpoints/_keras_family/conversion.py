@@ -12,6 +12,7 @@ here. In their order:
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -20,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rmsprop_jax.checkpoints._convert.arrays import Value, to_numpy
+from rmsprop_jax.checkpoints._convert.arrays import Value, to_numpy, to_real_number
 from rmsprop_jax.checkpoints._convert.rearrangement import apply_function
 from rmsprop_jax.checkpoints._convert.run import (
     MOMENTS,
@@ -54,6 +55,16 @@ _OVERRIDABLE = ("learning_rate", "momentum")
 # Arguments that are not settings of a dialect: they say which blocks a file has.
 _LAYOUT = ("use_ema", ACCUMULATION)
 _LARGEST_INT32 = 2**31 - 1
+# What a file may hold.
+_FLAGS = ("centered", "use_ema")
+_LARGEST = {
+    **dict.fromkeys(("rho", "ema_momentum"), 1.0),
+    **dict.fromkeys(
+        ("learning_rate", "momentum", "epsilon", "weight_decay", "decay"),
+        sys.float_info.max,
+    ),
+    **dict.fromkeys(("clipnorm", "global_clipnorm", "clipvalue"), sys.float_info.max),
+}
 
 
 class SavedOptimizer(NamedTuple):
@@ -128,7 +139,7 @@ def make_keras_run(
         to_join="",  # there is one group
     )
     state: Any
-    tx, state = make_run(params, [group], to_params, hints)
+    tx, state = make_run(saved.what, params, [group], to_params, hints)
     for name, make_clip in _CLIPS.items():
         if settings.get(name):
             if name == "clipnorm":
@@ -221,6 +232,30 @@ def validate_iterations(what: str, number: float) -> int:
             f"{number}."
         )
     return int(number)
+
+
+def validate_settings(what: str, own: Settings) -> None:
+    """Raise if a setting in a file is one that no optimizer can be made with."""
+    for name, value in own.items():
+        if value is None or callable(value):
+            continue
+        if name in _FLAGS and not isinstance(value, bool):
+            raise ValueError(
+                f"{name!r} in {what} must be True or False, but it was {value!r}."
+            )
+        most = _LARGEST.get(name)
+        if most is not None and not 0 <= to_real_number(value) <= most:
+            limit = "" if most > 1 else ", at most 1"
+            raise ValueError(
+                f"{name!r} in {what} must be a finite number, not negative{limit}, but "
+                f"it was {value!r}."
+            )
+    every = own.get(ACCUMULATION)
+    if every is not None and (type(every) is not int or every < 1):
+        raise ValueError(
+            f"{ACCUMULATION!r} in {what} must be a positive integer, but it was "
+            f"{every!r}."
+        )
 
 
 def _join_and(names: Sequence[str]) -> str:

@@ -28,6 +28,7 @@ from rmsprop_jax.checkpoints._keras_family.conversion import (
     merge_settings,
     select_variables,
     validate_iterations,
+    validate_settings,
 )
 from rmsprop_jax.checkpoints._keras_family.h5_weights import (
     has_names,
@@ -37,7 +38,7 @@ from rmsprop_jax.checkpoints._keras_family.keras_schedules import (
     decay_over_time,
     make_schedule,
 )
-from rmsprop_jax.checkpoints._readers.keras_h5 import Group, KerasFile
+from rmsprop_jax.checkpoints._readers.keras_h5 import Group, KerasFile, get_config
 from rmsprop_jax.checkpoints._readers.source import StoredArray
 
 
@@ -58,12 +59,12 @@ def read_optimizer(
     if has_names(file.root):
         variables, labels = _read_named_variables(what, file.root)
         training = _parse_json(what, file.root.texts["training_config"])
-        config = training.get("optimizer_config")
+        config = get_config(training, "optimizer_config")
     else:
         variables, labels = _read_numbered_variables(what, file.root), []
-        config = (file.config.get("compile_config") or {}).get("optimizer")
+        config = get_config(get_config(file.config, "compile_config"), "optimizer")
     dialect, own = _read_settings(what, config)
-    if config is None and "learning_rate" not in given:
+    if not config and "learning_rate" not in given:
         own["learning_rate"] = None  # it may be among the variables
     settings = merge_settings(what, dialect, own, given)
     is_legacy = dialect is dialects.keras_legacy
@@ -100,6 +101,7 @@ def read_optimizer(
     iterations, *numbers = to_real_numbers(variables[:start])
     if settings["learning_rate"] is None:
         settings["learning_rate"] = numbers[0]
+        validate_settings(what, {"learning_rate": numbers[0]})
     saved = SavedOptimizer(
         what,
         dialect,
@@ -164,27 +166,29 @@ def _parse_json(what: str, text: str) -> Settings:
     return content if isinstance(content, dict) else {}
 
 
-def _read_settings(what: str, config: Settings | None) -> tuple[Dialect, Settings]:
+def _read_settings(what: str, config: Settings) -> tuple[Dialect, Settings]:
     """Return the dialect, and the settings by Keras's names.
 
     A ``.weights.h5`` has none.
     """
-    if config is None:
+    if not config:
         return dialects.keras, {}
-    name, own = str(config["class_name"]), dict(config["config"])
-    if "inner_optimizer" in own:  # of a loss scale
-        return _read_settings(what, own["inner_optimizer"])
+    inner = get_config(get_config(config, "config"), "inner_optimizer")
+    if inner:  # of a loss scale
+        config = inner
+    name, own = str(config.get("class_name")), drop_none(**get_config(config, "config"))
     if name.rpartition(">")[2] != "RMSprop":
         raise ValueError(
             f"{what} must be of Keras's RMSprop, but its optimizer was {name}."
         )
     learning_rate = own.pop("learning_rate", None)
     if isinstance(learning_rate, dict):
-        learning_rate = make_schedule(learning_rate)
+        learning_rate = make_schedule(what, learning_rate)
+    own |= drop_none(learning_rate=learning_rate)
+    validate_settings(what, own)
     is_legacy = "decay" in own
     if is_legacy and own["decay"] and isinstance(learning_rate, float):
-        learning_rate = decay_over_time(learning_rate, own["decay"])
-    own |= drop_none(learning_rate=learning_rate)
+        own["learning_rate"] = decay_over_time(learning_rate, own["decay"])
     own["weight_decay"] = own.get("weight_decay") or 0.0
     return (dialects.keras_legacy if is_legacy else dialects.keras), own
 

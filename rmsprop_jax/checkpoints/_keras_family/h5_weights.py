@@ -10,7 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from rmsprop_jax.checkpoints._readers.keras_h5 import Config, Group, KerasFile
+from rmsprop_jax.checkpoints._readers.keras_h5 import (
+    Config,
+    Group,
+    KerasFile,
+    get_config,
+)
 from rmsprop_jax.checkpoints._readers.source import StoredArray
 
 _CONTAINERS = ("layers", "_layer_checkpoint_dependencies")  # the latter to Keras 2.13
@@ -83,12 +88,12 @@ def _walk_layers(
     after the classes, and the model's configuration says which layer is which.
     """
     own = group.groups.get("vars")
-    known = config.get("config", {})
+    known = get_config(config, "config")
     name = (own.texts.get("name") if own else None) or known.get("name")
-    names = [*outer, name] if name else [*outer]
+    names = [*outer, name] if name and isinstance(name, str) else [*outer]
     if own is not None and own.arrays:
         yield names, group
-    members = _name_groups(known.get("layers", []))
+    members = _name_groups(known.get("layers"))
     for key, child in group.groups.items():
         if key in _CONTAINERS:
             for member, inner in child.groups.items():
@@ -97,13 +102,15 @@ def _walk_layers(
             yield from _walk_layers(child, {}, names)
 
 
-def _name_groups(configs: Sequence[Config]) -> dict[str, Config]:
+def _name_groups(layers: object) -> dict[str, Config]:
     """Return the layers of a model by the names of their groups: dense, dense_1, …."""
     found: dict[str, Config] = {}
     counts: dict[str, int] = {}
-    for config in configs:
+    configs: list[object] = layers if isinstance(layers, list) else []
+    for config in (config for config in configs if isinstance(config, dict)):
         words = r"(?<=[a-z])(?=[A-Z])|(?<=.)(?=[A-Z][a-z])"
-        kind = re.sub(words, "_", config["class_name"].rpartition(">")[2]).lower()
+        name = str(config.get("class_name")).rpartition(">")[2]
+        kind = re.sub(words, "_", name).lower()
         number = counts.get(kind, 0)
         counts[kind] = number + 1
         found[f"{kind}_{number}" if number else kind] = config

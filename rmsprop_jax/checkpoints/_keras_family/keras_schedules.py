@@ -22,18 +22,49 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from rmsprop_jax.checkpoints._convert.arrays import to_real_numbers
 from rmsprop_jax.checkpoints._readers.keras_h5 import Config
 
 _Formula: TypeAlias = Callable[[Config, jax.Array], jax.Array]
 
 
-def make_schedule(config: Config) -> optax.Schedule | None:
+def make_schedule(what: str, config: Config) -> optax.Schedule | None:
     """Return the schedule of Keras's ``{"class_name": …, "config": …}``.
 
     Return None for a class that is not Keras's own.
+
+    Raises:
+        ValueError: If a number is missing, or can't be. It names the key.
     """
-    formula = _FORMULAS.get(config["class_name"])
-    return None if formula is None else _make_schedule(formula, config["config"])
+    name, numbers = config.get("class_name"), config.get("config")
+    if not isinstance(name, str) or not isinstance(numbers, dict):
+        raise ValueError(f"{what} has a learning rate that is not one: {config}.")
+    if name not in _FORMULAS:
+        return None
+    formula, required = _FORMULAS[name]
+    for key in {*required, *(_OPTIONAL & set(numbers))}:
+        value = numbers.get(key)
+        each = value if isinstance(value, list) and key in _LISTS else [value]
+        if key in _OPTIONAL and value is None:
+            continue
+        # Positive, because it divides.
+        is_positive = key.endswith("decay_steps") or key == "t_mul"
+        if any(
+            math.isnan(x) or (is_positive and x <= 0) for x in to_real_numbers(each)
+        ):
+            must = "positive" if is_positive else "real"
+            raise ValueError(
+                f"{key!r} of the {name} in {what} must be a {must} number, but it was "
+                f"{value!r}."
+            )
+    if name == "PiecewiseConstantDecay":
+        sizes = [len(numbers[key]) for key in _LISTS]
+        if sizes[1] != sizes[0] + 1:
+            raise ValueError(
+                f"'values' of the {name} in {what} must be one more than its "
+                f"'boundaries', but there were {sizes[1]} and {sizes[0]}."
+            )
+    return _make_schedule(formula, numbers)
 
 
 def decay_over_time(learning_rate: float, decay: float) -> optax.Schedule:
@@ -104,11 +135,24 @@ def _choose_piece(config: Config, t: jax.Array) -> jax.Array:
     return values[jnp.searchsorted(boundaries, t)]
 
 
-_FORMULAS: dict[str, _Formula] = {
-    "ExponentialDecay": _decay_exponentially,
-    "InverseTimeDecay": _decay_inversely,
-    "PolynomialDecay": _decay_polynomially,
-    "CosineDecay": _decay_by_cosine,
-    "CosineDecayRestarts": _restart_cosine,
-    "PiecewiseConstantDecay": _choose_piece,
+_LISTS = ("boundaries", "values")
+_OPTIONAL = {"warmup_target", "warmup_steps"}
+_DECAY = ("initial_learning_rate", "decay_steps", "decay_rate")
+# The formula of each class, and the numbers that it needs.
+_FORMULAS: dict[str, tuple[_Formula, tuple[str, ...]]] = {
+    "ExponentialDecay": (_decay_exponentially, _DECAY),
+    "InverseTimeDecay": (_decay_inversely, _DECAY),
+    "PolynomialDecay": (
+        _decay_polynomially,
+        ("initial_learning_rate", "decay_steps", "end_learning_rate", "power"),
+    ),
+    "CosineDecay": (
+        _decay_by_cosine,
+        ("initial_learning_rate", "decay_steps", "alpha"),
+    ),
+    "CosineDecayRestarts": (
+        _restart_cosine,
+        ("initial_learning_rate", "first_decay_steps", "t_mul", "m_mul", "alpha"),
+    ),
+    "PiecewiseConstantDecay": (_choose_piece, _LISTS),
 }

@@ -94,6 +94,12 @@ class KerasFile(NamedTuple):
     metadata: Config
 
 
+def get_config(config: Config, key: str) -> Config:
+    """Return a part of a configuration; empty if there is none."""
+    part = config.get(key)
+    return part if isinstance(part, dict) else {}
+
+
 def is_keras(source: Source) -> bool:
     """Whether the file is one of Keras, or any HDF5 file."""
     names = source.members.keys()
@@ -257,10 +263,13 @@ class _Walk:
             identifier = group.attrs.get_id(name)
             self.size += math.prod(identifier.shape) * identifier.dtype.itemsize
             values = np.asarray(group.attrs[name]).ravel().tolist()
-            strings = [x.decode() if isinstance(x, bytes) else x for x in values]
+            try:
+                strings = [x.decode() if isinstance(x, bytes) else x for x in values]
+            except UnicodeDecodeError:
+                strings = values
             if not all(isinstance(x, str) for x in strings):
-                raise DamagedError(
-                    f"the attribute {name!r} of {path or '/'} is no text"
+                raise UnsupportedError(
+                    f"the attribute {name!r} of {path or '/'} is not text in UTF-8"
                 )
             if kind in _LISTS:
                 lists.setdefault(kind, []).extend(strings)

@@ -80,9 +80,10 @@ def read_torch_legacy(source: Source) -> object:
         values.append(machine.load())
         position = machine.position
     *_, content, keys = values
-    if not isinstance(keys, list) or set(keys) != set(storages):
+    order = [key for key in keys if isinstance(key, str)] if type(keys) is list else []
+    if set(order) != set(storages):
         raise DamagedError("its list of storages is another than its tensors need")
-    for key in keys:
+    for key in order:
         storage = storages[key]
         position += 8  # the number of elements
         if position + storage.size > source.size:

@@ -18,7 +18,7 @@ import mmap
 import struct
 from collections.abc import Callable, Collection
 from types import SimpleNamespace
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
@@ -100,6 +100,14 @@ TORCH_STORAGES = {
     "ShortStorage": TORCH_DTYPES["torch.int16"],
     "UntypedStorage": TORCH_DTYPES["torch.uint8"],
 }
+# The bytes of an element.
+QUANTIZED_STORAGES = {
+    "QInt32Storage": 4,
+    "QInt8Storage": 1,
+    "QUInt2x4Storage": 1,
+    "QUInt4x2Storage": 1,
+    "QUInt8Storage": 1,
+}
 
 # What a Python object takes in memory, about.
 _OBJECT_SIZE = 72
@@ -114,13 +122,13 @@ class OpaqueValue:
         self.name = name
 
     def __repr__(self) -> str:
-        return f"<a {self.name}, which was not read>"
+        return f"<{self.name}, which was not read>"
 
     def _refuse(self, *args: object, **kwargs: object) -> object:
         raise UnsupportedError(
-            f"A {self.name} was not read, because only tensors, numbers, text, lists "
-            "and dictionaries are. Nothing of it was run. If you trust the file, load "
-            "it with the program that wrote it, and give the dictionary."
+            f"A value ({self.name}) was not read, because only tensors, numbers, "
+            "text, lists and dictionaries are. Nothing of it was run. If you trust the "
+            "file, load it with the program that wrote it, and give the dictionary."
         )
 
     __array__ = __bool__ = __call__ = __contains__ = __float__ = __getitem__ = _refuse
@@ -139,7 +147,7 @@ class Namespace(SimpleNamespace):
     """An ``argparse.Namespace`` or a ``types.SimpleNamespace``."""
 
 
-class StorageView(NamedTuple):
+class StorageView(OpaqueValue):
     """The bytes of torch tensors, which lie outside of the pickle.
 
     Attributes:
@@ -148,9 +156,11 @@ class StorageView(NamedTuple):
         start: Where the elements begin.
     """
 
-    storage: Storage
-    dtype: DType
-    start: int
+    def __init__(self, storage: Storage, dtype: DType, start: int) -> None:
+        super().__init__("torch storage")
+        self.storage = storage
+        self.dtype = dtype
+        self.start = start
 
 
 class PickleMachine:
@@ -262,6 +272,7 @@ class PickleMachine:
         self.push(content.decode("utf-8", "surrogatepass"))
 
     def push_copy(self, value: object) -> None:
+        self.spend(24)  # in the stack, and in a list and a slice of it
         self.stack.append(value)
 
     def pop(self) -> None:
@@ -473,9 +484,19 @@ class PickleMachine:
         return array[0] if isinstance(array, np.ndarray) else array
 
     def make_tensor(
-        self, view: object, offset: object, shape: object, strides: object, *_: object
+        self,
+        view: object,
+        offset: object,
+        shape: object,
+        strides: object,
+        requires_grad: object = None,
+        hooks: object = None,
+        metadata: object = None,
+        *_: object,
     ) -> object:
-        return self.make_tensor_of_dtype(view, offset, shape, strides)
+        return self.make_tensor_of_dtype(
+            view, offset, shape, strides, requires_grad, hooks, None, metadata
+        )
 
     def make_tensor_of_dtype(
         self,
@@ -486,6 +507,7 @@ class PickleMachine:
         requires_grad: object = None,
         hooks: object = None,
         dtype: object = None,
+        metadata: object = None,
         *_: object,
     ) -> object:
         if not isinstance(view, StorageView) or isinstance(dtype, OpaqueValue):
@@ -501,7 +523,15 @@ class PickleMachine:
         if len(shape) != len(strides):
             raise DamagedError("a tensor has more strides than sizes, or fewer")
         self.spend(math.prod(shape) * dtype.itemsize)
-        layout = Strided(view.storage, view.start + offset, strides)
+        # A tensor that is lazily conjugated or negated says so here.
+        flags: dict[object, object] = metadata if isinstance(metadata, dict) else {}
+        layout = Strided(
+            view.storage,
+            view.start + offset,
+            strides,
+            flags.get("conj") is True,
+            flags.get("neg") is True,
+        )
         return StoredArray(self.source.path, shape, dtype, layout)
 
     def make_subclass(
@@ -519,22 +549,39 @@ class PickleMachine:
 
     def push_storage(self, persistent_id: object) -> None:
         """Push the bytes of tensors, which lie outside of the pickle."""
+        if type(persistent_id) is str:
+            raise UnsupportedError(
+                "it was saved with pickle_protocol=0, whose tensors torch itself can't "
+                "read"
+            )
         if self.storages is None or type(persistent_id) is not tuple:
             raise DamagedError("a pickle names bytes that are elsewhere")
+        if persistent_id[:1] == ("module",):
+            self.push(persistent_id[1])  # a class, with its source code
+            return
         _, kind, key, _, size, *view = persistent_id
         if type(key) is not str:
             raise DamagedError("a tensor has no bytes")
         name = kind.name.rpartition(".")[2] if isinstance(kind, _Name) else ""
         dtype = TORCH_STORAGES.get(name)
-        if dtype is None:
-            self.push(OpaqueValue("torch.Tensor of a rare dtype"))
-            return
+        itemsize = QUANTIZED_STORAGES.get(name) if dtype is None else dtype.itemsize
+        if itemsize is None:
+            raise UnsupportedError(f"it has tensors of the unknown kind {name!r}")
         if key in self.storages:
             self.storages[key].is_shared = True
         else:
-            bytes_ = validate_size(size) * dtype.itemsize
+            bytes_ = validate_size(size) * itemsize
             self.storages[key] = Storage(bytes_, _read_nowhere)
-        start = validate_size(view[0][1]) if view and view[0] is not None else 0
+        if dtype is None:
+            self.push(OpaqueValue("quantized torch.Tensor"))
+            return
+        part = view[0] if view else None
+        if part is None:
+            start = 0
+        elif isinstance(part, tuple) and len(part) == 3:  # its key, start and size
+            start = validate_size(part[1])
+        else:
+            raise DamagedError("a tensor has a part of the bytes that is not one")
         self.push(StorageView(self.storages[key], dtype, start))
 
 
@@ -545,7 +592,7 @@ def _read_nowhere() -> bytes:
 def validate_shape(shape: object) -> tuple[int, ...]:
     """Return a tuple of non-negative Python integers whose product is an address."""
     if not isinstance(shape, tuple | list) or len(shape) > 64:
-        raise DamagedError("a shape is not a tuple")
+        raise UnsupportedError("a shape is not a tuple of at most 64 sizes")
     sizes = tuple(map(validate_size, shape))
     if math.prod(max(size, 1) for size in sizes) >= 2**48:
         raise DamagedError(f"a shape is too large: {sizes}")
@@ -563,7 +610,9 @@ def validate_size(size: object) -> int:
     """Return a non-negative Python integer of fewer than 48 bits."""
     # A NumPy integer would wrap around in the arithmetic that checks bounds.
     if type(size) is not int or not 0 <= size < 2**48:
-        raise DamagedError(f"a size must be a small integer, but it was {size!r}")
+        raise UnsupportedError(
+            f"a size of a tensor must be a non-negative integer, but it was {size!r}"
+        )
     return size
 
 
@@ -577,9 +626,10 @@ def validate_key(key: object) -> object:
         if isinstance(part, int) and not -(2**64) < part < 2**64:
             raise UnsupportedError("a dictionary has a key of more than 64 bits")
         if not isinstance(part, str | int | float | bytes | None):
+            is_opaque = isinstance(part, OpaqueValue)
+            was = repr(part) if is_opaque else f"a {type(part).__name__}"
             raise UnsupportedError(
-                f"a dictionary has a key of type {type(part).__name__}, where data has "
-                "text or numbers"
+                f"a dictionary has {was} as a key, where data has text or numbers"
             )
     return key
 

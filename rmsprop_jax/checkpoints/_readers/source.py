@@ -112,15 +112,25 @@ class Source:
         return content
 
     @functools.cached_property
+    def _archive(self) -> zipfile.ZipFile:
+        """The zip file, which stays open because arrays are read later."""
+        return zipfile.ZipFile(
+            self.path if self._content is None else io.BytesIO(self._content)
+        )
+
+    @functools.cached_property
     def members(self) -> dict[str, zipfile.ZipInfo]:
         """The members of a zip file by their names; none if it is not one."""
         if not self.head.startswith(b"PK"):
             return {}
         try:
-            with self.open() as file, zipfile.ZipFile(file) as archive:
-                infos = archive.infolist()
-        except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
+            infos = self._archive.infolist()
+        except zipfile.BadZipFile as error:
             raise DamagedError(f"{error}") from error
+        except (NotImplementedError, UnicodeDecodeError) as error:
+            raise UnsupportedError(
+                f"its list of members is unusual ({error})"
+            ) from error
         if min((info.header_offset for info in infos), default=0):
             # What was found is a zip file within one that was cut off.
             raise DamagedError("its list of members is missing")
@@ -131,20 +141,22 @@ class Source:
         info = self.members.get(name)
         if info is None:
             raise DamagedError(f"its member {name!r} is missing")
-        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise UnsupportedError(f"its member {name!r} is compressed in a rare way")
+        is_plain = info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+        if not is_plain or info.flag_bits & 1:
+            raise UnsupportedError(
+                f"its member {name!r} is encrypted, or compressed in a rare way"
+            )
         if name not in self._counted:
             self._counted.add(name)
             self.budget.spend(info.file_size)
         try:
-            with self.open() as file, zipfile.ZipFile(file) as archive:
-                return archive.read(info)
+            return self._archive.read(info)
         except (
             zipfile.BadZipFile,  # the checksum, among others
             zlib.error,
             EOFError,
             NotImplementedError,
-            RuntimeError,  # it is encrypted
+            RuntimeError,
             UnicodeDecodeError,
         ) as error:
             raise DamagedError(f"its member {name!r}: {error}") from error
@@ -188,7 +200,11 @@ def explain_content_errors(what: str) -> Generator[None]:
     """
     try:
         yield
-    except UnsupportedError as error:
+    except (DamagedError, UnsupportedError) as error:
+        if isinstance(error.__cause__, type(error)):
+            raise  # `explain_errors` made it, when an array was read
+        if isinstance(error, DamagedError):
+            raise DamagedError(f"{what} must be a whole file, but {error}.") from error
         raise UnsupportedError(f"{what}: {error}") from error
     except (
         ArithmeticError,
@@ -251,11 +267,15 @@ class Strided:
         offset: Where the first element is, in elements.
         strides: How far it is to the next along each axis, in elements. They may be 0,
             as in an expanded tensor, and arrays may overlap.
+        is_conjugated: Whether the elements are the conjugates of what is stored.
+        is_negated: Whether they are the negatives of what is stored.
     """
 
     storage: Storage
     offset: int
     strides: tuple[int, ...]
+    is_conjugated: bool = False
+    is_negated: bool = False
 
     def read(self, shape: tuple[int, ...], dtype: DType) -> NumpyArray:
         """Read the array."""
@@ -269,14 +289,18 @@ class Strided:
         start = self.offset * dtype.itemsize
         flat: NumpyArray = np.frombuffer(content, dtype, count, start)
         strides = [stride * dtype.itemsize for stride in self.strides]
-        return np.lib.stride_tricks.as_strided(flat, shape, strides, writeable=False)
+        array: NumpyArray = np.lib.stride_tricks.as_strided(
+            flat, shape, strides, writeable=False
+        )
+        array = array.conj() if self.is_conjugated else array
+        return -array if self.is_negated else array
 
     def identify(self) -> object:
         """Return what is equal for two arrays of the same elements."""
         return id(self.storage), self.offset, self.strides
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class StoredArray:
     """An array in a file. NumPy reads it when it is used.
 
@@ -300,6 +324,9 @@ class StoredArray:
         """
         with explain_errors(self.path):
             return self.layout.read(self.shape, self.dtype)
+
+    def __repr__(self) -> str:
+        return f"<an array of {self.dtype}, of shape {self.shape}>"
 
     def __array__(
         self, dtype: npt.DTypeLike | None = None, copy: object = None

@@ -89,6 +89,16 @@ class Bundle(NamedTuple):
     arrays: Mapping[str, StoredArray]
     nodes: Sequence[Node]
 
+    def array(self, node: Node) -> StoredArray:
+        """Return the tensor of a variable.
+
+        Raises:
+            DamagedError: If there is none.
+        """
+        if node.key not in self.arrays:
+            raise DamagedError(f"its tensor {node.key!r} is missing")
+        return self.arrays[node.key]
+
 
 class Entry(NamedTuple):
     """Where a tensor is.
@@ -133,10 +143,10 @@ def read_bundle(source: Source) -> Bundle:
             key.decode(): _decode_entry(_decode_message(value))
             for key, value in table.items()
         }
-    except (IndexError, UnicodeDecodeError, struct.error) as error:
-        raise DamagedError(
-            f"its index ends too early, or is not one ({error})"
-        ) from error
+    except (IndexError, struct.error) as error:
+        raise DamagedError(f"its index ends too early ({error})") from error
+    except UnicodeDecodeError as error:
+        raise UnsupportedError(f"it has a name that is not UTF-8 ({error})") from error
     if _first(header, 2, 0):
         raise UnsupportedError("its bytes are in the order of another machine")
     sliced = [key for key, entry in entries.items() if entry.is_sliced]

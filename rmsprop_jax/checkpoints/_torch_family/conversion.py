@@ -94,7 +94,9 @@ def resume(
         _warn_of_scheduler(state, "learning_rate", "lr")
     if momentum is None:
         _warn_of_scheduler(state, "momentum", "momentum")
-    return make_run(params, state.groups, to_params, _HINTS, learning_rate, momentum)
+    return make_run(
+        what, params, state.groups, to_params, _HINTS, learning_rate, momentum
+    )
 
 
 def export(

@@ -128,7 +128,7 @@ def split_state_dict(what: str, state_dict: StateDict) -> Parts:
     ids = {str(i): i for group in groups for i in group["params"]}
     state: dict[Id, dict[str, Any]] = {}
     for path, value in state_dict.items():
-        prefix, i, key = _split_path(path)
+        prefix, i, key = _split_path(str(path))
         if prefix == "state" and i in ids:
             state.setdefault(ids[i], {})[key] = value
         elif path != "param_groups":
@@ -190,7 +190,7 @@ def _split_flattened(what: str, state_dict: StateDict) -> Parts:
     """Split the form in which torch.distributed.checkpoint has settings by name too."""
     found: dict[str, dict[Id, dict[str, Any]]] = {"state": {}, "param_groups": {}}
     for path, value in state_dict.items():
-        prefix, name, key = _split_path(path)
+        prefix, name, key = _split_path(str(path))
         if prefix not in found:
             raise ValueError(
                 f"{what} must be flat with keys like 'state.weight.square_avg' and "

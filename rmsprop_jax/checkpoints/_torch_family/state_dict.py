@@ -17,6 +17,7 @@ from rmsprop_jax.checkpoints._convert.arrays import (
     to_real_numbers,
 )
 from rmsprop_jax.checkpoints._convert.run import Group, Moment, ParamState, Settings
+from rmsprop_jax.checkpoints._readers.source import read_each
 from rmsprop_jax.checkpoints._torch_family.locate import (
     Id,
     StateDict,
@@ -165,9 +166,10 @@ def _read_steps(what: str, params: Sequence[Parameter]) -> list[Parameter]:
     steps = to_real_numbers([param.buffers.get(STEP, 0) for param in params])
     for param, step in zip(params, steps, strict=True):
         if not step >= 0 or (step != math.inf and step != int(step)):
+            (was,) = read_each([param.buffers[STEP]])
             raise ValueError(
                 f"{what}: {STEP!r} of parameter {param.name!r} must be a whole number, "
-                f"not negative, but it was {param.buffers[STEP]!r}."
+                f"not negative, but it was {was!r}."
             )
     return [
         param._replace(step_count=int(min(step, _LARGEST_INT32)))
