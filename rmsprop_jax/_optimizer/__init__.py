@@ -16,8 +16,8 @@ def rmsprop(
     learning_rate: optax.ScalarOrSchedule = 0.01,
     alpha: optax.ScalarOrSchedule = 0.99,
     eps: optax.ScalarOrSchedule = 1e-8,
-    weight_decay: optax.ScalarOrSchedule = 0.0,
-    momentum: optax.ScalarOrSchedule = 0.0,
+    weight_decay: optax.ScalarOrSchedule | None = None,
+    momentum: optax.ScalarOrSchedule | None = None,
     centered: bool = False,
     *,
     maximize: bool = False,
@@ -70,14 +70,16 @@ def rmsprop(
 
     Args:
         learning_rate: η. PyTorch calls it ``lr``.
-        alpha: α, the decay rate of the second moment (and of the gradient mean). With
-            bias correction it can't be a schedule.
+        alpha: α, the decay rate of the second moment (and of the gradient mean), from 0
+            to 1. A schedule or an array is clipped to these bounds. With bias
+            correction it can't be a schedule.
         eps: ε, added to the square root of the second moment. It has the unit of the
             gradient.
         weight_decay: λ. λ·p is added to the gradient (coupled weight decay, or L2
-            regularization). ``update`` then needs ``params``.
-        momentum: μ, the decay rate of the momentum buffer. ``momentum=0`` allocates no
-            buffer; a traced zero or a schedule does.
+            regularization). ``update`` then needs ``params``. None is 0.
+        momentum: μ, the decay rate of the momentum buffer. None and 0 allocate no
+            buffer; a traced zero or a schedule does. Above 1 the buffer grows by
+            itself.
         centered: Whether to divide by the gradient's standard deviation instead of its
             root mean square (Graves 2013).
         maximize: Whether to maximize the objective. The sign of the gradient is changed
@@ -96,9 +98,8 @@ def rmsprop(
             p − η·λ·p (like AdamW), instead of through the gradient.
         weight_decay_mask: Which leaves decay: a pytree of booleans like the parameters,
             a prefix of one, or a function from the parameters to one. By default all.
-        state_dtype: The dtype of ``nu``, ``mu`` and ``grad_mean``, whatever the dtype
-        of
-            the parameters: ``"float32"``, ``"float64"`` or ``"bfloat16"``. bfloat16 is
+        state_dtype: The dtype of ``nu``, ``mu`` and ``grad_mean``, whatever that of the
+            parameters: ``"float32"``, ``"float64"`` or ``"bfloat16"``. bfloat16 is
             rounded stochastically (see `rmsprop_jax.precision`), and ``grad_mean``
             stays float32 with it. The state of float64 and complex parameters has their
             dtype. An existing state, such as one from a checkpoint, keeps its own
@@ -113,9 +114,10 @@ def rmsprop(
         gets no update, and its state does not change.
 
     Raises:
-        ValueError: If a number is negative, infinite or NaN, if an array is not a
-            scalar, or if the state dtype is unknown. From ``update``, if gradients,
-            parameters, mask and state do not belong together.
+        ValueError: If a number is negative, infinite or NaN, if ``alpha`` is greater
+            than 1, if an array does not have one element, or if the state dtype is
+            unknown. From ``update``, if gradients, parameters, mask and state do not
+            belong together.
         TypeError: If an argument has the wrong type. From ``update``, if the state is
             not an `RMSPropState`.
 
@@ -163,10 +165,10 @@ def rmsprop(
 def scale_by_rmsprop(
     alpha: optax.ScalarOrSchedule = 0.99,
     eps: optax.ScalarOrSchedule = 1e-8,
-    momentum: optax.ScalarOrSchedule = 0.0,
+    momentum: optax.ScalarOrSchedule | None = None,
     centered: bool = False,
     *,
-    weight_decay: optax.ScalarOrSchedule = 0.0,
+    weight_decay: optax.ScalarOrSchedule | None = None,
     weight_decay_mask: Mask | None = None,
     nesterov: bool = False,
     eps_in_sqrt: bool = False,

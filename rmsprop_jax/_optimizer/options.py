@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeAlias, TypeVar
@@ -21,6 +22,9 @@ Seed: TypeAlias = ArrayLike  # an integer of 32 bits
 
 T = TypeVar("T")
 
+# None is 0. A default of 0 would become an array under `optax.inject_hyperparams`, and
+# so allocate a buffer or need params.
+_MAY_BE_NONE = ("momentum", "weight_decay")
 # The smallest ε with which g/d stays below 2¹⁰⁰ for every g up to 2⁶².
 _SMALLEST_SAFE_EPS = 1e-11
 
@@ -31,8 +35,8 @@ class Options(NamedTuple):
     learning_rate: optax.ScalarOrSchedule = 0.01
     alpha: optax.ScalarOrSchedule = 0.99
     eps: optax.ScalarOrSchedule = 1e-8
-    weight_decay: optax.ScalarOrSchedule = 0.0
-    momentum: optax.ScalarOrSchedule = 0.0
+    weight_decay: optax.ScalarOrSchedule | None = None
+    momentum: optax.ScalarOrSchedule | None = None
     centered: bool = False
     maximize: bool = False
     nesterov: bool = False
@@ -95,8 +99,12 @@ def validate_options(options: Options) -> Config:
         return validate_flag(name(option), getattr(options, option))
 
     def number_or_schedule(option: str) -> Number | optax.Schedule:
-        value = getattr(options, option)
-        return value if is_schedule(value) else validate_number(name(option), value)
+        value: Number | optax.Schedule | None = getattr(options, option)
+        if callable(value) and is_schedule(value):
+            return value
+        if value is None and option in _MAY_BE_NONE:
+            return 0.0
+        return validate_number(name(option), value)
 
     hyperparams = Hyperparams(
         learning_rate=number_or_schedule("learning_rate"),
@@ -105,6 +113,11 @@ def validate_options(options: Options) -> Config:
         weight_decay=number_or_schedule("weight_decay"),
         momentum=number_or_schedule("momentum"),
     )
+    if isinstance(hyperparams.alpha, float) and hyperparams.alpha > 1:
+        raise ValueError(
+            f"{name('alpha')} must be at most 1, because it is the share of the second "
+            f"moment that is kept, but it was {hyperparams.alpha}."
+        )
     rule = Rule(
         has_learning_rate=options.has_learning_rate,
         learning_rate_in_momentum=flag("learning_rate_in_momentum"),
@@ -172,11 +185,15 @@ def to_python_number(value: T) -> T | float:
 def validate_number(name: str, value: object) -> Number:
     """Return a finite, non-negative Python float, or a real scalar array unread."""
     if isinstance(value, int | float | np.number) and not isinstance(value, bool):
-        if isinstance(value, np.complexfloating) or not 0 <= value < math.inf:
+        number = math.nan
+        if not isinstance(value, np.complexfloating):
+            with contextlib.suppress(OverflowError):  # of an integer like 10**400
+                number = float(value)
+        if not 0 <= number < math.inf:
             raise ValueError(
                 f"{name} must be a finite number, not negative, but it was {value}."
             )
-        return float(value)
+        return number
     if is_schedule(value):
         raise TypeError(
             f"{name} must be a number or a scalar array, but it was the function "
@@ -186,14 +203,14 @@ def validate_number(name: str, value: object) -> Number:
         raise TypeError(
             f"{name} must be a number or a scalar array, but it was {value!r}."
         )
-    if value.shape != () or not jnp.isrealobj(value):
+    if value.size != 1 or not jnp.isrealobj(value):
         raise ValueError(
             f"{name} must be a number or a real scalar array, but it was an array of "
             f"shape {value.shape} and dtype {value.dtype}. For a value per model, map "
             "jax.vmap over the whole optimizer."
         )
     floating = jnp.issubdtype(value.dtype, jnp.floating)
-    return jnp.asarray(value, None if floating else jnp.result_type(float))
+    return jnp.asarray(value.reshape(()), None if floating else jnp.result_type(float))
 
 
 def validate_flag(name: str, value: object) -> bool:

@@ -74,6 +74,11 @@ def moment_dtype(
             f"{type(p).__name__}. Give init and update the arrays alone; for an "
             "Equinox model these are eqx.filter(model, eqx.is_inexact_array)."
         ) from None
+    if jnp.issubdtype(dtype, jax.dtypes.extended):
+        raise TypeError(
+            f"params: leaf {path_str(path)} must be an array of numbers, but it was of "
+            f"{dtype}, which has no updates. Leave it out with optax.masked."
+        )
     if not jnp.issubdtype(dtype, jnp.inexact):
         return None
     if jnp.issubdtype(dtype, jnp.complexfloating) or dtype == jnp.float64:

@@ -43,7 +43,9 @@ def compute_step_numbers(
         name = names.get(option, option)
         return evaluate(name, getattr(hyperparams, option), count)
 
-    learning_rate, alpha = evaluate_option("learning_rate"), evaluate_option("alpha")
+    learning_rate = evaluate_option("learning_rate")
+    # Below 0 and above 1, finite gradients would give NaN.
+    alpha = clip(evaluate_option("alpha"), 0.0, 1.0)
     one_minus_alpha = 1 - alpha
     if rule.bias_correction:
         alpha, one_minus_alpha = _correct_bias(alpha, count)
@@ -55,7 +57,7 @@ def compute_step_numbers(
         alpha=alpha,
         one_minus_alpha=one_minus_alpha,
         one_minus_alpha_over_alpha=_divide_by_alpha(one_minus_alpha, alpha),
-        eps=evaluate_option("eps"),
+        eps=clip(evaluate_option("eps"), 0.0),
         weight_decay=weight_decay,
         momentum=evaluate_option("momentum"),
     )
@@ -91,6 +93,14 @@ def evaluate(name: str, value: Number | optax.Schedule, count: ArrayLike) -> Num
     raise ValueError(
         f"{name} must be a schedule that returns a real scalar, but it returned {was}."
     )
+
+
+def clip(number: Number, smallest: float, largest: float = math.inf) -> Number:
+    """Return the number within bounds; its derivative at a bound is 1."""
+    if isinstance(number, float):
+        return min(max(number, smallest), largest)
+    number = jnp.where(number < smallest, smallest, number)
+    return jnp.where(number > largest, largest, number)
 
 
 def _correct_bias(alpha: Number, count: jax.Array) -> tuple[Number, Number]:

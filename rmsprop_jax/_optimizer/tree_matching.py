@@ -91,7 +91,7 @@ def match_trees(
     if config.rule.centered:
         grad_mean = flatten("state.grad_mean, which centered needs,", state.grad_mean)
     if config.rule.has_weight_decay:
-        params = require_params("weight decay", params)
+        params = require_params(_describe_weight_decay(config), params)
         p = flatten("The tree of params", params)
         mask_name = config.name("weight_decay_mask")
         mask = spread_mask(mask_name, config.weight_decay_mask, params)
@@ -117,6 +117,16 @@ def match_trees(
         if is_updated[i]:
             _check_leaf(config, leaf, name)
     return Matched(leaves, is_updated, structure)
+
+
+def _describe_weight_decay(config: Config) -> str:
+    """Return what needs the parameters, for an error."""
+    if isinstance(config.hyperparams.weight_decay, float):
+        return "weight decay"
+    return (
+        "weight decay (an array or a schedule, even if it is 0: under "
+        "optax.inject_hyperparams leave weight_decay out, or name it in static_args)"
+    )
 
 
 class _LeafName(NamedTuple):

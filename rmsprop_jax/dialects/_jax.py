@@ -59,7 +59,7 @@ def optax(
             learning_rate=learning_rate,
             alpha=decay,
             eps=eps,
-            momentum=0.0 if momentum is None else momentum,
+            momentum=momentum,
             centered=centered,
             nesterov=nesterov,
             eps_in_sqrt=eps_in_sqrt,
@@ -75,7 +75,7 @@ def jax_example_libraries(
     step_size: ScalarOrSchedule,
     gamma: ScalarOrSchedule = 0.9,
     eps: ScalarOrSchedule = 1e-8,
-    momentum: ScalarOrSchedule = 0.0,
+    momentum: ScalarOrSchedule | None = None,
 ) -> GradientTransformationExtraArgs:
     """``rmsprop`` and ``rmsprop_momentum`` of ``jax.example_libraries.optimizers``.
 

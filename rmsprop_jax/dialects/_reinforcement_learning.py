@@ -54,7 +54,7 @@ def nature_dqn(
 def dopamine(
     learning_rate: ScalarOrSchedule = 0.00025,
     decay: ScalarOrSchedule = 0.95,
-    momentum: ScalarOrSchedule = 0.0,
+    momentum: ScalarOrSchedule | None = None,
     epsilon: ScalarOrSchedule = 0.00001,
     centered: bool = True,
 ) -> GradientTransformationExtraArgs:
@@ -109,7 +109,7 @@ def minatar(
 def impala(
     learning_rate: ScalarOrSchedule = 0.00048,
     decay: ScalarOrSchedule = 0.99,
-    momentum: ScalarOrSchedule = 0.0,
+    momentum: ScalarOrSchedule | None = None,
     epsilon: ScalarOrSchedule = 0.1,
 ) -> GradientTransformationExtraArgs:
     """IMPALA, DeepMind's scalable_agent: `tensorflow` with an ε of 0.1.
@@ -129,7 +129,7 @@ def impala(
 def torchbeast(
     learning_rate: ScalarOrSchedule = 0.00048,
     alpha: ScalarOrSchedule = 0.99,
-    momentum: ScalarOrSchedule = 0.0,
+    momentum: ScalarOrSchedule | None = None,
     epsilon: ScalarOrSchedule = 0.01,
 ) -> GradientTransformationExtraArgs:
     """TorchBeast's IMPALA: `torch` with an ε of 0.01.

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import jax
+import numpy as np
 from optax import GradientTransformationExtraArgs, ScalarOrSchedule
 
 from rmsprop_jax._optimizer.options import Options, to_python_number
@@ -14,7 +16,7 @@ from rmsprop_jax._optimizer.transform import make_transformation
 def tensorflow(
     learning_rate: ScalarOrSchedule,
     decay: ScalarOrSchedule = 0.9,
-    momentum: ScalarOrSchedule = 0.0,
+    momentum: ScalarOrSchedule | None = None,
     epsilon: ScalarOrSchedule = 1e-10,
     *,
     centered: bool = False,
@@ -56,7 +58,7 @@ def tensorflow(
 def keras(
     learning_rate: ScalarOrSchedule = 0.001,
     rho: ScalarOrSchedule = 0.9,
-    momentum: ScalarOrSchedule = 0.0,
+    momentum: ScalarOrSchedule | None = None,
     epsilon: ScalarOrSchedule = 1e-7,
     centered: bool = False,
     weight_decay: ScalarOrSchedule | None = None,
@@ -97,7 +99,7 @@ def keras(
             learning_rate=learning_rate,
             alpha=rho,
             eps=epsilon,
-            weight_decay=0.0 if weight_decay is None else weight_decay,
+            weight_decay=weight_decay,
             momentum=momentum,
             centered=centered,
             eps_in_sqrt=True,
@@ -111,7 +113,7 @@ def keras(
 def keras_legacy(
     learning_rate: ScalarOrSchedule = 0.001,
     rho: ScalarOrSchedule = 0.9,
-    momentum: ScalarOrSchedule = 0.0,
+    momentum: ScalarOrSchedule | None = None,
     epsilon: ScalarOrSchedule = 1e-7,
     centered: bool = False,
 ) -> GradientTransformationExtraArgs:
@@ -128,8 +130,8 @@ def keras_legacy(
         learning_rate: The learning rate.
         rho: The decay rate of the second moment (and of the gradient mean).
         momentum: The decay rate of the momentum buffer, which includes the learning
-            rate; at most 1. A traced value counts as momentum, as a tensor does there.
-            If it is 0, name it in the ``static_args`` of ``optax.inject_hyperparams``.
+            rate; at most 1. A Python number or a schedule, because it decides where ε
+            is: name it in the ``static_args`` of ``optax.inject_hyperparams``.
         epsilon: Added to the square root of the second moment without momentum, and to
             the second moment with it.
         centered: Whether to divide by the gradient's standard deviation instead of its
@@ -137,16 +139,23 @@ def keras_legacy(
 
     Raises:
         ValueError: If ``momentum`` is a number greater than 1, and as `rmsprop` does.
+        TypeError: If ``momentum`` is an array.
 
     References:
         tf_keras 2.21, ``tf_keras/src/optimizers/legacy/rmsprop.py``. Tested against it.
     """
     momentum, epsilon = to_python_number(momentum), to_python_number(epsilon)
+    if isinstance(momentum, jax.Array | np.ndarray):
+        raise TypeError(
+            "momentum must be a Python number or a schedule, because whether it is 0 "
+            f"decides where epsilon is added, but it was {momentum!r}. Under "
+            "optax.inject_hyperparams, name it in static_args."
+        )
     if isinstance(momentum, int | float) and momentum > 1:
         raise ValueError(
             f"momentum must be between 0 and 1, as in Keras, but it was {momentum}."
         )
-    has_momentum = not (isinstance(momentum, int | float) and momentum == 0)
+    has_momentum = momentum is not None and momentum != 0
     is_default = isinstance(epsilon, int | float) and epsilon == 0
     return make_transformation(
         Options(
@@ -165,7 +174,7 @@ def keras_legacy(
 def sonnet(
     learning_rate: ScalarOrSchedule,
     decay: ScalarOrSchedule = 0.9,
-    momentum: ScalarOrSchedule = 0.0,
+    momentum: ScalarOrSchedule | None = None,
     epsilon: ScalarOrSchedule = 1e-10,
     centered: bool = False,
 ) -> GradientTransformationExtraArgs:
@@ -196,7 +205,7 @@ def paddle(
     learning_rate: ScalarOrSchedule,
     rho: ScalarOrSchedule = 0.95,
     epsilon: ScalarOrSchedule = 1e-6,
-    momentum: ScalarOrSchedule = 0.0,
+    momentum: ScalarOrSchedule | None = None,
     centered: bool = False,
     *,
     weight_decay: ScalarOrSchedule | None = None,
@@ -228,7 +237,7 @@ def paddle(
             learning_rate=learning_rate,
             alpha=rho,
             eps=epsilon,
-            weight_decay=0.0 if weight_decay is None else weight_decay,
+            weight_decay=weight_decay,
             momentum=momentum,
             centered=centered,
             eps_in_sqrt=True,

@@ -24,8 +24,8 @@ def timm(
     lr: ScalarOrSchedule = 0.01,
     alpha: ScalarOrSchedule = 0.9,
     eps: ScalarOrSchedule = 1e-10,
-    weight_decay: ScalarOrSchedule = 0.0,
-    momentum: ScalarOrSchedule = 0.0,
+    weight_decay: ScalarOrSchedule | None = None,
+    momentum: ScalarOrSchedule | None = None,
     centered: bool = False,
     decoupled_decay: bool = False,
     corrected_weight_decay: bool = False,
@@ -85,12 +85,14 @@ def timm(
     if max_lr is not None and not corrected_weight_decay:
         raise ValueError("max_lr must come with corrected_weight_decay=True.")
     momentum = to_python_number(momentum)
-    if caution and isinstance(momentum, int | float) and momentum == 0:
+    is_number = isinstance(momentum, int | float)
+    if caution and (momentum is None or (is_number and momentum == 0)):
         raise ValueError(
             "caution must come with momentum: without it timm ignores it. Leave it out."
         )
     if corrected_weight_decay:
-        weight_decay = _correct_weight_decay(weight_decay, lr, max_lr)
+        decay = 0.0 if weight_decay is None else weight_decay
+        weight_decay = _correct_weight_decay(decay, lr, max_lr)
     return make_transformation(
         Options(
             learning_rate=lr,

@@ -3,6 +3,7 @@
 import inspect
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,11 +39,14 @@ def test_numbers_schedules_and_traced_arrays_are_the_same_rule(name):
         for p in others
         if isinstance(p.default, float) or p.name in ("weight_decay", "momentum")
     }
+    static = {}
+    if name == "keras_legacy":  # where it decides the rule
+        static["momentum"] = numbers.pop("momentum")
     params = {"w": jnp.array([0.5, -2.0]), "frozen": None}
     gradients = {"w": jnp.array([3.0, -1e-3]), "frozen": None}
 
     def run(numbers):
-        moved = train(dialect(**numbers), params, [gradients] * 3)
+        moved = train(dialect(**numbers, **static), params, [gradients] * 3)
         return moved["w"] - params["w"]
 
     expected = run(numbers)
@@ -53,6 +57,34 @@ def test_numbers_schedules_and_traced_arrays_are_the_same_rule(name):
         numbers | {rate.name: lambda count: jnp.where(count < 0, 1.0, 0.01)}
     )
     np.testing.assert_allclose(scheduled, expected, rtol=5e-6)
+
+
+@pytest.mark.parametrize("name", dialects.__all__)
+def test_injected_it_is_the_same_rule(name):
+    """Without a buffer, and without params, that the plain one does not need."""
+    dialect = getattr(dialects, name)
+    rate = next(iter(inspect.signature(dialect).parameters))
+    params, gradients = jnp.array([0.5, -2.0]), jnp.array([3.0, -1e-3])
+    plain, injected = dialect(0.1), optax.inject_hyperparams(dialect)(**{rate: 0.1})
+    states: Any = plain.init(params), injected.init(params)
+    assert jax.tree.structure(states[0]) == jax.tree.structure(states[1].inner_state)
+    with jax.numpy_dtype_promotion("standard"):  # inject_hyperparams needs it
+        for _ in range(3):
+            one, first = plain.update(gradients, states[0])
+            other, second = injected.update(gradients, states[1])
+            states = first, second
+            chex.assert_trees_all_close(one, other, rtol=1e-5)
+
+
+def test_where_a_number_decides_the_rule_it_is_not_traced():
+    """Injected, a momentum of 0 would move ε into the root: 100 times the update."""
+    with pytest.raises(
+        TypeError, match=r"momentum must be a Python number .*static_args"
+    ):
+        optax.inject_hyperparams(dialects.keras_legacy)(momentum=0.0).init(jnp.ones(2))
+    static = optax.inject_hyperparams(dialects.keras_legacy, static_args="momentum")
+    state: Any = static(momentum=0.0).init(jnp.ones(2))
+    assert state.inner_state.mu is None
 
 
 def test_burns_own_numbers():

@@ -16,6 +16,7 @@ from support.untyped import dialects, rmsprop, stochastic_rounding
 
 import rmsprop_jax
 from rmsprop_jax import scale_by_rmsprop
+from rmsprop_jax._optimizer.transform import get_config
 
 NUMBERS = ["learning_rate", "alpha", "eps", "weight_decay", "momentum", "initial_scale"]
 
@@ -57,8 +58,34 @@ def test_arrays_are_real_scalars(name):
 @pytest.mark.parametrize("name", NUMBERS)
 @pytest.mark.parametrize("bad", ["0.1", None, True, [0.1]])
 def test_numbers_are_numbers(name, bad):
+    if bad is None and name in ("weight_decay", "momentum"):
+        assert get_config(rmsprop(**{name: None})) == get_config(rmsprop(**{name: 0.0}))
+        return
     with refused(TypeError, name, "number", repr(bad)):
         rmsprop(**{name: bad})
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_too_large_for_a_float(name):
+    with refused(ValueError, name, "must be a finite number"):
+        rmsprop(**{name: 10**400})
+
+
+@pytest.mark.parametrize("name", ["rmsprop", *dialects.__all__])
+def test_a_decay_rate_is_at_most_1(name):
+    """By the dialect's own name of it. Above 1, finite gradients would give NaN."""
+    make = rmsprop if name == "rmsprop" else getattr(dialects, name)
+    rate = next(iter(inspect.signature(make).parameters))
+    alpha = get_config(make(**{rate: 0.1})).name("alpha")
+    with refused(ValueError, alpha, "must be at most 1", "but it was 1.5"):
+        make(**{rate: 0.1, alpha: 1.5})
+    make(**{rate: 0.1, alpha: 1})
+
+
+def test_keys_of_random_numbers_are_not_parameters():
+    params = {"w": jnp.ones(2), "dropout": jax.random.key(0)}
+    with refused(TypeError, "['dropout']", "key<fry>", "optax.masked"):
+        rmsprop().init(params)
 
 
 def test_a_schedule_returns_a_scalar():

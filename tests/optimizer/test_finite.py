@@ -119,6 +119,30 @@ def test_the_decayed_gradient_may_overflow():
         assert np.all(np.isfinite(state.nu))
 
 
+@pytest.mark.parametrize("centered", [False, True])
+def test_decay_rates_out_of_range_are_clipped(centered):
+    """A schedule that is above 1 by rounding would make the second moment negative."""
+    gs = np.full((5, 3), [1.0, -2.0, 1e-3], np.float32)
+    for alpha, within in [(1.5, 1.0), (np.nextafter(np.float32(1), 2), 1.0), (-0.5, 0)]:
+        for value in (
+            jnp.float32(alpha),
+            lambda count, alpha=alpha: jnp.float32(alpha),
+            lambda count, alpha=alpha: float(alpha),
+        ):
+            ours, expected = (
+                run(gs, 0.1, alpha=x, centered=centered, momentum=0.5)[0]
+                for x in (value, within)
+            )
+            assert np.all(np.isfinite(ours))
+            np.testing.assert_allclose(ours, expected, rtol=1e-6)
+
+
+def test_negative_eps_is_clipped():
+    gs = np.full((3, 3), [1.0, -2.0, 0.0], np.float32)
+    ours, expected = (run(gs, 0.1, eps=eps)[0] for eps in (jnp.float32(-0.1), 0.0))
+    np.testing.assert_array_equal(ours, expected)
+
+
 def test_what_is_not_finite_shows():
     g = jnp.array([1.0, np.inf, -np.inf, np.nan])
     for rule in RULES[::5]:

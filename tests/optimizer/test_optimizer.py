@@ -131,6 +131,26 @@ def test_numbers_may_be_injected_traced_or_python(options):
     close(jax.jit(lambda: three_steps(optax.inject_hyperparams(rmsprop), **numbers))())
 
 
+def test_an_injected_weight_decay_of_0_needs_params():
+    """And the error says how it is avoided."""
+    tx = optax.inject_hyperparams(rmsprop)(0.1, weight_decay=0.0)
+    g = jnp.ones(2)
+    with pytest.raises(ValueError, match="leave weight_decay out, or name it in stati"):
+        tx.update(g, tx.init(g))
+
+
+def test_an_array_of_one_element_is_a_number():
+    """As in torch, where a learning rate may be a tensor of one."""
+    g = jnp.array([3.0, -1.0])
+    for options in ({"learning_rate": 0.5}, {"momentum": 0.5}, {"alpha": 0.5}):
+        arrays = {name: np.array([x], np.float32) for name, x in options.items()}
+        updates = [
+            tx.update(g, tx.init(g))[0]
+            for tx in (rmsprop(**options), rmsprop(**arrays))
+        ]
+        np.testing.assert_allclose(*updates, rtol=1e-6)
+
+
 def test_injected_numbers_can_be_changed():
     p = tree()
     tx = optax.inject_hyperparams(rmsprop)(learning_rate=0.1, momentum=0.9)
