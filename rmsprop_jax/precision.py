@@ -143,8 +143,8 @@ class MasterWeightsState(NamedTuple):
     """The state of `master_weights`.
 
     Attributes:
-        masters: A pytree like the parameters: float32 copies of those of 16 bits or
-            fewer, and None for the others, which are their own masters.
+        masters: A pytree like the parameters: float32 copies of those of 16 bits, and
+            None for the others, which are their own masters.
         inner: The state of the inner transformation.
     """
 
@@ -169,11 +169,12 @@ def master_weights(
 
     Returns:
         A gradient transformation with a `MasterWeightsState`, whose ``update`` needs
-        ``params``. The updates of parameters of 16 bits or fewer are float32.
+        ``params``. The updates of parameters of 16 bits are float32.
 
     Raises:
-        ValueError: From ``update``, if params are missing, or if a low-precision
-            parameter has become float32.
+        ValueError: From ``init``, if a parameter has fewer than 16 bits. From
+            ``update``, if params are missing, or if a low-precision parameter has
+            become float32.
 
     Examples:
         >>> import jax.numpy as jnp, optax
@@ -191,6 +192,7 @@ def master_weights(
     inner_tx = optax.with_extra_args_support(tx)
 
     def init(params: optax.Params) -> MasterWeightsState:
+        jax.tree.map_with_path(_check_has_16_bits, params, is_leaf=is_none)
         masters = _map_leaves(
             lambda p: jnp.asarray(p, jnp.float32) if _is_low_precision(p) else None,
             params,
@@ -254,6 +256,18 @@ def _is_low_precision(p: jax.Array | None) -> bool:
     return jnp.finfo(jnp.result_type(p)).bits < 32
 
 
+def _check_has_16_bits(path: Path, p: jax.Array | None) -> None:
+    if p is not None and _is_low_precision(p):
+        dtype = jnp.result_type(p)
+        if jnp.finfo(dtype).bits < 16:
+            raise ValueError(
+                "master_weights is for parameters of 16 or more bits, but leaf "
+                f"{path_str(path)} was {dtype}, to which optax.apply_updates can't add "
+                "a float32 update. Keep it in bfloat16, and cast it where the model "
+                "uses it."
+            )
+
+
 def _check_low_precision(
     path: Path, master: jax.Array | None, p: jax.Array | None
 ) -> None:
@@ -271,8 +285,12 @@ def _check_only_bfloat16(updates: optax.Updates, params: optax.Params) -> None:
         if u is not None and _is_low_precision(p) and p.dtype != jnp.bfloat16:
             raise ValueError(
                 "stochastic_rounding is for bfloat16 parameters, but leaf "
-                f"{path_str(path)} was {p.dtype}. Keep it in bfloat16, or "
-                "wrap the optimizer in master_weights instead."
+                f"{path_str(path)} was {p.dtype}. Keep it in bfloat16"
+                + (
+                    ", or wrap the optimizer in master_weights instead."
+                    if p.dtype == jnp.float16
+                    else "."
+                )
             )
 
     jax.tree.map_with_path(check, updates, params, is_leaf=is_none)

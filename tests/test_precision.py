@@ -172,3 +172,16 @@ def test_other_narrow_parameters_are_refused():
     for each in (tx, master_weights(rmsprop())):
         with pytest.raises(ValueError, match=r"params must be given"):
             each.update(p, each.init(p))
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2", "float4_e2m1fn"])
+def test_fewer_than_16_bits_are_refused(dtype):
+    """optax.apply_updates can't add float32 updates to them."""
+    params = {"w": jnp.ones(2, dtype)}
+    with pytest.raises(ValueError, match=rf"\['w'\] was {dtype}.*Keep it in bfloat16"):
+        master_weights(rmsprop(0.1)).init(params)
+    tx = stochastic_rounding()
+    with pytest.raises(
+        ValueError, match=rf"\['w'\] was {dtype}. Keep it in bfloat16.$"
+    ):
+        tx.update(params, tx.init(params), params)
