@@ -163,7 +163,7 @@ def test_averages_over_the_weights_are_the_loops(files, tmp_path):
         ValueError, match=r"use_ema must be True, to confirm .* every 100"
     ):
         from_keras(path)
-    from_keras(path, use_ema=True)
+    from_keras(path, use_ema=True, weight_decay_mask=True)
 
 
 def test_clipnorm_is_of_each_variable(run, tmp_path):

@@ -611,7 +611,7 @@ HDF5 = {
     ),
     "text in place of a moment": (
         "must hold|not hold numbers",
-        weights_h5(replace(b"abc")),
+        weights_h5(replace([b"a", b"b"])),
     ),
     "integers in place of a moment": (
         "must hold floating-point",

@@ -31,6 +31,7 @@ from rmsprop_jax.checkpoints._keras_family.conversion import (
     validate_settings,
 )
 from rmsprop_jax.checkpoints._keras_family.h5_weights import (
+    check_shapes,
     has_names,
     list_names,
 )
@@ -93,6 +94,8 @@ def read_optimizer(
             "that of the file: look at momentum and centered, and at use_ema and "
             "gradient_accumulation_steps."
         )
+    if not labels:
+        check_shapes(what, file, found, shapes[0])
     if settings["learning_rate"] is None and start == 1:
         raise ValueError(
             f"learning_rate must be given, because {what} does not hold it: its "
