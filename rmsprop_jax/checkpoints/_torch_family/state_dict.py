@@ -130,7 +130,8 @@ def read_state_dict(
     _check_ids(what, ids, state)
     if isinstance(names, Mapping):
         weights = dict(zip(strip_wrapper_prefixes(names), names.values(), strict=True))
-    found = _find_names(what, settings, ids, names)
+    flat = _describe_flat_buffers(settings, state)
+    found = _find_names(what, settings, ids, names, flat)
     for i, name in zip(ids, found or ids, strict=True):
         _check_keys(what, name, state.get(i, {}), wanted)
     spec = identify_optimizer(what, settings, state, wanted)
@@ -140,6 +141,7 @@ def read_state_dict(
             f"names must be given, as {what} holds no 'param_names': the names of the "
             f"optimizer's {len(ids)} parameters in its order, such as "
             + (_NAMES_BY_IDENTITY if _count_nonempty(settings) > 1 else example)
+            + flat
         )
     group_of = {i: g for g, group in enumerate(settings) for i in group["params"]}
     groups = [
@@ -262,8 +264,38 @@ def _find_buffer_template(
     )
 
 
+def _describe_flat_buffers(
+    groups: Sequence[Settings], state: Mapping[Id, Buffers]
+) -> str:
+    """Describe what to do if each group has one long vector, as with flat fp16.
+
+    Such an optimizer (DeepSpeed's, fairseq's, Apex's) joins all weights of a group.
+    """
+    of_groups = [group["params"] for group in groups if group["params"]]
+    sizes: list[int] = []
+    for ids in of_groups:
+        buffers = state.get(ids[0])
+        nu = buffers.get(MOMENT_KEYS["nu"]) if isinstance(buffers, Mapping) else None
+        shape: tuple[int, ...] = tuple(getattr(nu, "shape", ()))
+        if len(ids) > 1 or len(shape) != 1:
+            return ""
+        sizes += shape
+    if not sizes:
+        return ""
+    names = ["flat"] if len(sizes) == 1 else [f"flat_{g}" for g in range(len(sizes))]
+    return (
+        f" If the optimizer joined the weights of a group into one vector, of "
+        f"{' and '.join(map(str, sizes))} elements, give names={names} and a to_params "
+        "that splits it, with the padding at its end under a key of its own."
+    )
+
+
 def _find_names(
-    what: str, groups: Sequence[Settings], ids: Sequence[Id], names: Names | None
+    what: str,
+    groups: Sequence[Settings],
+    ids: Sequence[Id],
+    names: Names | None,
+    flat: str,
 ) -> list[str] | None:
     """Return the parameters' names in the optimizer's order; None if nobody knows."""
     own = _find_own_names(what, groups, ids)
@@ -286,6 +318,7 @@ def _find_names(
             f"{len(set(given))} are different: {given[:8]}"
             + (", …" if len(given) > 8 else "")
             + ". Leave out what the optimizer does not optimize."
+            + flat
         )
     known = set(own or given)
     for position, (name, own_name) in enumerate(zip(given, own or given, strict=True)):
