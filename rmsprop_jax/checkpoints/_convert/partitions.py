@@ -55,9 +55,20 @@ def split_partition(opt_state: object) -> list[RMSPropState]:
 
 def _strip_flax_variables(opt_state: object) -> object:
     """Return the state without the variables that ``nnx.Optimizer`` wraps leaves in."""
-    nnx = sys.modules.get("flax.nnx")  # without it there are none
-    as_pure = getattr(nnx, "as_pure", None)  # flax 0.12
-    return opt_state if as_pure is None else as_pure(opt_state)
+    nnx = sys.modules.get("flax.nnx")
+    if nnx is None:
+        return opt_state  # without it there are none
+
+    def is_variable(x: object) -> bool:
+        return isinstance(x, nnx.Variable)
+
+    def strip(x: object) -> object:
+        if not is_variable(x):
+            return x
+        (value,) = jax.tree.leaves(x, is_leaf=lambda y: y is not x)
+        return value
+
+    return jax.tree.map(strip, opt_state, is_leaf=is_variable)
 
 
 def mask_leaves(
