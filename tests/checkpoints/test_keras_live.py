@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from recorded.keras_runs import FRAMEWORKS
 from recorded.record_keras_runs import FILE, RECORDED, make_apart
-from support import keras_files, peers
+from support import keras_files
 from support.untyped import from_keras
 
 from rmsprop_jax.checkpoints import load_weights
@@ -34,7 +34,6 @@ TOLERANCE = {
 def live(request, tmp_path_factory):
     """A framework, and the folder of files that it just wrote."""
     name = request.param
-    peers.need(*FRAMEWORKS[name].packages)
     folder = tmp_path_factory.mktemp(name)
     make_apart(name, folder)
     return name, folder
@@ -70,7 +69,6 @@ def test_recorded_files_are_what_they_write(live, files):
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """A folder with files of models that have unusual layers."""
-    peers.need("keras", "jax")
     folder = tmp_path_factory.mktemp("models")
     script = Path(keras_files.__file__).with_name("keras_models.py")
     subprocess.run(

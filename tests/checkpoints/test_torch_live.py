@@ -9,7 +9,6 @@ import datetime
 import io
 import itertools
 import json
-import os
 import pathlib
 import warnings
 from importlib import import_module
@@ -34,8 +33,6 @@ STEPS = 20
 @pytest.fixture
 def torch():
     """The real torch, where it is installed or required."""
-    if os.environ.get("RMSPROP_JAX_PEERS") != "required":
-        pytest.importorskip("torch")
     import torch
 
     threads = torch.get_num_threads()
