@@ -42,9 +42,9 @@ LEARNS = {
     "train_digits_nnx": ([], r"test accuracy ([\d.]+)%, ", 98, 100),
 }
 
-# One example trains as a newcomer would. What the others do quick tests do as well, and
-# what the benchmarks print is no part of the tests.
-QUICK = {"train_digits", "resume_from_keras", "resume_from_torch"}
+# Each takes some ten seconds, and what it does other tests do as well. train_digits.py
+# is also the README's first command.
+QUICK = {"resume_from_keras", "resume_from_torch"}
 
 
 def runs():

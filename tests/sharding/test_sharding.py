@@ -15,6 +15,7 @@ from support.meshes import (
     compiled,
     each_axis_type,
     each_option,
+    each_option_and_axis_type,
     make_mesh,
     on,
     shardings_of,
@@ -56,8 +57,7 @@ def expected_of(state, params):
     return RMSPropState(on(params["scale"].sharding.mesh), *moments)
 
 
-@each_option
-@each_axis_type
+@each_option_and_axis_type
 def test_the_state_is_where_the_parameters_are(axis_type, options):
     params = parameters(axis_type)
     tx = rmsprop(0.1, **options)
@@ -74,8 +74,7 @@ def test_the_state_is_where_the_parameters_are(axis_type, options):
     check_shardings(state, state_shardings(tx, structs))
 
 
-@each_option
-@each_axis_type
+@each_option_and_axis_type
 def test_an_update_communicates_nothing_and_donates_all(axis_type, options):
     params = parameters(axis_type)
     gradients = parameters(axis_type)
