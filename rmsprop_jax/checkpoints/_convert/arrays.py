@@ -52,13 +52,16 @@ def to_numpy(value: Value) -> NumpyArray:
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
-def describe_missing_data(value: object) -> str:
-    """Describe why a tensor has no array here; empty if it has one."""
-    if hasattr(value, "placements"):
-        return "a DTensor, of which each process has a part"
-    if getattr(getattr(value, "device", None), "type", None) == "meta":
-        return "on the meta device, where tensors have no data"
-    return ""
+def describe_missing_data(values: Sequence[object]) -> list[str]:
+    """Describe of each tensor why it has no array here; empty if it has one."""
+    return [
+        "a DTensor, of which each process has a part"
+        if hasattr(value, "placements")
+        else "on the meta device, where tensors have no data"
+        if getattr(getattr(value, "device", None), "type", None) == "meta"
+        else ""
+        for value in values
+    ]
 
 
 def to_numpy_each(values: Sequence[Value]) -> list[NumpyArray]:

@@ -67,9 +67,10 @@ def from_keras(
         epsilon: The same.
         centered: The same.
         weight_decay: The same; 0 for none.
-        weight_decay_mask: What ``exclude_from_weight_decay`` left, which no file holds:
-            for each variable whether it decays, by Keras's names, or a mask as
-            `rmsprop` takes it. ``True`` says that nothing was excluded.
+        weight_decay_mask: Which variables decay, because no file holds what
+            ``exclude_from_weight_decay`` excluded: a dictionary of booleans by Keras's
+            names, or a mask of the parameters as `rmsprop` takes it. ``True`` says that
+            nothing was excluded.
         use_ema: The same; by default False. With ``ema_overwrite_frequency`` it must be
             True for each file, so that nobody overlooks it.
         gradient_accumulation_steps: The same; by default none.

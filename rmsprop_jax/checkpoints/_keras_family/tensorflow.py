@@ -76,9 +76,10 @@ def from_tensorflow(
         centered: Not needed, because the checkpoint shows it. It must not contradict.
         weight_decay: What an ``RMSprop`` of Keras was made with, except for legacy
             ones; 0 for none.
-        weight_decay_mask: What ``exclude_from_weight_decay`` left, which no file holds:
-            for each variable whether it decays, by Keras's names, or a mask as
-            `rmsprop` takes it. ``True`` says that nothing was excluded.
+        weight_decay_mask: Which variables decay, because no file holds what
+            ``exclude_from_weight_decay`` excluded: a dictionary of booleans by Keras's
+            names, or a mask of the parameters as `rmsprop` takes it. ``True`` says that
+            nothing was excluded.
         gradient_accumulation_steps: What Keras 3's was made with, if it accumulates.
 
     Returns:

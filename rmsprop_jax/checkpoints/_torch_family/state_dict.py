@@ -155,6 +155,13 @@ def read_state_dict(
     read = OptimizerState(
         what, spec, params, settings, groups, [group.moments for group in groups]
     )
+    _check_whole(
+        {
+            f"{what}: {key!r} of parameter {param.name!r}": buffer
+            for param in params
+            for key, buffer in param.buffers.items()
+        }
+    )
     for param in params:
         if param.buffers:
             _check_buffers(read, param)
@@ -255,7 +262,7 @@ def _find_buffer_template(
     near = sorted(state.params, key=lambda p: p.group != param.group)
     for like in (param.weight, *(p.buffers.get(MOMENT_KEYS["nu"]) for p in near)):
         if like is not None and is_complex(like) == is_complex(array):
-            _check_whole(f"the weight of parameter {param.name!r} in names", like)
+            _check_whole({f"the weight of parameter {param.name!r} in names": like})
             return like
     raise ValueError(
         "names must be a dictionary from names to weights, such as "
@@ -386,16 +393,22 @@ def _check_keys(
             )
 
 
-def _check_whole(what: str, tensor: object) -> None:
-    """Raise if a tensor is distributed over processes, or has no data."""
-    if reason := describe_missing_data(tensor):
-        raise ValueError(
-            f"{what} must be a whole tensor, but it was {reason}. Make whole ones, on "
-            "the CPU, with torch.distributed.checkpoint.state_dict: "
-            "get_optimizer_state_dict(model, optimizer, options=StateDictOptions("
-            "full_state_dict=True, cpu_offload=True)). set_optimizer_state_dict takes "
-            "them back with options=StateDictOptions(full_state_dict=True)."
-        )
+def _check_whole(tensors: Mapping[str, Value]) -> None:
+    """Raise if one of the tensors is distributed over processes, or has no data.
+
+    Args:
+        tensors: The tensors by how errors call them.
+    """
+    reasons = describe_missing_data([*tensors.values()])
+    for what, reason in zip(tensors, reasons, strict=True):
+        if reason:
+            raise ValueError(
+                f"{what} must be a whole tensor, but it was {reason}. Make whole ones, "
+                "on the CPU, with torch.distributed.checkpoint.state_dict: "
+                "get_optimizer_state_dict(model, optimizer, options=StateDictOptions("
+                "full_state_dict=True, cpu_offload=True)). set_optimizer_state_dict "
+                "takes them back with options=StateDictOptions(full_state_dict=True)."
+            )
 
 
 def _check_buffers(state: OptimizerState, param: Parameter) -> None:
@@ -412,8 +425,6 @@ def _check_buffers(state: OptimizerState, param: Parameter) -> None:
             f"{state.spec.optimizer} keeps with the settings of its group "
             f"{param.group}. It holds {sorted(param.buffers)}."
         )
-    for key, buffer in param.buffers.items():
-        _check_whole(f"{state.what}: {key!r} of parameter {param.name!r}", buffer)
     for key in (key for key in MOMENT_KEYS.values() if key in param.buffers):
         its_shape = tuple(np.shape(param.buffers[key]))
         if shape is None:
