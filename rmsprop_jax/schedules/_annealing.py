@@ -37,8 +37,9 @@ from rmsprop_jax.schedules._schedule import (
     widen,
 )
 
-# How many rises of CosineAnnealingLR follow PyTorch's rounding.
+# How many rises of CosineAnnealingLR follow PyTorch's rounding, and in how many steps.
 _ROUNDED_RISES = 64
+_ROUNDED_STEPS = 64
 
 
 def lambda_lr(
@@ -79,9 +80,9 @@ def cosine_annealing_lr(
     """Fall to ``eta_min`` at ``T_max`` by a cosine, and rise: ``CosineAnnealingLR``.
 
     It rises again after ``T_max``, up to the base learning rate at ``2 * T_max``, and
-    so on. PyTorch multiplies from step to step. That rounds most where the rise begins:
-    the learning rate is then off by a constant factor, up to 1e-11 at a ``T_max`` of
-    1,000 and 2e-5 at 1,000,000. The first 64 rises have PyTorch's factor.
+    so on. PyTorch multiplies from step to step. That rounds most where the rise begins,
+    by a factor that lasts to the next rise: it is off by up to 1e-11 at a ``T_max`` of
+    1,000, and by 2e-5 at 1,000,000. The first 64 rises have PyTorch's factor.
 
     Args:
         learning_rate: The base learning rate: a number, or a scalar array.
@@ -106,7 +107,8 @@ def cosine_annealing_lr(
     half = validate_integer("T_max", T_max)
     smallest = validate_real("eta_min", eta_min)
     # Before the first rise, and after the last of these, the factor is 1.
-    rounded = [_rounding_of_rise(half, n) for n in range(_ROUNDED_RISES)]
+    known = (base, smallest) if isinstance(base, float) else (1.0, 0.0)
+    rounded = [_simulate_rise(*known, half, n) for n in range(_ROUNDED_RISES)]
     factors = np.array([1.0, *rounded, 1.0])
 
     def formula(count: jax.Array) -> jax.Array:
@@ -121,15 +123,24 @@ def cosine_annealing_lr(
     )
 
 
-def _rounding_of_rise(half: int, n: int) -> float:
+def _simulate_rise(base: float, smallest: float, half: int, n: int) -> float:
     """Return the factor by which PyTorch's rounding changes a rise and its fall.
 
-    PyTorch computes the first step of a rise by the first cosine. It divides by the
-    second at the next step, and multiplies by the same numbers as it divides by later.
+    It is what the first steps of the rise come to, divided by what they would be
+    without rounding. The later ones round a larger height, so that less is lost.
     """
-    rise = (2 * n + 1) * half + 1
-    before = 1 + math.cos(math.pi * rise / half)
-    return (1 - math.cos(math.pi / half)) / before if before else 1.0
+    height = base - smallest
+    bottom = (2 * n + 1) * half
+    steps = min(half, _ROUNDED_STEPS)
+    learning_rate = smallest + height * (1 - math.cos(math.pi / half)) / 2
+    for count in range(bottom + 2, bottom + steps + 1):
+        before = 1 + math.cos(math.pi * (count - 1) / half)
+        if before == 0:  # PyTorch divides by it, and fails
+            return 1.0
+        ratio = (1 + math.cos(math.pi * count / half)) / before
+        learning_rate = ratio * (learning_rate - smallest) + smallest
+    exact = height * math.sin(math.pi * steps / half / 2) ** 2
+    return (learning_rate - smallest) / exact if exact else 1.0
 
 
 def fold(count: jax.Array, half: int) -> jax.Array:

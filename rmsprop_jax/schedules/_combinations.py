@@ -254,7 +254,7 @@ def _hold_between(
     momenta: Sequence[optax.Schedule | None], starts: Sequence[int]
 ) -> Formula:
     """Return the momentum, which stays as it was where no schedule moves it."""
-    # PyTorch makes all schedulers first, and the last of them leaves its first momentum.
+    # PyTorch makes all schedulers first, and the last one leaves its first momentum.
     last = next(x for x in reversed(momenta) if x is not None)
     initial = _wrap(last)
     joined: Formula = lambda count: initial(jnp.zeros_like(count))  # noqa: E731

@@ -1,7 +1,7 @@
 """The schedulers that move the momentum as well, against the learning rate.
 
-    CyclicLR     up to max_lr, down to base_lr, again and again
-    OneCycleLR   up to max_lr, down to nearly 0, once
+CyclicLR     up to max_lr, down to base_lr, again and again
+OneCycleLR   up to max_lr, down to nearly 0, once
 """
 
 from __future__ import annotations

@@ -385,5 +385,3 @@ def _divide_or_stay(factor: jax.Array, before: jax.Array) -> jax.Array:
     """Return the quotient; 1 where both are 0, because 0 no longer changes."""
     is_zero = before == 0
     return jnp.where(is_zero, 1, factor / jnp.where(is_zero, 1, before))
-
-

@@ -75,7 +75,9 @@ def reduce_lr_on_plateau(
     validate_choice("threshold_mode", threshold_mode, ("rel", "abs"))
     factor = validate_real("factor", factor, 0.0, 1.0)
     if factor in (0.0, 1.0):
-        raise ValueError(f"factor must be more than 0 and less than 1, but it was {factor}.")
+        raise ValueError(
+            f"factor must be more than 0 and less than 1, but it was {factor}."
+        )
     bound = validate_real("threshold", threshold)
     if mode == "min" and threshold_mode == "rel" and bound > 1:
         raise ValueError(

@@ -1,0 +1,415 @@
+"""Every scheduler beside the real torch: in float64 to 1e-12, in float32 to 1e-6."""
+
+import inspect
+import itertools
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import schedulers
+from support.schedulers import (
+    CASES,
+    FUNCTIONS,
+    WITH_OWN,
+    evaluate,
+    find_class,
+    follow,
+    make_optimizer,
+    make_ours,
+    make_theirs,
+)
+
+from rmsprop_jax import rmsprop, schedules
+
+pytestmark = pytest.mark.live
+LIMITS = {"float64": 1e-12, "float32": 1e-6}
+
+
+@pytest.fixture(scope="module")
+def torch():
+    """The real torch, where it is installed or required."""
+    if os.environ.get("RMSPROP_JAX_PEERS") != "required":
+        pytest.importorskip("torch")
+    import torch
+    import torch.optim.swa_utils
+
+    return torch
+
+
+@pytest.fixture(params=LIMITS)
+def limit(request):
+    """How far from torch we may be, of the largest value, in each precision."""
+    if request.param == "float64":
+        request.getfixturevalue("x64")
+    return LIMITS[request.param]
+
+
+def assert_follows(ours, theirs, limit):
+    """Both schedules have torch's values at every step; momentum None never moves."""
+    rates, momenta = theirs
+    steps = len(rates) - 1
+    found = evaluate(ours.learning_rate, steps)
+    np.testing.assert_allclose(found, rates, rtol=0, atol=limit * rates.max())
+    if ours.momentum is None:
+        assert (momenta == momenta[0]).all()
+    else:
+        found = evaluate(ours.momentum, steps)
+        np.testing.assert_allclose(found, momenta, rtol=0, atol=limit * momenta.max())
+
+
+def steps_of(name, arguments, scheduler):
+    """1,000 steps, and past every boundary."""
+    if name == "OneCycleLR":
+        # At pct_start=1, torch divides by 0 at its last step.
+        return scheduler.total_steps - (arguments.get("pct_start") == 1.0)
+    cycle = sum(arguments.get(key) or 0 for key in ("T_max", "step_size_up"))
+    return max(1000, 4 * cycle + 3, 9000 if name == "CyclicLR" and not cycle else 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    CASES,
+    ids=[f"{name}-{n}" for n, (name, _) in enumerate(CASES)],
+)
+def test_every_scheduler_is_torchs(torch, limit, name, arguments):
+    optimizer = make_optimizer(torch)
+    theirs = make_theirs(torch, optimizer, name, arguments)
+    rates, momenta = follow(optimizer, theirs, steps_of(name, arguments, theirs))
+    ours = make_ours(name, arguments)
+    assert_follows(ours, (rates[:, 0], momenta[:, 0]), limit)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_arguments_are_torchs(torch, name):
+    """Their names, order and defaults, after the base learning rate."""
+    theirs = [*inspect.signature(find_class(torch, name)).parameters.values()]
+    theirs = [p for p in theirs if p.name not in ("optimizer", "last_epoch")]
+    function = getattr(schedules, FUNCTIONS[name])
+    ours = [*inspect.signature(function).parameters.values()]
+    if name not in (*WITH_OWN, "SequentialLR", "ChainedScheduler"):
+        assert ours.pop(0).name == "learning_rate"
+    assert [(p.name, p.default) for p in ours] == [(p.name, p.default) for p in theirs]
+
+
+def test_no_scheduler_of_torch_is_missing(torch):
+    known = {*torch.optim.lr_scheduler.__all__} - {"LRScheduler"}
+    assert {*FUNCTIONS} == known | {"SWALR"}
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", sorted({name for name, _ in CASES} - {*WITH_OWN}))
+def test_several_groups(torch, name):
+    """torch's scheduler has the base learning rate of each."""
+    arguments = next(of for case, of in CASES if case == name)
+    rates = (0.1, 0.003, 2.0)
+    optimizer = make_optimizer(torch, rates)
+    theirs, _ = follow(optimizer, make_theirs(torch, optimizer, name, arguments), 100)
+    for group, rate in enumerate(rates):
+        ours = make_ours(name, arguments, rate)
+        assert_follows(ours, (theirs[:, group], np.zeros(101)), 1e-12)
+
+
+# --- Any arguments.
+
+counts = st.integers(1, 400)
+gammas = st.floats(0.5, 1.01)
+unit = st.floats(0.0, 1.0)
+rates = st.floats(1e-6, 10.0)
+ANY = {
+    "StepLR": {"step_size": counts, "gamma": gammas},
+    "MultiStepLR": {
+        "milestones": st.lists(st.integers(0, 300), max_size=6),
+        "gamma": gammas,
+    },
+    "ConstantLR": {"factor": st.floats(1e-3, 1.0), "total_iters": counts},
+    "LinearLR": {
+        "start_factor": st.floats(1e-3, 1.0),
+        "end_factor": unit,
+        "total_iters": counts,
+    },
+    "ExponentialLR": {"gamma": gammas},
+    "PolynomialLR": {"total_iters": counts, "power": st.floats(0.0, 4.0)},
+    "CosineAnnealingLR": {"T_max": counts, "eta_min": st.floats(0.0, 1.0)},
+    "CosineAnnealingWarmRestarts": {
+        "T_0": counts,
+        "T_mult": st.integers(1, 4),
+        "eta_min": st.floats(0.0, 1.0),
+    },
+    "CyclicLR": {
+        "base_lr": rates,
+        "max_lr": rates,
+        "step_size_up": counts,
+        "step_size_down": st.none() | counts,
+        "mode": st.sampled_from(["triangular", "triangular2", "exp_range"]),
+        "gamma": gammas,
+        "base_momentum": unit,
+        "max_momentum": unit,
+    },
+    "OneCycleLR": {
+        "max_lr": rates,
+        "total_steps": st.integers(2, 400),
+        "pct_start": st.floats(0.1, 0.9),
+        "anneal_strategy": st.sampled_from(["cos", "linear"]),
+        "base_momentum": unit,
+        "max_momentum": unit,
+        "div_factor": st.floats(1.0, 100.0),
+        "final_div_factor": st.floats(1.0, 1e5),
+        "three_phase": st.booleans(),
+    },
+    "SWALR": {
+        "swa_lr": rates,
+        "anneal_epochs": st.integers(0, 400),
+        "anneal_strategy": st.sampled_from(["cos", "linear"]),
+    },
+}
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", ANY)
+def test_any_arguments(torch, name):
+    @settings(max_examples=30, deadline=None, derandomize=True)
+    @given(arguments=st.fixed_dictionaries(ANY[name]), rate=rates)
+    def check(arguments, rate):
+        optimizer = make_optimizer(torch, (rate,))
+        try:
+            theirs = make_theirs(torch, optimizer, name, arguments)
+        except ZeroDivisionError:
+            with pytest.raises(ValueError, match="divides by 0"):
+                make_ours(name, arguments, rate)
+            return
+        steps = theirs.total_steps if name == "OneCycleLR" else 700
+        found, momenta = follow(optimizer, theirs, steps)
+        ours = make_ours(name, arguments, rate)
+        # Two millionths of a millionth: the drift of torch's own 700 multiplications.
+        assert_follows(ours, (found[:, 0], momenta[:, 0]), 2e-12)
+
+    check()
+
+
+# --- Schedulers of schedulers.
+
+# Each as torch's class and its arguments, where a list of pairs is nested.
+SEQUENCES = {
+    "warm-up, cosine": (
+        [
+            ("LinearLR", {"start_factor": 0.01, "total_iters": 20}),
+            ("CosineAnnealingLR", {"T_max": 80, "eta_min": 0.001}),
+        ],
+        [20],
+    ),
+    "constant, exponential": (
+        [("ConstantLR", {"factor": 0.1}), ("ExponentialLR", {"gamma": 0.9})],
+        [20],
+    ),
+    "warm restarts": (
+        [
+            ("LinearLR", {}),
+            ("CosineAnnealingWarmRestarts", {"T_0": 7, "T_mult": 2}),
+            ("PolynomialLR", {"total_iters": 50}),
+        ],
+        [5, 100],
+    ),
+    "at once": ([("LinearLR", {}), ("StepLR", {"step_size": 30})], [0]),
+    "one skipped": (
+        [
+            ("LinearLR", {}),
+            ("ExponentialLR", {"gamma": 0.5}),
+            ("StepLR", {"step_size": 9}),
+        ],
+        [5, 5],
+    ),
+    "every kind": (
+        [
+            ("StepLR", {"step_size": 4}),
+            ("MultiStepLR", {"milestones": [0, 3]}),
+            ("PolynomialLR", {"total_iters": 9}),
+            ("LambdaLR", {"lr_lambda": schedulers.inverse}),
+            ("CosineAnnealingLR", {"T_max": 1}),
+            ("ConstantLR", {"total_iters": 3}),
+        ],
+        [11, 20, 35, 50, 60],
+    ),
+    "multiplied on": (
+        [
+            ("ExponentialLR", {"gamma": 0.9}),
+            ("MultiplicativeLR", {"lr_lambda": schedulers.gentle}),
+        ],
+        [9],
+    ),
+    "annealed on": (
+        [("ExponentialLR", {"gamma": 0.9}), ("SWALR", {"swa_lr": 0.2})],
+        [9],
+    ),
+    "constant for nothing": (
+        [("ExponentialLR", {"gamma": 0.9}), ("ConstantLR", {"total_iters": 0})],
+        [9],
+    ),
+    "with cycles": (
+        [
+            ("LinearLR", {}),
+            ("CyclicLR", {"base_lr": 0.01, "max_lr": 0.1, "step_size_up": 10}),
+            ("ExponentialLR", {"gamma": 0.9}),
+        ],
+        [5, 42],
+    ),
+    "a cycle first": (
+        [
+            ("CyclicLR", {"base_lr": 0.1, "max_lr": 0.2, "step_size_up": 10}),
+            ("ExponentialLR", {"gamma": 0.9}),
+        ],
+        [42],
+    ),
+}
+
+
+@pytest.mark.parametrize("sequence", SEQUENCES)
+def test_sequences_are_torchs(torch, limit, sequence):
+    parts, milestones = SEQUENCES[sequence]
+    optimizer = make_optimizer(torch)
+    made = [make_theirs(torch, optimizer, *part) for part in parts]
+    scheduler = torch.optim.lr_scheduler.SequentialLR(optimizer, made, milestones)
+    theirs, momenta = follow(optimizer, scheduler, 200)
+    names = [name for name, _ in parts]
+    pairs = [make_ours(*part) for part in parts]
+    ours = schedules.sequential_lr(
+        [
+            pair if name in WITH_OWN else pair.learning_rate
+            for name, pair in zip(names, pairs, strict=True)
+        ],
+        milestones,
+    )
+    if not isinstance(ours, schedules.LearningRateAndMomentum):
+        ours = schedules.LearningRateAndMomentum(ours)
+    assert_follows(ours, (theirs[:, 0], momenta[:, 0]), limit)
+
+
+MULTIPLY = {
+    "StepLR": {"step_size": 30, "gamma": 0.5},
+    "MultiStepLR": {"milestones": [3, 90], "gamma": 0.5},
+    "ConstantLR": {"factor": 0.25},
+    "LinearLR": {"start_factor": 0.25, "total_iters": 9},
+    "ExponentialLR": {"gamma": 0.97},
+    "PolynomialLR": {"total_iters": 150, "power": 2.0},
+    "MultiplicativeLR": {"lr_lambda": schedulers.gentle},
+    "CosineAnnealingLR": {"T_max": 40},
+}
+CHAINS = [
+    *itertools.permutations(MULTIPLY, 2),
+    ("LinearLR",),
+    ("ConstantLR", "LinearLR", "ExponentialLR", "CosineAnnealingLR", "StepLR"),
+]
+
+
+@pytest.mark.parametrize("chain", CHAINS, ids="-".join)
+def test_chains_are_torchs(torch, limit, chain):
+    optimizer = make_optimizer(torch)
+    made = [make_theirs(torch, optimizer, name, MULTIPLY[name]) for name in chain]
+    scheduler = torch.optim.lr_scheduler.ChainedScheduler(made)
+    theirs, momenta = follow(optimizer, scheduler, 250)
+    ours = schedules.chained_scheduler(
+        [make_ours(name, MULTIPLY[name]).learning_rate for name in chain]
+    )
+    pair = schedules.LearningRateAndMomentum(ours)
+    assert_follows(pair, (theirs[:, 0], momenta[:, 0]), limit)
+
+
+def test_chains_of_chains(torch, limit):
+    optimizer = make_optimizer(torch)
+    names = ("LinearLR", "ExponentialLR", "StepLR")
+    made = [make_theirs(torch, optimizer, name, MULTIPLY[name]) for name in names]
+    chain = torch.optim.lr_scheduler.ChainedScheduler
+    scheduler = chain([chain(made[:2]), made[2]], optimizer)
+    theirs, momenta = follow(optimizer, scheduler, 100)
+    ours = [make_ours(name, MULTIPLY[name]).learning_rate for name in names]
+    chained = schedules.chained_scheduler(
+        [schedules.chained_scheduler(ours[:2]), ours[2]]
+    )
+    pair = schedules.LearningRateAndMomentum(chained)
+    assert_follows(pair, (theirs[:, 0], momenta[:, 0]), limit)
+
+
+# --- On a plateau.
+
+LOSSES = {
+    "falls, stops": [1 / n for n in range(1, 40)] + [0.03] * 80,
+    "rises": [0.1 * n for n in range(100)],
+    "negative": [-1 / (1 + n % 13) for n in range(150)],
+    "noise": list(np.random.default_rng(0).normal(size=300)),
+    "NaN": [1.0, float("nan"), 0.5] + [float("nan")] * 60,
+    "just enough": [(1 - 2e-4) ** n for n in range(60)]
+    + [0.99 - 1e-6 * n for n in range(60)],
+}
+
+
+@pytest.fixture
+def as_users_have_it():
+    """optax's plateau multiplies integers by floats."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.mark.usefixtures("x64", "as_users_have_it")
+@pytest.mark.parametrize("losses", LOSSES)
+@pytest.mark.parametrize("mode", ["min", "max"])
+@pytest.mark.parametrize("threshold_mode", ["rel", "abs"])
+def test_plateaus_are_torchs(torch, losses, mode, threshold_mode):
+    crossed = schedulers.crossed(
+        patience=[0, 1, 10],
+        threshold=[1e-4, 0.0, 0.5],
+        cooldown=[0, 4],
+        bounds=[(0.0, 1e-8), (0.01, 1e-8), (0.0, 0.004), (0.3, 1e-8)],
+    )
+    for arguments in crossed:
+        min_lr, eps = arguments.pop("bounds")
+        given = {
+            **arguments,
+            "mode": mode,
+            "threshold_mode": threshold_mode,
+            "factor": 0.5,
+            "min_lr": min_lr,
+            "eps": eps,
+        }
+        optimizer = make_optimizer(torch)
+        theirs = find_class(torch, "ReduceLROnPlateau")(optimizer, **given)
+        ours = schedules.reduce_lr_on_plateau(0.1, **given)
+
+        def update(state, loss, ours=ours):
+            state = ours.update(jnp.ones(()), state, value=loss)[1]
+            return state, state.scale
+
+        state = ours.init(jnp.ones(()))
+        values = jnp.array(LOSSES[losses])
+        _, scales = jax.jit(lambda s, v, f=update: jax.lax.scan(f, s, v))(state, values)
+        expected = []
+        for loss in LOSSES[losses]:
+            theirs.step(loss)
+            expected.append(optimizer.param_groups[0]["lr"])
+        np.testing.assert_allclose(0.1 * scales, expected, rtol=1e-12)
+
+
+@pytest.mark.usefixtures("as_users_have_it")
+def test_an_optimizer_with_it(torch):
+    """The scale reaches the updates, momentum and all."""
+    weight = torch.nn.Parameter(torch.tensor([1.0, -4.0]))
+    optimizer = torch.optim.RMSprop([weight], lr=0.1, momentum=0.9)
+    given = {"factor": 0.5, "patience": 1, "mode": "max"}
+    scheduler = find_class(torch, "ReduceLROnPlateau")(optimizer, **given)
+    tx = optax.chain(
+        rmsprop(0.1, momentum=0.9), schedules.reduce_lr_on_plateau(0.1, **given)
+    )
+    params = jnp.array([1.0, -4.0])
+    state = tx.init(params)
+    for step in range(12):
+        # torch's scheduler steps after the update, and ours scales the same one.
+        scheduler.step(0.5)
+        weight.grad = weight.detach() * (step + 1)
+        optimizer.step()
+        updates, state = tx.update(params * (step + 1), state, params, value=0.5)
+        params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(params, weight.detach(), rtol=1e-5)
+    assert optimizer.param_groups[0]["lr"] < 0.1
