@@ -37,15 +37,18 @@ from rmsprop_jax.schedules._factors import (
 )
 from rmsprop_jax.schedules._plateau import reduce_lr_on_plateau
 from rmsprop_jax.schedules._schedule import LearningRateAndMomentum
+from rmsprop_jax.schedules._state_dict import ResumedSchedules, from_torch
 
 __all__ = [
     "LearningRateAndMomentum",
+    "ResumedSchedules",
     "chained_scheduler",
     "constant_lr",
     "cosine_annealing_lr",
     "cosine_annealing_warm_restarts",
     "cyclic_lr",
     "exponential_lr",
+    "from_torch",
     "lambda_lr",
     "linear_lr",
     "multi_step_lr",

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from rmsprop_jax._optimizer.options import is_schedule
 from rmsprop_jax.schedules._annealing import fold
 from rmsprop_jax.schedules._arguments import validate_integer
 from rmsprop_jax.schedules._counting import LARGEST_COUNT, half_cosine, to_real
@@ -217,10 +218,10 @@ def _chain_with_cosine(
     return formula
 
 
-def _validate_part(name: str, part: object) -> LearningRateAndMomentum:
+def _validate_part(name: str, part: _Part) -> LearningRateAndMomentum:
     if isinstance(part, LearningRateAndMomentum):
         return part
-    if not callable(part) or isinstance(part, type):
+    if not is_schedule(part):
         raise TypeError(f"{name} must be schedules, but one was {part!r}.")
     return LearningRateAndMomentum(part)
 

@@ -7,7 +7,6 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import ArrayLike
 
 from rmsprop_jax.schedules._arguments import (
     validate_choice,
@@ -140,21 +139,24 @@ def _maximize(
         updates: optax.Updates,
         state: Any,
         params: optax.Params | None = None,
-        *,
-        value: ArrayLike,
         **extra_args: Any,
     ) -> tuple[optax.Updates, Any]:
+        if "value" not in extra_args:
+            raise TypeError(
+                "value must be given to update: the metric, which reduce_lr_on_plateau "
+                "compares with the best one so far."
+            )
         best = state.best_value
-        value = jnp.asarray(value, best.dtype)
+        value = jnp.asarray(extra_args["value"], best.dtype)
         limit = best * (1 + bound) if is_relative else best + bound
         is_better = value > limit
-        updates, new = plateau.update(
+        made: Any = plateau.update(
             updates,
             state._replace(best_value=jnp.full_like(best, jnp.inf)),
             params,
-            value=jnp.where(is_better, value, jnp.inf),
-            **extra_args,
+            **(extra_args | {"value": jnp.where(is_better, value, jnp.inf)}),
         )
-        return updates, new._replace(best_value=jax.lax.select(is_better, value, best))
+        new_best = jax.lax.select(is_better, value, best)
+        return made[0], made[1]._replace(best_value=new_best)
 
     return optax.GradientTransformationExtraArgs(init, update)
