@@ -108,7 +108,7 @@ def chained_scheduler(schedulers: Sequence[optax.Schedule]) -> optax.Schedule:
 
     Args:
         schedulers: Schedules of this module with the same base learning rate, in
-            PyTorch's order.
+            PyTorch's order. If they are arrays, the first one counts.
 
     Returns:
         A schedule: a function from the step count to the learning rate.
@@ -150,8 +150,8 @@ def chained_scheduler(schedulers: Sequence[optax.Schedule]) -> optax.Schedule:
     base = chain[0].learning_rate
     for scheduler in chain:
         its = scheduler.learning_rate
-        same = its == base if isinstance(its, float) else its is base
-        if not same:
+        # Arrays may be traced, and are not read.
+        if isinstance(its, float) and isinstance(base, float) and its != base:
             raise ValueError(
                 "schedulers must have the same base learning rate, which is multiplied "
                 f"by the factors of all, but {scheduler!r} and {chain[0]!r} differ."

@@ -57,7 +57,8 @@ def power(base: float, exponent: jax.Array) -> jax.Array:
 
 def progress(count: jax.Array, start: float, end: float) -> jax.Array:
     """Return which part of the way from start to end is done, not clipped."""
-    whole = int(np.floor(start))
+    # Not below 0, because the difference may be beyond int32's largest then.
+    whole = max(int(np.floor(start)), 0)
     return (to_real(count - whole) - (start - whole)) / (end - start)
 
 
