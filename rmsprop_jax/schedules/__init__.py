@@ -36,12 +36,13 @@ from rmsprop_jax.schedules._factors import (
     step_lr,
 )
 from rmsprop_jax.schedules._plateau import reduce_lr_on_plateau
-from rmsprop_jax.schedules._schedule import LearningRateAndMomentum
+from rmsprop_jax.schedules._schedule import LearningRateAndMomentum, Schedule
 from rmsprop_jax.schedules._state_dict import ResumedSchedules, from_torch
 
 __all__ = [
     "LearningRateAndMomentum",
     "ResumedSchedules",
+    "Schedule",
     "chained_scheduler",
     "constant_lr",
     "cosine_annealing_lr",

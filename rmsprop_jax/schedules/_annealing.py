@@ -17,7 +17,6 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.typing import ArrayLike
 
 from rmsprop_jax._optimizer.rule import Number
@@ -44,7 +43,7 @@ _ROUNDED_STEPS = 64
 
 def lambda_lr(
     learning_rate: ArrayLike, lr_lambda: Callable[[jax.Array], ArrayLike]
-) -> optax.Schedule:
+) -> Schedule:
     """Multiply the base learning rate by ``lr_lambda(count)``: ``LambdaLR``.
 
     Args:
@@ -76,7 +75,7 @@ def lambda_lr(
 
 def cosine_annealing_lr(
     learning_rate: ArrayLike, T_max: int, eta_min: float = 0.0
-) -> optax.Schedule:
+) -> Schedule:
     """Fall to ``eta_min`` at ``T_max`` by a cosine, and rise: ``CosineAnnealingLR``.
 
     It rises again after ``T_max``, up to the base learning rate at ``2 * T_max``, and
@@ -155,7 +154,7 @@ def fold(count: jax.Array, half: int) -> jax.Array:
 
 def cosine_annealing_warm_restarts(
     learning_rate: ArrayLike, T_0: int, T_mult: int = 1, eta_min: float = 0.0
-) -> optax.Schedule:
+) -> Schedule:
     """Fall by a cosine, and start again: ``CosineAnnealingWarmRestarts``.
 
     Args:
@@ -211,7 +210,7 @@ def swa_lr(
     swa_lr: ArrayLike,
     anneal_epochs: int = 10,
     anneal_strategy: Literal["cos", "linear"] = "cos",
-) -> optax.Schedule:
+) -> Schedule:
     """Go to ``swa_lr`` and stay there: ``torch.optim.swa_utils.SWALR``.
 
     In PyTorch it starts from the learning rate that it finds at its first step, and so

@@ -12,7 +12,7 @@ import optax
 from rmsprop_jax._optimizer.options import is_schedule
 from rmsprop_jax.schedules._annealing import fold
 from rmsprop_jax.schedules._arguments import validate_integer
-from rmsprop_jax.schedules._counting import LARGEST_COUNT, half_cosine, to_real
+from rmsprop_jax.schedules._counting import LARGEST_COUNT, half_cosine
 from rmsprop_jax.schedules._schedule import (
     CosineSchedule,
     FactorSchedule,
@@ -20,6 +20,7 @@ from rmsprop_jax.schedules._schedule import (
     LearningRateAndMomentum,
     Schedule,
     make_factor_schedule,
+    to_schedule,
     widen,
 )
 
@@ -29,18 +30,18 @@ _Part: TypeAlias = optax.Schedule | LearningRateAndMomentum
 @overload
 def sequential_lr(
     schedulers: Sequence[optax.Schedule], milestones: Sequence[int]
-) -> optax.Schedule: ...
+) -> Schedule: ...
 
 
 @overload
 def sequential_lr(
     schedulers: Sequence[_Part], milestones: Sequence[int]
-) -> optax.Schedule | LearningRateAndMomentum: ...
+) -> Schedule | LearningRateAndMomentum: ...
 
 
 def sequential_lr(
     schedulers: Sequence[_Part], milestones: Sequence[int]
-) -> optax.Schedule | LearningRateAndMomentum:
+) -> Schedule | LearningRateAndMomentum:
     """Use one schedule after the other: ``SequentialLR``.
 
     Each counts from its milestone on, and has its own base learning rate. PyTorch does
@@ -96,7 +97,7 @@ def sequential_lr(
     )
 
 
-def chained_scheduler(schedulers: Sequence[optax.Schedule]) -> optax.Schedule:
+def chained_scheduler(schedulers: Sequence[optax.Schedule]) -> Schedule:
     """Multiply the factors of several schedules: ``ChainedScheduler``.
 
     PyTorch steps the schedulers in their order, and each changes the learning rate that
@@ -223,7 +224,7 @@ def _validate_part(name: str, part: _Part) -> LearningRateAndMomentum:
         return part
     if not is_schedule(part):
         raise TypeError(f"{name} must be schedules, but one was {part!r}.")
-    return LearningRateAndMomentum(part)
+    return LearningRateAndMomentum(to_schedule(part))
 
 
 def _shift(formula: Formula, start: int) -> Formula:
@@ -231,17 +232,13 @@ def _shift(formula: Formula, start: int) -> Formula:
     return lambda count: formula(jnp.maximum(count - start, 0))
 
 
-def _wrap(schedule: optax.Schedule) -> Formula:
-    return lambda count: to_real(schedule(count))
-
-
-def _join(parts: Sequence[optax.Schedule], starts: Sequence[int]) -> Formula:
+def _join(parts: Sequence[Schedule], starts: Sequence[int]) -> Formula:
     """Return the formula of each schedule from its milestone on."""
-    joined = _wrap(parts[0])
+    joined = parts[0].formula
     for part, start in zip(parts[1:], starts[1:], strict=True):
-        own = _wrap(part)
+        own = part.formula
         # At the very start PyTorch initializes a scheduler, as if it were alone.
-        if start > 0 and isinstance(part, Schedule) and part.continue_from is not None:
+        if start > 0 and part.continue_from is not None:
             own = part.continue_from(joined(jnp.array(start - 1, jnp.int32)))
         joined = _choose(joined, _shift(own, start), start)
     return joined
@@ -251,17 +248,15 @@ def _choose(before: Formula, after: Formula, start: int) -> Formula:
     return lambda count: jnp.where(count >= start, after(count), before(count))
 
 
-def _hold_between(
-    momenta: Sequence[optax.Schedule | None], starts: Sequence[int]
-) -> Formula:
+def _hold_between(momenta: Sequence[Schedule | None], starts: Sequence[int]) -> Formula:
     """Return the momentum, which stays as it was where no schedule moves it."""
     # PyTorch makes all schedulers first, and the last one leaves its first momentum.
     last = next(x for x in reversed(momenta) if x is not None)
-    initial = _wrap(last)
+    initial = last.formula
     joined: Formula = lambda count: initial(jnp.zeros_like(count))  # noqa: E731
     for part, start in zip(momenta, starts, strict=True):
         if part is not None:
-            joined = _choose(joined, _shift(_wrap(part), start), start)
+            joined = _choose(joined, _shift(part.formula, start), start)
         elif start > 0:
             joined = _choose(joined, _hold(joined, start - 1), start)
     return joined

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import lax
 from jax.typing import ArrayLike
 
@@ -28,12 +27,15 @@ from rmsprop_jax.schedules._arguments import (
     validate_real,
 )
 from rmsprop_jax.schedules._counting import power, to_real
-from rmsprop_jax.schedules._schedule import Formula, make_factor_schedule, widen
+from rmsprop_jax.schedules._schedule import (
+    Formula,
+    Schedule,
+    make_factor_schedule,
+    widen,
+)
 
 
-def step_lr(
-    learning_rate: ArrayLike, step_size: int, gamma: float = 0.1
-) -> optax.Schedule:
+def step_lr(learning_rate: ArrayLike, step_size: int, gamma: float = 0.1) -> Schedule:
     """Multiply by ``gamma`` every ``step_size`` steps: ``StepLR``.
 
     Args:
@@ -70,7 +72,7 @@ def step_lr(
 
 def multi_step_lr(
     learning_rate: ArrayLike, milestones: Iterable[int], gamma: float = 0.1
-) -> optax.Schedule:
+) -> Schedule:
     """Multiply by ``gamma`` at each of the ``milestones``: ``MultiStepLR``.
 
     A milestone that is listed twice multiplies twice.
@@ -114,7 +116,7 @@ def multi_step_lr(
 
 def constant_lr(
     learning_rate: ArrayLike, factor: float = 1.0 / 3, total_iters: int = 5
-) -> optax.Schedule:
+) -> Schedule:
     """Multiply by ``factor`` until ``total_iters``: ``ConstantLR``.
 
     With ``total_iters=0``, PyTorch's optimizer stays at the small learning rate for
@@ -166,7 +168,7 @@ def linear_lr(
     start_factor: float = 1.0 / 3,
     end_factor: float = 1.0,
     total_iters: int = 5,
-) -> optax.Schedule:
+) -> Schedule:
     """Change the factor linearly until ``total_iters``: ``LinearLR``.
 
     With ``total_iters=0``, PyTorch's optimizer stays at the first learning rate for
@@ -220,7 +222,7 @@ def linear_lr(
     return make_factor_schedule(call, base, factor, growth, None if steps else refuse)
 
 
-def exponential_lr(learning_rate: ArrayLike, gamma: float) -> optax.Schedule:
+def exponential_lr(learning_rate: ArrayLike, gamma: float) -> Schedule:
     """Multiply by ``gamma`` at every step: ``ExponentialLR``.
 
     Args:
@@ -254,7 +256,7 @@ def exponential_lr(learning_rate: ArrayLike, gamma: float) -> optax.Schedule:
 
 def polynomial_lr(
     learning_rate: ArrayLike, total_iters: int = 5, power: float = 1.0
-) -> optax.Schedule:
+) -> Schedule:
     """Fall to 0 at ``total_iters`` by a power: ``PolynomialLR``.
 
     With ``total_iters=0``, PyTorch's optimizer stays at the base learning rate for
@@ -304,7 +306,7 @@ def polynomial_lr(
 
 def multiplicative_lr(
     learning_rate: ArrayLike, lr_lambda: Callable[[jax.Array], ArrayLike]
-) -> optax.Schedule:
+) -> Schedule:
     """Multiply by ``lr_lambda(count)`` at every step: ``MultiplicativeLR``.
 
     There is no formula for the product of any function, so that each value takes a loop

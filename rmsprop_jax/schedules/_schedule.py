@@ -79,8 +79,8 @@ class LearningRateAndMomentum(NamedTuple):
         momentum: That of the momentum, or None if the scheduler leaves it alone.
     """
 
-    learning_rate: optax.Schedule
-    momentum: optax.Schedule | None = None
+    learning_rate: Schedule
+    momentum: Schedule | None = None
 
 
 def make_factor_schedule(
@@ -106,3 +106,10 @@ def widen(number: Number) -> Number:
 def blend(first: Number, last: Number, part: jax.Array) -> jax.Array:
     """Return the part of the way from the first number to the last; exact at both."""
     return widen(first) * (1 - part) + widen(last) * part
+
+
+def to_schedule(schedule: optax.Schedule) -> Schedule:
+    """Return a schedule of optax, or a function, as one of this module."""
+    if isinstance(schedule, Schedule):
+        return schedule
+    return Schedule(repr(schedule), lambda count: to_real(schedule(count)))

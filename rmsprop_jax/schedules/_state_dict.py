@@ -20,7 +20,11 @@ import optax
 from rmsprop_jax.schedules._arguments import validate_integer
 from rmsprop_jax.schedules._combinations import chained_scheduler, sequential_lr
 from rmsprop_jax.schedules._counting import LARGEST_COUNT
-from rmsprop_jax.schedules._schedule import LearningRateAndMomentum, Schedule
+from rmsprop_jax.schedules._schedule import (
+    LearningRateAndMomentum,
+    Schedule,
+    to_schedule,
+)
 from rmsprop_jax.schedules._torch_classes import (
     LAMBDA,
     PLATEAU,
@@ -48,8 +52,8 @@ class ResumedSchedules(NamedTuple):
         momentum: The same for the momentum, or None if the scheduler leaves it alone.
     """
 
-    learning_rate: optax.Schedule | list[optax.Schedule]
-    momentum: optax.Schedule | list[optax.Schedule] | None = None
+    learning_rate: Schedule | list[Schedule]
+    momentum: Schedule | list[Schedule] | None = None
 
 
 class Scheduler(NamedTuple):
@@ -171,9 +175,9 @@ def count_updates(
     shift = validate_integer("offset", offset, -LARGEST_COUNT)
     # One object for groups with the same schedule, so that their parameters may share
     # an array.
-    unique: dict[str, optax.Schedule] = {}
+    unique: dict[str, Schedule] = {}
 
-    def convert(schedule: optax.Schedule) -> optax.Schedule:
+    def convert(schedule: Schedule) -> Schedule:
         converted = _count_updates(schedule, per_step, shift)
         return unique.setdefault(repr(converted), converted)
 
@@ -184,16 +188,14 @@ def count_updates(
     return ResumedSchedules(rates, momenta or None)
 
 
-def _count_updates(
-    schedule: optax.Schedule, per_step: int, offset: int
-) -> optax.Schedule:
+def _count_updates(schedule: Schedule, per_step: int, offset: int) -> Schedule:
     if per_step == 1 and offset == 0:
         return schedule
 
     def formula(count: jax.Array) -> jax.Array:
         # Without a sum beyond int32's largest.
         count = jnp.minimum(count, LARGEST_COUNT - max(offset, 0))
-        return jnp.asarray(schedule(jnp.maximum(count + offset, 0) // per_step))
+        return schedule(jnp.maximum(count + offset, 0) // per_step)
 
     shifted = f"(count + {offset})" if offset else "count"
     divided = f"{shifted} // {per_step}" if per_step > 1 else shifted
@@ -231,7 +233,7 @@ def _is_mapping(value: object) -> bool:
     return isinstance(value, Mapping)
 
 
-def _evaluate(schedule: optax.Schedule, counts: list[int]) -> list[float]:
+def _evaluate(schedule: Schedule, counts: list[int]) -> list[float]:
     return [
         np.asarray(schedule(jnp.array(count, jnp.int32))).item() for count in counts
     ]
@@ -325,7 +327,7 @@ class _Reader:
             )
         make = self.lambdas.pop(0)
         numbers = [source.read_real("base_lrs", base) for base in bases]
-        return [LearningRateAndMomentum(make(number)) for number in numbers]
+        return [wrap(to_schedule(make(number))) for number in numbers]
 
 
 def _join(

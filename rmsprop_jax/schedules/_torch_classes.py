@@ -26,7 +26,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-import optax
 
 from rmsprop_jax._error_text import warn_user
 from rmsprop_jax.schedules._annealing import (
@@ -44,7 +43,7 @@ from rmsprop_jax.schedules._factors import (
     polynomial_lr,
     step_lr,
 )
-from rmsprop_jax.schedules._schedule import LearningRateAndMomentum
+from rmsprop_jax.schedules._schedule import LearningRateAndMomentum, Schedule
 
 # From a file, so that its keys may be anything.
 StateDict: TypeAlias = Mapping[Any, Any]
@@ -247,12 +246,12 @@ def to_number(value: Any) -> Any:
 # --- Each class: from its state_dict and the index of a group to its schedules.
 
 
-def wrap(schedule: optax.Schedule) -> LearningRateAndMomentum:
+def wrap(schedule: Schedule) -> LearningRateAndMomentum:
     return LearningRateAndMomentum(schedule)
 
 
 def _read_plain(
-    make: Callable[..., optax.Schedule], *keys: str
+    make: Callable[..., Schedule], *keys: str
 ) -> Callable[[Source, int, int], LearningRateAndMomentum]:
     """Return a reader of a class whose state_dict has its arguments by name."""
 

@@ -2,6 +2,7 @@
 
 import math
 from fractions import Fraction
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from support.schedulers import CASES, evaluate, make_ours, real
 
 from rmsprop_jax import rmsprop, schedules
 
+untyped: Any = schedules  # of arguments that can't be
 LAST = 2**31 - 1
 # One of each, in its simplest form.
 ONE_OF_EACH = {name: arguments for name, arguments in reversed(CASES)}
@@ -183,13 +185,14 @@ def test_in_an_optimizer():
     cycle = schedules.one_cycle_lr(max_lr=0.1, total_steps=10)
     assert cycle.momentum is not None
     tx = rmsprop(cycle.learning_rate, momentum=cycle.momentum)
-    params = jnp.array([1.0, -4.0])
-    by_hand, state = params, tx.init(params)
+    params: Any = jnp.array([1.0, -4.0])
+    by_hand: Any = params
+    state = tx.init(params)
     hand_state = rmsprop(0.1, momentum=0.9).init(params)
     for step in range(10):
         updates, state = jax.jit(tx.update)(params, state, params)
         params = optax.apply_updates(params, updates)
-        numbers = [float(part(step)) for part in cycle]
+        numbers = [float(cycle.learning_rate(step)), float(cycle.momentum(step))]
         updates, hand_state = rmsprop(numbers[0], momentum=numbers[1]).update(
             by_hand, hand_state, by_hand
         )
@@ -219,86 +222,84 @@ def test_a_schedule_shows_its_call(name):
 
 
 REFUSED = [
-    (lambda: schedules.step_lr(0.1, 0), "step_size must be an integer from 1 to"),
-    (lambda: schedules.step_lr(0.1, 2.5), "step_size must be an integer from 1 to"),
-    (lambda: schedules.step_lr(0.1, 2**31), "step_size must be an integer from 1 to"),
-    (lambda: schedules.step_lr(-0.1, 3), "learning_rate must be a finite number"),
-    (lambda: schedules.step_lr(0.1, 3, math.nan), "gamma must be a number finite"),
-    (lambda: schedules.step_lr(0.1, 3, 10**400), "gamma must be a number finite"),
+    (lambda: untyped.step_lr(0.1, 0), "step_size must be an integer from 1 to"),
+    (lambda: untyped.step_lr(0.1, 2.5), "step_size must be an integer from 1 to"),
+    (lambda: untyped.step_lr(0.1, 2**31), "step_size must be an integer from 1 to"),
+    (lambda: untyped.step_lr(-0.1, 3), "learning_rate must be a finite number"),
+    (lambda: untyped.step_lr(0.1, 3, math.nan), "gamma must be a number finite"),
+    (lambda: untyped.step_lr(0.1, 3, 10**400), "gamma must be a number finite"),
     (
-        lambda: schedules.multi_step_lr(0.1, [-1]),
+        lambda: untyped.multi_step_lr(0.1, [-1]),
         "milestones must be an integer from 0",
     ),
-    (lambda: schedules.constant_lr(0.1, 0.0), "PyTorch divides by it"),
-    (lambda: schedules.constant_lr(0.1, 2.0), "factor must be a number from 0 to 1"),
-    (lambda: schedules.linear_lr(0.1, 0.0), "PyTorch divides by it"),
-    (lambda: schedules.linear_lr(0.1, 0.5, 1.5), "end_factor must be a number from 0"),
+    (lambda: untyped.constant_lr(0.1, 0.0), "PyTorch divides by it"),
+    (lambda: untyped.constant_lr(0.1, 2.0), "factor must be a number from 0 to 1"),
+    (lambda: untyped.linear_lr(0.1, 0.0), "PyTorch divides by it"),
+    (lambda: untyped.linear_lr(0.1, 0.5, 1.5), "end_factor must be a number from 0"),
     (
-        lambda: schedules.linear_lr(0.1, total_iters=-1),
+        lambda: untyped.linear_lr(0.1, total_iters=-1),
         "total_iters must be an integer",
     ),
-    (lambda: schedules.cosine_annealing_lr(0.1, 0), "T_max must be an integer from 1"),
-    (lambda: schedules.cosine_annealing_warm_restarts(0.1, 5, 0), "T_mult must be an"),
-    (lambda: schedules.cyclic_lr(0.1, 0.2, mode="square"), "mode must be 'triangular'"),
-    (lambda: schedules.one_cycle_lr(0.1), "total_steps must be given, or both epochs"),
-    (lambda: schedules.one_cycle_lr(0.1, epochs=3), "total_steps must be given"),
-    (lambda: schedules.one_cycle_lr(0.1, 10, pct_start=1.5), "pct_start must be a"),
-    (lambda: schedules.one_cycle_lr(0.1, 10, pct_start=0.1), "divides by 0"),
+    (lambda: untyped.cosine_annealing_lr(0.1, 0), "T_max must be an integer from 1"),
+    (lambda: untyped.cosine_annealing_warm_restarts(0.1, 5, 0), "T_mult must be an"),
+    (lambda: untyped.cyclic_lr(0.1, 0.2, mode="square"), "mode must be 'triangular'"),
+    (lambda: untyped.one_cycle_lr(0.1), "total_steps must be given, or both epochs"),
+    (lambda: untyped.one_cycle_lr(0.1, epochs=3), "total_steps must be given"),
+    (lambda: untyped.one_cycle_lr(0.1, 10, pct_start=1.5), "pct_start must be a"),
+    (lambda: untyped.one_cycle_lr(0.1, 10, pct_start=0.1), "divides by 0"),
     (
-        lambda: schedules.one_cycle_lr(0.1, 10, div_factor=0.0),
+        lambda: untyped.one_cycle_lr(0.1, 10, div_factor=0.0),
         "div_factor must be more",
     ),
     (
-        lambda: schedules.one_cycle_lr(0.1, epochs=2**20, steps_per_epoch=2**20),
+        lambda: untyped.one_cycle_lr(0.1, epochs=2**20, steps_per_epoch=2**20),
         r"epochs \* steps_per_epoch must be an integer from 1 to",
     ),
-    (lambda: schedules.swa_lr(0.1, 0.2, 5, "square"), "anneal_strategy must be 'cos'"),
+    (lambda: untyped.swa_lr(0.1, 0.2, 5, "square"), "anneal_strategy must be 'cos'"),
     (
-        lambda: schedules.sequential_lr([schedules.linear_lr(0.1)], [3]),
+        lambda: untyped.sequential_lr([untyped.linear_lr(0.1)], [3]),
         "milestones must be one fewer than the schedulers, but there were 1 and 1",
     ),
     (
-        lambda: schedules.sequential_lr([schedules.linear_lr(0.1)] * 3, [5, 3]),
+        lambda: untyped.sequential_lr([untyped.linear_lr(0.1)] * 3, [5, 3]),
         "milestones must ascend",
     ),
     (
-        lambda: schedules.sequential_lr(
-            [schedules.linear_lr(0.1), schedules.linear_lr(0.1, total_iters=0)], [3]
+        lambda: untyped.sequential_lr(
+            [untyped.linear_lr(0.1), untyped.linear_lr(0.1, total_iters=0)], [3]
         ),
         "total_iters of linear_lr must be at least 1 after a milestone",
     ),
     (
-        lambda: schedules.sequential_lr(
-            [schedules.linear_lr(0.1), schedules.polynomial_lr(0.1, 0)], [3]
+        lambda: untyped.sequential_lr(
+            [untyped.linear_lr(0.1), schedules.polynomial_lr(0.1, 0)], [3]
         ),
         "total_iters of polynomial_lr must be at least 1 after a milestone",
     ),
-    (lambda: schedules.chained_scheduler([]), "schedulers must not be empty"),
+    (lambda: untyped.chained_scheduler([]), "schedulers must not be empty"),
     (
-        lambda: schedules.chained_scheduler(
-            [schedules.linear_lr(0.1), schedules.linear_lr(0.2)]
+        lambda: untyped.chained_scheduler(
+            [untyped.linear_lr(0.1), untyped.linear_lr(0.2)]
         ),
         "schedulers must have the same base learning rate",
     ),
     (
-        lambda: schedules.chained_scheduler([schedules.lambda_lr(0.1, real)]),
+        lambda: untyped.chained_scheduler([untyped.lambda_lr(0.1, real)]),
         "sets it anew",
     ),
     (
-        lambda: schedules.chained_scheduler(
-            [schedules.cosine_annealing_lr(0.1, 5, eta_min=0.01)]
+        lambda: untyped.chained_scheduler(
+            [untyped.cosine_annealing_lr(0.1, 5, eta_min=0.01)]
         ),
         "only with eta_min=0",
     ),
     (
-        lambda: schedules.chained_scheduler(
-            [schedules.cosine_annealing_lr(0.1, 5)] * 2
-        ),
+        lambda: untyped.chained_scheduler([untyped.cosine_annealing_lr(0.1, 5)] * 2),
         "one cosine_annealing_lr",
     ),
-    (lambda: schedules.reduce_lr_on_plateau(0.1, factor=1.0), "factor must be more"),
-    (lambda: schedules.reduce_lr_on_plateau(0.1, threshold=2), "from 0 to 1 if it is"),
-    (lambda: schedules.reduce_lr_on_plateau(0.1, patience=-1), "patience must be an"),
+    (lambda: untyped.reduce_lr_on_plateau(0.1, factor=1.0), "factor must be more"),
+    (lambda: untyped.reduce_lr_on_plateau(0.1, threshold=2), "from 0 to 1 if it is"),
+    (lambda: untyped.reduce_lr_on_plateau(0.1, patience=-1), "patience must be an"),
 ]
 
 
@@ -309,17 +310,17 @@ def test_what_can_t_be_is_refused(call, sentence):
 
 
 MISTYPED = [
-    (lambda: schedules.step_lr("0.1", 3), "learning_rate must be a number"),
-    (lambda: schedules.step_lr(0.1, "3"), "step_size must be a number"),
-    (lambda: schedules.step_lr(0.1, step_size=True), "step_size must be a number"),
-    (lambda: schedules.lambda_lr(0.1, 0.5), "lr_lambda must be a function"),
-    (lambda: schedules.multiplicative_lr(0.1, 0.5), "lr_lambda must be a function"),
-    (lambda: schedules.cyclic_lr(0.1, 0.2, scale_fn=1), "scale_fn must be a function"),
-    (lambda: schedules.cyclic_lr(0.1, 0.2, cycle_momentum=1), "must be True or False"),
-    (lambda: schedules.sequential_lr([0.1, 0.2], [3]), "schedulers must be schedules"),
-    (lambda: schedules.chained_scheduler([real]), "rmsprop_jax.schedules"),
-    (lambda: schedules.step_lr(0.1, 3)(0.5), "count must be an integer"),
-    (lambda: schedules.step_lr(0.1, 3)(jnp.ones(3)), "count must be an integer"),
+    (lambda: untyped.step_lr("0.1", 3), "learning_rate must be a number"),
+    (lambda: untyped.step_lr(0.1, "3"), "step_size must be a number"),
+    (lambda: untyped.step_lr(0.1, step_size=True), "step_size must be a number"),
+    (lambda: untyped.lambda_lr(0.1, 0.5), "lr_lambda must be a function"),
+    (lambda: untyped.multiplicative_lr(0.1, 0.5), "lr_lambda must be a function"),
+    (lambda: untyped.cyclic_lr(0.1, 0.2, scale_fn=1), "scale_fn must be a function"),
+    (lambda: untyped.cyclic_lr(0.1, 0.2, cycle_momentum=1), "must be True or False"),
+    (lambda: untyped.sequential_lr([0.1, 0.2], [3]), "schedulers must be schedules"),
+    (lambda: untyped.chained_scheduler([real]), "rmsprop_jax.schedules"),
+    (lambda: untyped.step_lr(0.1, 3)(0.5), "count must be an integer"),
+    (lambda: untyped.step_lr(0.1, 3)(jnp.ones(3)), "count must be an integer"),
 ]
 
 

@@ -1,8 +1,10 @@
 """Every scheduler beside the real torch: in float64 to 1e-12, in float32 to 1e-6."""
 
+import functools
 import inspect
 import itertools
 import os
+import warnings
 from typing import Any
 
 import jax
@@ -26,6 +28,7 @@ from support.schedulers import (
 )
 
 from rmsprop_jax import rmsprop, schedules
+from rmsprop_jax.checkpoints import from_torch
 
 pytestmark = pytest.mark.live
 LIMITS = {"float64": 1e-12, "float32": 1e-6}
@@ -395,9 +398,9 @@ def test_plateaus_are_torchs(torch, mode, threshold_mode, patience):
 def scales(tx, losses):
     """What a plateau multiplies by after each loss."""
 
-    def update(state, loss):
-        state: Any = tx.update(jnp.ones(()), state, value=loss)[1]
-        return state, state.scale
+    def update(state: Any, loss):
+        new: Any = tx.update(jnp.ones(()), state, value=loss)[1]
+        return new, new.scale
 
     return jax.lax.scan(update, tx.init(jnp.ones(())), losses)[1]
 
@@ -423,3 +426,267 @@ def test_an_optimizer_with_it(torch):
         params = optax.apply_updates(params, updates)
     np.testing.assert_allclose(params, weight.detach(), rtol=1e-5)
     assert optimizer.param_groups[0]["lr"] < 0.1
+
+
+# --- From a state_dict.
+
+
+def resume(optimizer, scheduler, **arguments) -> Any:
+    groups = optimizer.state_dict()["param_groups"]
+    return schedules.from_torch(
+        scheduler.state_dict(), param_groups=groups, **arguments
+    )
+
+
+def assert_resumes(optimizer, scheduler, steps, limit, **arguments):
+    """From the middle on, the schedules of each group have torch's values."""
+    done = scheduler.state_dict().get("last_epoch", arguments.pop("done", None))
+    resumed = resume(optimizer, scheduler, **arguments)
+    rates, momenta = follow(optimizer, scheduler, steps)
+    assert len(resumed.learning_rate) == rates.shape[1]
+    largest = max(rates.max(), 1e-3)
+    for g, schedule in enumerate(resumed.learning_rate):
+        found = evaluate(schedule, done + steps)[done:]
+        np.testing.assert_allclose(found, rates[:, g], rtol=0, atol=limit * largest)
+        if resumed.momentum is None:
+            assert (momenta[:, g] == momenta[0, g]).all()
+        else:
+            found = evaluate(resumed.momentum[g], done + steps)[done:]
+            np.testing.assert_allclose(found, momenta[:, g], rtol=0, atol=limit)
+
+
+RESUMED = [
+    (name, arguments)
+    for name, of in schedulers.ARGUMENTS.items()
+    # Every third combination: all of them are compared from the start above.
+    for arguments in of[::3]
+    if not {"lr_lambda", "scale_fn"} & {*arguments}
+]
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.filterwarnings("ignore:.*CyclicLR")
+@pytest.mark.parametrize(
+    ("name", "arguments"), RESUMED, ids=[f"{x[0]}-{n}" for n, x in enumerate(RESUMED)]
+)
+def test_a_state_dict_in_the_middle(torch, name, arguments):
+    """Of two groups, before the first step, after one and after many."""
+    for done in (0, 1, 37):
+        optimizer = make_optimizer(torch, (0.1, 0.02))
+        scheduler = make_theirs(torch, optimizer, name, arguments)
+        steps = 60
+        if name == "OneCycleLR":
+            steps = steps_of(name, arguments, scheduler) - done
+            if steps < 0:
+                continue
+        follow(optimizer, scheduler, done)
+        assert_resumes(optimizer, scheduler, steps, 1e-12)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.filterwarnings("ignore:.*CyclicLR")
+@pytest.mark.parametrize("sequence", SEQUENCES)
+def test_a_sequence_in_the_middle(torch, sequence):
+    parts, milestones = SEQUENCES[sequence]
+    lambdas = [
+        (lambda base, n=name, of=arguments: make_ours(n, of, base).learning_rate)
+        for name, arguments in parts
+        if "lr_lambda" in arguments
+    ]
+    for done in (0, 1, 10, 70):
+        optimizer = make_optimizer(torch, (0.1, 0.02))
+        made = [make_theirs(torch, optimizer, *part) for part in parts]
+        scheduler = torch.optim.lr_scheduler.SequentialLR(optimizer, made, milestones)
+        follow(optimizer, scheduler, done)
+        assert_resumes(optimizer, scheduler, 100, 1e-12, lambdas=lambdas)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("chain", CHAINS[::3], ids="-".join)
+def test_a_chain_in_the_middle(torch, chain):
+    lambdas = [
+        (lambda base: schedules.multiplicative_lr(base, schedulers.gentle))
+        for name in chain
+        if name == "MultiplicativeLR"
+    ]
+    for done in (0, 1, 70):
+        optimizer = make_optimizer(torch, (0.1, 0.02))
+        made = [make_theirs(torch, optimizer, name, MULTIPLY[name]) for name in chain]
+        scheduler = torch.optim.lr_scheduler.ChainedScheduler(made)
+        follow(optimizer, scheduler, done)
+        assert_resumes(optimizer, scheduler, 60, 1e-12, lambdas=lambdas, done=done)
+
+
+def test_swa_after_another_scheduler(torch):
+    """It starts from the learning rate that it finds, which only its last one shows."""
+    optimizer = make_optimizer(torch)
+    first = make_theirs(torch, optimizer, "ExponentialLR", {"gamma": 0.9})
+    scheduler = make_theirs(torch, optimizer, "SWALR", {"swa_lr": 0.05})
+    follow(optimizer, first, 20)
+    follow(optimizer, scheduler, 4)
+    resumed = resume(optimizer, scheduler, offset=-20)
+    rates, _ = follow(optimizer, scheduler, 10)
+    found = evaluate(resumed.learning_rate, 34)[24:]
+    np.testing.assert_allclose(found, rates[:, 0], rtol=1e-5)
+
+
+def test_a_class_is_not_guessed(torch):
+    """Where the keys are the same, the last learning rate tells, or the user."""
+
+    class Halved(torch.optim.lr_scheduler.StepLR):
+        def get_lr(self):
+            return [rate / 2 for rate in self.base_lrs]
+
+    optimizer = make_optimizer(torch)
+    with pytest.raises(ValueError, match="Something else set the learning rate too"):
+        resume(optimizer, Halved(optimizer, 30))
+    for name in ("LambdaLR", "MultiplicativeLR"):
+        optimizer = make_optimizer(torch)
+        arguments = {"lr_lambda": schedulers.inverse}
+        with pytest.raises(ValueError, match="LambdaLR or a MultiplicativeLR, which"):
+            resume(optimizer, make_theirs(torch, optimizer, name, arguments))
+    optimizer = make_optimizer(torch)
+    scheduler = make_theirs(torch, optimizer, "CyclicLR", {"base_lr": 0.1, "max_lr": 1})
+    with pytest.warns(UserWarning, match="or with a scale_fn, which torch does not"):
+        resume(optimizer, scheduler)
+
+
+def test_a_chain_in_a_sequence(torch):
+    """torch takes its first step twice; the schedule would not have that."""
+    optimizer = make_optimizer(torch)
+    made = [
+        make_theirs(torch, optimizer, name, MULTIPLY[name])
+        for name in ("LinearLR", "ExponentialLR", "StepLR")
+    ]
+    chain = torch.optim.lr_scheduler.ChainedScheduler(made[:2])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scheduler = torch.optim.lr_scheduler.SequentialLR(
+            optimizer, [chain, made[2]], [5]
+        )
+    with pytest.raises(ValueError, match="Something else set the learning rate too"):
+        resume(optimizer, scheduler)
+
+
+def test_restarts_by_parts_of_an_epoch(torch):
+    optimizer = make_optimizer(torch)
+    scheduler = make_theirs(torch, optimizer, "CosineAnnealingWarmRestarts", {"T_0": 5})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scheduler.step(2.5)
+    with pytest.raises(ValueError, match="stepped by parts of an epoch"):
+        resume(optimizer, scheduler)
+
+
+def test_on_a_plateau(torch):
+    optimizer = make_optimizer(torch)
+    scheduler = find_class(torch, "ReduceLROnPlateau")(optimizer, patience=3)
+    with pytest.raises(
+        ValueError, match=r"reduce_lr_on_plateau.learning_rate, mode='min"
+    ):
+        resume(optimizer, scheduler)
+
+
+# --- With the optimizer, from a file alone.
+
+
+class Run:
+    """A network of two parameters in two groups, and what trains it."""
+
+    def __init__(self, torch, make, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        draw = functools.partial(torch.randn, generator=generator, dtype=torch.float64)
+        self.named = [
+            (name, torch.nn.Parameter(draw(3))) for name in ("first", "second")
+        ]
+        self.optimizer = torch.optim.RMSprop(
+            [
+                {"params": [self.named[0]], "lr": 0.01},
+                {"params": [self.named[1]], "lr": 0.02, "weight_decay": 0.1},
+            ],
+            momentum=0.9,
+        )
+        self.scheduler = make(self.optimizer)
+
+    def train(self, updates, per_step=1, skipped=()):
+        """Update; the scheduler counts the updates that are skipped, too."""
+        for update in range(updates):
+            if update not in skipped:
+                for n, (_, p) in enumerate(self.named):
+                    p.grad = p.detach() * (n + 1) + 0.1
+                self.optimizer.step()
+            if (update + 1) % per_step == 0:
+                self.scheduler.step()
+
+    def weights(self):
+        return {name: p.detach().numpy().copy() for name, p in self.named}
+
+    def save(self, torch, path, key="lr_schedulers"):
+        state_dict = self.scheduler.state_dict()
+        content = {
+            "optimizer_states": [self.optimizer.state_dict()],
+            "state_dict": {name: p.detach() for name, p in self.named},
+            key: [state_dict] if key == "lr_schedulers" else state_dict,
+        }
+        torch.save(content, path)
+
+
+def continue_in_jax(tx, state, params, updates):
+    @jax.jit
+    def update(params, state):
+        gradients = {
+            name: p * (n + 1) + 0.1 for n, (name, p) in enumerate(params.items())
+        }
+        updates, state = tx.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    for _ in range(updates):
+        params, state = update(params, state)
+    return params
+
+
+def make_warm_up(torch, optimizer):
+    lr_scheduler = torch.optim.lr_scheduler
+    parts = [
+        lr_scheduler.LinearLR(optimizer, 0.1, total_iters=8),
+        lr_scheduler.CosineAnnealingLR(optimizer, 30),
+    ]
+    return lr_scheduler.SequentialLR(optimizer, parts, [8])
+
+
+def make_one_cycle(torch, optimizer):
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, [0.01, 0.02], 100)
+
+
+def make_steps(torch, optimizer):
+    return torch.optim.lr_scheduler.StepLR(optimizer, 7, 0.5)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("make", [make_warm_up, make_one_cycle, make_steps])
+@pytest.mark.parametrize("key", ["lr_schedulers", "scheduler", "lr_scheduler"])
+@pytest.mark.parametrize(
+    ("per_step", "skipped"), [(1, ()), (4, ()), (1, (2, 3, 5))], ids=str
+)
+def test_a_run_resumes_from_its_file(torch, tmp_path, make, key, per_step, skipped):
+    """Updates there, the checkpoint, updates here: the weights are torch's."""
+    run = Run(torch, functools.partial(make, torch))
+    run.train(24, per_step, skipped)
+    run.save(torch, tmp_path / "run.pt", key)
+    given: Any = {"learning_rate": "checkpoint"}
+    if per_step > 1:
+        with pytest.raises(ValueError, match="give updates_per_step=4"):
+            from_torch(tmp_path / "run.pt", **given)
+        given["updates_per_step"] = 4
+    if skipped:
+        with pytest.raises(ValueError, match="give offset=3"):
+            from_torch(tmp_path / "run.pt", **given)
+        given["offset"] = 3
+    with pytest.warns(UserWarning, match="give learning_rate='checkpoint'"):
+        from_torch(tmp_path / "run.pt", momentum=0.9)
+    tx, state = from_torch(tmp_path / "run.pt", **given)
+    params = jax.tree.map(jnp.array, run.weights())
+    params = continue_in_jax(tx, state, params, 40)
+    run.train(40, per_step)
+    for name, weight in run.weights().items():
+        np.testing.assert_allclose(params[name], weight, rtol=0, atol=1e-12)
