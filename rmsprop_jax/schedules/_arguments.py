@@ -35,10 +35,10 @@ def validate_real(
     except OverflowError:  # of an integer like 10**400
         number = math.inf
     if not (smallest <= number <= largest and math.isfinite(number)):
-        limit = f"from {smallest:g} to {largest:g}"
+        must = f"a number from {smallest:g} to {largest:g}"
         if largest == math.inf:
-            limit = "finite, and not negative" if smallest == 0 else "finite"
-        raise ValueError(f"{name} must be a number {limit}, but it was {value}.")
+            must = "a finite number" + ", not negative" * (smallest == 0)
+        raise ValueError(f"{name} must be {must}, but it was {value}.")
     return number
 
 

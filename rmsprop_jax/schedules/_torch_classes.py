@@ -232,12 +232,10 @@ def to_number(value: Any) -> Any:
     if value is None or isinstance(value, bool | str | bytes | int | float):
         return value
     try:
-        if np.ndim(value) == 0 or np.size(value) == 1:
-            return (
-                float(value)
-                if hasattr(value, "__float__")
-                else float(np.asarray(value).reshape(()))
-            )
+        if np.size(value) == 1 and not np.iscomplexobj(value):
+            # A tensor that requires a gradient has no array.
+            is_scalar = np.ndim(value) == 0 and hasattr(value, "__float__")
+            return float(value if is_scalar else np.asarray(value).reshape(()))
     except (TypeError, ValueError, RuntimeError):
         pass
     return value

@@ -226,8 +226,8 @@ REFUSED = [
     (lambda: untyped.step_lr(0.1, 2.5), "step_size must be an integer from 1 to"),
     (lambda: untyped.step_lr(0.1, 2**31), "step_size must be an integer from 1 to"),
     (lambda: untyped.step_lr(-0.1, 3), "learning_rate must be a finite number"),
-    (lambda: untyped.step_lr(0.1, 3, math.nan), "gamma must be a number finite"),
-    (lambda: untyped.step_lr(0.1, 3, 10**400), "gamma must be a number finite"),
+    (lambda: untyped.step_lr(0.1, 3, math.nan), "gamma must be a finite number"),
+    (lambda: untyped.step_lr(0.1, 3, 10**400), "gamma must be a finite number"),
     (
         lambda: untyped.multi_step_lr(0.1, [-1]),
         "milestones must be an integer from 0",
