@@ -69,7 +69,6 @@ def validate_choice(name: str, value: object, choices: tuple[str, ...]) -> str:
     """
     if not isinstance(value, str) or value not in choices:
         *others, last = map(repr, choices)
-        raise ValueError(
-            f"{name} must be {', '.join(others)} or {last}, but it was {value!r}."
-        )
+        joined = f"{', '.join(others)} or {last}" if others else last
+        raise ValueError(f"{name} must be {joined}, but it was {value!r}.")
     return value

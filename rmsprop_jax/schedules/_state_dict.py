@@ -8,6 +8,7 @@ has as ``_last_lr``.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
@@ -214,7 +215,9 @@ def _check_last(what: str, state_dict: StateDict, scheduler: Scheduler) -> None:
         )
     for g, group in enumerate(scheduler.groups):
         theirs = to_number(last[g])
-        if isinstance(theirs, bool) or not isinstance(theirs, int | float):
+        with contextlib.suppress(OverflowError):  # of an integer like 10**400
+            theirs = float(theirs) if type(theirs) is int else theirs
+        if not isinstance(theirs, float):
             raise ValueError(
                 f"{what} must have numbers as its '_last_lr', but one was {theirs!r}."
             )

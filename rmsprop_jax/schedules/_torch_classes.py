@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -184,7 +185,7 @@ class Source:
     def read_real(self, key: str, value: Any) -> float:
         """Return a finite number, not negative."""
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not 0 <= value < math.inf:
+        if not is_number or not 0 <= value <= sys.float_info.max:
             raise NamedError(
                 f"{self.what}, a {self.name}, must have finite numbers, not negative, "
                 f"as its {key!r}, but one was {value!r}."
@@ -229,14 +230,14 @@ def describe_plateau(what: str, state_dict: StateDict) -> str:
 
 def to_number(value: Any) -> Any:
     """Return an array or a tensor of one number as a Python number."""
-    if value is None or isinstance(value, bool | str | bytes | int | float):
+    if not hasattr(value, "shape"):
         return value
     try:
         if np.size(value) == 1 and not np.iscomplexobj(value):
             # A tensor that requires a gradient has no array.
             is_scalar = np.ndim(value) == 0 and hasattr(value, "__float__")
             return float(value if is_scalar else np.asarray(value).reshape(()))
-    except (TypeError, ValueError, RuntimeError):
+    except (ArithmeticError, TypeError, ValueError, RuntimeError):
         pass
     return value
 
