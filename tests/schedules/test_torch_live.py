@@ -261,6 +261,24 @@ SEQUENCES = {
         ],
         [5, 42],
     ),
+    "two cycles": (
+        [
+            ("LinearLR", {}),
+            ("CyclicLR", {"base_lr": 0.01, "max_lr": 0.1, "step_size_up": 10}),
+            ("PolynomialLR", {"total_iters": 30}),
+            (
+                "CyclicLR",
+                {
+                    "base_lr": 0.1,
+                    "max_lr": 0.3,
+                    "step_size_up": 7,
+                    "base_momentum": 0.2,
+                    "max_momentum": 0.7,
+                },
+            ),
+        ],
+        [5, 28, 50],
+    ),
     "a cycle first": (
         [
             ("CyclicLR", {"base_lr": 0.1, "max_lr": 0.2, "step_size_up": 10}),
@@ -517,6 +535,17 @@ def test_a_chain_in_the_middle(torch, chain):
         assert_resumes(optimizer, scheduler, 60, 1e-12, lambdas=lambdas, done=done)
 
 
+def test_learning_rates_in_tensors(torch):
+    """As with capturable=True, where the device keeps them."""
+    optimizer = make_optimizer(torch, (torch.tensor(0.5), torch.tensor(0.25)))
+    scheduler = make_theirs(torch, optimizer, "ExponentialLR", {"gamma": 0.5})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scheduler.step()
+    first, second = resume(optimizer, scheduler).learning_rate
+    assert (first(2), second(2)) == (0.125, 0.0625)
+
+
 def test_swa_after_another_scheduler(torch):
     """It starts from the learning rate that it finds, which only its last one shows."""
     optimizer = make_optimizer(torch)
@@ -658,12 +687,13 @@ def make_one_cycle(torch, optimizer):
     return torch.optim.lr_scheduler.OneCycleLR(optimizer, [0.01, 0.02], 100)
 
 
-def make_steps(torch, optimizer):
-    return torch.optim.lr_scheduler.StepLR(optimizer, 7, 0.5)
+def make_milestones(torch, optimizer):
+    """torch keeps them as a Counter."""
+    return torch.optim.lr_scheduler.MultiStepLR(optimizer, [7, 3, 7, 30], 0.5)
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("make", [make_warm_up, make_one_cycle, make_steps])
+@pytest.mark.parametrize("make", [make_warm_up, make_one_cycle, make_milestones])
 @pytest.mark.parametrize("key", ["lr_schedulers", "scheduler", "lr_scheduler"])
 @pytest.mark.parametrize(
     ("per_step", "skipped"), [(1, ()), (4, ()), (1, (2, 3, 5))], ids=str
