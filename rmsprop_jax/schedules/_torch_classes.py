@@ -233,9 +233,10 @@ def to_number(value: Any) -> Any:
     if not hasattr(value, "shape"):
         return value
     try:
-        if np.size(value) == 1 and not np.iscomplexobj(value):
+        shape = np.shape(value)
+        if math.prod(shape) == 1 and not np.iscomplexobj(value):
             # A tensor that requires a gradient has no array.
-            is_scalar = np.ndim(value) == 0 and hasattr(value, "__float__")
+            is_scalar = shape == () and hasattr(value, "__float__")
             return float(value if is_scalar else np.asarray(value).reshape(()))
     except (ArithmeticError, TypeError, ValueError, RuntimeError):
         pass
