@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from recorded import problem
 from recorded.frameworks import FRAMEWORKS
 from recorded.record_every_step import STEPS, configurations, record_apart
-from support import peers, trajectories
+from support import trajectories
 from support.twin import trajectory
 
 from rmsprop_jax import dialects, identify
@@ -50,7 +50,6 @@ def test_finds_what_a_framework_did(name, c):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FRAMEWORKS)
 def test_finds_what_an_installed_framework_does(name, tmp_path):
-    peers.need(*FRAMEWORKS[name].packages)
     record_apart(name, tmp_path / "live.npz")
     with np.load(tmp_path / "live.npz") as recorded:
         for c in configurations(name):
@@ -249,7 +248,7 @@ def test_recordings_in_few_bits(dtype):
     drops=st.booleans(),
 )
 def test_finds_random_rules(alpha, eps, momentum, weight_decay, flags, begins, drops):
-    names = ("centered", "nesterov", "eps_in_sqrt", "rate_in_momentum")
+    names = ("centered", "nesterov", "eps_in_sqrt", "learning_rate_in_momentum")
     options = dict(zip((*names, "decoupled_weight_decay"), flags, strict=True)) | begins
     gradients, start = noise()
     gradients *= 30  # or else a second moment from 1 never moves

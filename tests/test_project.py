@@ -108,3 +108,42 @@ def test_imports_have_no_circle():
 
 def test_the_package_is_typed():
     assert (ROOT / "rmsprop_jax" / "py.typed").exists()
+
+
+def test_every_test_asserts_something():
+    """A test that calls functions without looking at what they do holds nothing."""
+    in_support: set[str] = {"raises", "warns", "fail", "check_shardings"}
+    for path in sorted((ROOT / "tests" / "support").glob("*.py")) * 2:
+        in_support |= _find_asserting(path, in_support)
+    without = []
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        asserting = _find_asserting(path, in_support)
+        without += [
+            f"{path.relative_to(ROOT)}::{node.name}"
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.FunctionDef)
+            and node.name.startswith("test_")
+            and node.name not in asserting
+        ]
+    assert not without
+
+
+def _find_asserting(path: Path, known: set[str]) -> set[str]:
+    """The functions of a file that assert something, or call one that does."""
+    functions = [
+        node
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef)
+    ]
+    found: set[str] = set()
+    for _ in range(4):  # as deep as calls are
+        for function in functions:
+            for node in ast.walk(function):
+                name = getattr(node, "attr", getattr(node, "id", ""))
+                if (
+                    isinstance(node, ast.Assert)
+                    or name.startswith("assert_")
+                    or (name != function.name and name in known | found)
+                ):
+                    found.add(function.name)
+    return found

@@ -13,7 +13,6 @@ With bias correction, optax stores the moments uncorrected, and we store them co
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
+from jax.typing import ArrayLike
 
 from rmsprop_jax._error_text import Path, join_first, path_str
 from rmsprop_jax._optimizer.state import RMSPropState
@@ -36,13 +37,15 @@ _MOMENTS = {
 }
 _TRACE = "TraceState"
 _SCHEDULE = "ScaleByScheduleState"
+_INJECTED = "InjectStatefulHyperparamsState"
+_LARGEST_INT32 = 2**31 - 1
 
 
 def from_optax(
     opt_state: optax.OptState,
     *,
     count: int | jax.Array | None = None,
-    decay: float | None = None,
+    decay: ArrayLike | None = None,
 ) -> RMSPropState:
     """Convert the state of ``optax.rmsprop``, so that `dialects.optax` resumes the run.
 
@@ -52,14 +55,16 @@ def from_optax(
 
     Args:
         opt_state: The state of ``optax.rmsprop``, or of a chain of it with
-            transformations that have no state, such as ``optax.clip``. From the state
-            of ``optax.inject_hyperparams`` give the ``inner_state``, and the ``count``.
-            For other states (``MultiSteps``, ``partition``) the error says which part
-            to give. Restore a checkpoint with a template,
-            ``optax.rmsprop(...).init(params)``.
+            transformations that have no state, such as ``optax.clip``. It may be inside
+            the state of ``optax.inject_hyperparams``, and that of a whole population,
+            whose leaves and count have a first axis more. For other states
+            (``MultiSteps``, ``partition``) the error says which part to give. Restore a
+            checkpoint with a template, ``optax.rmsprop(...).init(params)``.
         count: The step count, if the state does not hold it. It does with a
-            learning-rate schedule or with bias correction. 0 by default.
-        decay: optax's ``decay``. It is needed with bias correction, and only then.
+            learning-rate schedule, with bias correction, or with injected
+            hyperparameters. 0 by default. As in `RMSPropState`, it ends at 2³¹ − 1.
+        decay: optax's ``decay``. It is needed with bias correction, and only then. An
+            injected ``decay`` is in the state.
 
     Returns:
         The state as ours. Leaves are float32, or float64 if optax's are. They are
@@ -68,7 +73,11 @@ def from_optax(
 
     Raises:
         ValueError: If the state is not that of ``optax.rmsprop``; if ``count`` or
-            ``decay`` are missing or contradict it; if a leaf is complex.
+            ``decay`` are missing or contradict it; if a leaf is complex, or traced.
+
+    A run with injected hyperparameters keeps them, and the step counts of their
+    schedules, in ``opt_state._replace(inner_state=from_optax(opt_state))``, which is
+    the state of ``optax.inject_hyperparams(dialects.optax)`` with the same arguments.
 
     Examples:
         >>> import jax.numpy as jnp, optax
@@ -83,6 +92,13 @@ def from_optax(
     References:
         optax 0.2.8, ``optax/_src/alias.py``, ``rmsprop``.
     """
+    leaves = jax.tree.leaves((opt_state, count))
+    if any(isinstance(leaf, Tracer) for leaf in leaves):
+        raise ValueError(
+            "opt_state must not be traced, because it is converted in float64 outside "
+            "of JAX: call from_optax outside of jax.jit and jax.vmap. It takes the "
+            "state of a whole population at once."
+        )
     found: dict[str, Any] = {}  # optax's classes of states are not public
     _collect_states("opt_state", opt_state, found)
     moments = next((found[name] for name in _MOMENTS if name in found), None)
@@ -92,6 +108,9 @@ def from_optax(
             f"scale_by_rms or scale_by_stddev in it, but it was {type(opt_state)}."
         )
     is_corrected = "count" in moments._fields
+    injected = found.get(_INJECTED)
+    if injected is not None and is_corrected and decay is None:
+        decay = injected.hyperparams.get("decay")
     if is_corrected == (decay is None):
         raise ValueError(
             "decay must be given with bias correction, and only then, as optax stores "
@@ -99,17 +118,18 @@ def from_optax(
             f"{decay} where optax's state is {type(moments).__name__}."
         )
     states = [moments] if is_corrected else []
-    states += [found[_SCHEDULE]] if _SCHEDULE in found else []
+    states += [found[name] for name in (_SCHEDULE, _INJECTED) if name in found]
     step_count = _agree_on_count([state.count for state in states], count)
-    correction = 1.0
-    if decay and step_count:  # before the first step there is nothing to correct
-        correction = -math.expm1(step_count * math.log(decay))
+    correction = _compute_correction(decay, step_count)
 
     def correct(x: NumpyArray) -> NumpyArray:
-        return x / correction
+        # In a population each member has its own, along the first axis.
+        return x / correction.reshape(
+            correction.shape + (1,) * (x.ndim - correction.ndim)
+        )
 
     def correct_variance(x: NumpyArray, mean: NumpyArray) -> NumpyArray:
-        return to_variance(x / correction, mean / correction)
+        return to_variance(correct(x), correct(mean))
 
     def negate(x: NumpyArray) -> NumpyArray:
         return 0 - x  # not −0 for 0
@@ -128,14 +148,37 @@ def from_optax(
     )
 
 
-def _agree_on_count(own: list[jax.Array], given: int | jax.Array | None) -> int:
-    counts = {int(count) for count in (*own, given) if count is not None} or {0}
-    if len(counts) > 1:
+def _compute_correction(decay: ArrayLike | None, step_count: NumpyArray) -> NumpyArray:
+    """Return what the moments are divided by: 1 − decay^count, and 1 before a step."""
+    if decay is None:
+        return np.ones(())
+    rate = np.asarray(decay, np.float64)
+    if not np.all((rate >= 0) & (rate < 1)):
+        raise ValueError(
+            f"decay must be at least 0 and less than 1, but it was {decay}."
+        )
+    with np.errstate(divide="ignore", invalid="ignore"):  # log(0), and 0 times that
+        correction = -np.expm1(step_count * np.log(rate))
+    return np.where(step_count == 0, 1.0, correction)
+
+
+def _agree_on_count(own: list[jax.Array], given: int | jax.Array | None) -> NumpyArray:
+    """Return the step count, or those of a population [n]."""
+    counts = [np.asarray(count) for count in (*own, given) if count is not None]
+    for count in counts:
+        if count.dtype.kind not in "iu" or np.any(count < 0):
+            raise ValueError(
+                "count must be the number of updates so far, an integer that is not "
+                f"negative, but it was {count}."
+            )
+    first, *others = counts or [np.zeros((), np.int32)]
+    if any(not np.array_equal(first, other) for other in others):
+        found = sorted({str(count) for count in counts})
         raise ValueError(
             "count must be the number of updates so far, which optax's state holds "
-            f"itself, but they were {sorted(counts)}: leave it out."
+            f"itself, but they were {' and '.join(found)}: leave it out."
         )
-    return counts.pop()
+    return np.minimum(first, _LARGEST_INT32)
 
 
 def _collect_states(where: str, state: object, found: dict[str, Any]) -> None:
@@ -150,6 +193,9 @@ def _collect_states(where: str, state: object, found: dict[str, Any]) -> None:
             _collect_states(f"{where}[{i}]", part, found)
     elif name in (*_MOMENTS, _TRACE, _SCHEDULE) and name not in found:
         found[name] = state
+    elif isinstance(state, optax.InjectStatefulHyperparamsState) and not found:
+        found[name] = state
+        _collect_states(f"{where}.inner_state", state.inner_state, found)
     elif isinstance(state, list | dict) and jax.tree.leaves(state):
         raise ValueError(
             f"opt_state must be as optax makes it, but {where} is a {name}, as in a "

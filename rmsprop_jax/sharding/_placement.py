@@ -49,8 +49,9 @@ def state_shardings(tx: optax.GradientTransformation, params: object) -> Shardin
         a checkpoint. They are on the mesh of the parameters, in its default memory.
 
     Raises:
-        ValueError: If a leaf has no sharding, if two leaves are on different meshes, or
-            if there are no leaves.
+        ValueError: If a leaf has no sharding, if two leaves are on different meshes, if
+            there are no leaves, or if ``tx.init`` is vmapped over the parameters and
+            over something that is not sharded like them.
 
     Examples:
         >>> import jax, jax.numpy as jnp
@@ -93,7 +94,18 @@ def state_shardings(tx: optax.GradientTransformation, params: object) -> Shardin
     # and takes it from the arguments.
     context = getattr(jax.sharding, "use_abstract_mesh", contextlib.nullcontext)
     with context(explicit_mesh):
-        state = jax.eval_shape(tx.init, jax.tree.map(with_explicit_type, params))
+        typed = jax.tree.map(with_explicit_type, params)
+        try:
+            state = jax.eval_shape(tx.init, typed)
+        except ValueError as error:
+            if "vmap" not in str(error):
+                raise
+            raise ValueError(
+                f"tx.init must vmap over sharded parameters alone, but JAX says: "
+                f"{error} The state before the first step does not depend on the "
+                "learning rates of a population, so write "
+                "lambda params: jax.vmap(rmsprop(0.1).init)(params)."
+            ) from error
     return jax.tree.map(on_common_mesh, state)
 
 

@@ -2,14 +2,17 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 from flax.training.train_state import TrainState
 from recorded import runs
 from recorded.record_runs import FILES
+from support.comparisons import assert_near
 from support.continued import continued, far
+from support.untyped import from_torch, to_torch
 
-from rmsprop_jax.checkpoints import from_torch, load_weights
+from rmsprop_jax.checkpoints import load_weights, read
 
 # Paths of files, and the names where the file holds none.
 MATRICES = ["dense.weight", "head.weight"]
@@ -33,6 +36,16 @@ def to_params(weights):
 
     norm = {"scale": weights["norm.weight"], "bias": weights["norm.bias"]}
     return {"dense": linear("dense"), "norm": norm, "head": linear("head")}
+
+
+def from_params(params):
+    def linear(name):
+        layer = params[name]
+        return {f"{name}.weight": layer["kernel"].T, f"{name}.bias": layer["bias"]}
+
+    norm = params["norm"]
+    norms = {"norm.weight": norm["scale"], "norm.bias": norm["bias"]}
+    return {**linear("dense"), **norms, **linear("head")}
 
 
 def expected(path):
@@ -87,3 +100,8 @@ def test_nnx_optimizer(name):
         nnx.replace_by_pure_dict(grads, of_step)
         step(model, optimizer, grads)
     assert_same_parameters(nnx.to_pure_dict(nnx.state(model, nnx.Param)), ended)
+    names = RUNS[name]
+    back = to_torch(optimizer.opt_state, from_params, like=read(path), names=names)
+    _, again = from_torch(back, to_params, names=names)
+    leaves = [np.asarray(x) for x in jax.tree.leaves(optimizer.opt_state)]
+    assert_near(jax.tree.leaves(again), leaves, 1e-6)

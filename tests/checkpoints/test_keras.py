@@ -1,5 +1,7 @@
 """Files that Keras and TensorFlow wrote: the run goes on where it went on there."""
 
+import functools
+import random
 import shutil
 from typing import Any
 
@@ -44,8 +46,9 @@ def test_to_params_carries_all(files):
         return {name: weight.T for name, weight in weights.items()}
 
     names = names_of(folder, "all")
-    _, there = from_keras(folder / "all.keras", turned, names=names)
-    _, here = from_keras(folder / "all.keras", names=names)
+    decayed = {"names": names, "weight_decay_mask": True}
+    _, there = from_keras(folder / "all.keras", turned, **decayed)
+    _, here = from_keras(folder / "all.keras", **decayed)
     assert_same(
         jax.tree.map(np.asarray, turned(there.acc_grads)),
         jax.tree.map(np.asarray, here.acc_grads),
@@ -61,6 +64,87 @@ def test_names_choose_where_the_file_has_them(files):
         _, whole = function(path, **more)
         assert [*state.nu] == ["dense/bias", "first/kernel"]
         np.testing.assert_array_equal(state.nu["dense/bias"], whole.nu["dense/bias"])
+
+
+@pytest.mark.parametrize("ending", [".keras", ".weights.h5"])
+def test_names_in_a_wrong_order(files, ending):
+    folder = files / "keras_jax"
+    path = folder / f"momentum-centered{ending}"
+    names = names_of(folder, "momentum-centered")
+    settings = {"rho": 0.9, "momentum": 0.9, "epsilon": 1e-6, "centered": True}
+    settings = settings | {"weight_decay": 0} if ending != ".keras" else {}
+    _, state = from_keras(path, names=names, **settings)
+    shapes = [state.nu[name].shape for name in names]
+    rng = random.Random(0)
+    for order in [rng.sample(range(len(names)), len(names)) for _ in range(40)]:
+        assert [shapes[n] for n in order] != shapes
+        with pytest.raises(ValueError, match="names must be in the order"):
+            from_keras(path, names=[names[n] for n in order], **settings)
+
+
+class TestWeightDecayMask:
+    """No file holds what exclude_from_weight_decay excluded."""
+
+    @pytest.fixture(params=[".h5", ".index"])
+    def resume(self, files, request):
+        path = files / "tf_keras/momentum-centered-decayed"
+        if request.param == ".h5":
+            return functools.partial(from_keras, f"{path}.h5")
+        settings = {"rho": 0.9, "momentum": 0.9, "epsilon": 1e-6, "weight_decay": 0.01}
+        return functools.partial(from_tensorflow, path, **settings)
+
+    def decayed(self, run):
+        """The leaves that decay by the first update, where the gradients are 0."""
+        tx, state = run
+        params = jax.tree.map(jnp.ones_like, state.nu)
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        still = state._replace(mu=zeros)
+        updates = tx.update(zeros, still, params)[0]
+        return {name for name, update in updates.items() if np.any(update != 0)}
+
+    def test_asks(self, resume):
+        with pytest.warns(
+            UserWarning, match=r"weight_decay_mask must be given if .*0\."
+        ):
+            run = resume()
+        assert self.decayed(run) == {*run[1].nu}
+        assert self.decayed(resume(weight_decay_mask=True)) == {*run[1].nu}
+
+    def test_takes_names_or_parameters(self, resume):
+        names = [*resume(weight_decay_mask=True)[1].nu]
+        mask = {name: "kernel" in name for name in names}
+        kernels = {name for name in names if mask[name]}
+        assert kernels < {*names}
+        assert self.decayed(resume(weight_decay_mask=mask)) == kernels
+        assert self.decayed(resume(weight_decay_mask=lambda params: mask)) == kernels
+
+        def rename(weights):
+            return {f"my/{name}": weight.T for name, weight in weights.items()}
+
+        ours = {f"my/{name}" for name in kernels}
+        assert self.decayed(resume(rename, weight_decay_mask=mask)) == ours
+        assert self.decayed(resume(rename, weight_decay_mask=rename_keys(mask))) == ours
+
+    def test_asks_for_one_answer_per_leaf(self, resume):
+        names = [*resume(weight_decay_mask=True)[1].nu]
+
+        def join(weights):
+            return {"all": np.concatenate([x.ravel() for x in weights.values()])}
+
+        mask = {name: name != names[0] for name in names}
+        with pytest.raises(ValueError, match=r"weight_decay_mask .* leaf \['all'\] of"):
+            resume(join, weight_decay_mask=mask)
+        mask = dict.fromkeys(names, False)
+        assert self.decayed(resume(join, weight_decay_mask=mask)) == set()
+
+    def test_is_refused_where_nothing_decays(self, files):
+        path = files / "keras_legacy/plain.h5"
+        with pytest.raises(ValueError, match="weight_decay_mask must be left out"):
+            from_keras(path, weight_decay_mask=True)
+
+
+def rename_keys(mask):
+    return {f"my/{name}": decays for name, decays in mask.items()}
 
 
 def test_other_rates_and_momenta_take_the_place_of_the_files(files):
@@ -174,7 +258,7 @@ def test_accumulating_without_a_gradient_since_the_last_update(files, tmp_path):
         optimizer: Any = file["optimizer_weights"]
         (count,) = (k for k in optimizer if "loss" not in k)
         optimizer[count]["iteration"][()] = 8
-    _, state = from_keras(path)
+    _, state = from_keras(path, weight_decay_mask=True)
     assert (state.mini_step, state.gradient_step) == (0, 2)
 
 

@@ -1,6 +1,7 @@
 """Runs of optax.rmsprop that go on with ours."""
 
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -188,7 +189,6 @@ def test_refuses_to_lose_the_state_of_other_links():
     p = {"a": jnp.ones(3)}
     theirs = optax.rmsprop(0.1)
     for tx, part in [
-        (optax.inject_hyperparams(optax.rmsprop)(0.1), "opt_state.inner_state"),
         (optax.MultiSteps(theirs, 2), "opt_state.inner_opt_state"),
         (optax.apply_if_finite(theirs, 3), "opt_state.inner_state"),
         (
@@ -235,4 +235,93 @@ def test_refuses_missing_or_needless_decay():
 
 def test_refuses_counts_that_contradict():
     state = optax.rmsprop(schedule).init({"a": jnp.ones(3)})
-    refused(r"they were \[0, 5\]", state, count=5)
+    refused(r"they were 0 and 5:", state, count=5)
+
+
+@pytest.mark.parametrize("count", [-1, 1.5, jnp.float32(2), jnp.array([1, -2])])
+def test_refuses_counts_that_cannot_be(count):
+    refused("count must be .*an integer", optax.rmsprop(0.1).init({}), count=count)
+
+
+def test_a_count_beyond_int32_stays_at_the_largest():
+    state = optax.rmsprop(0.1).init({"a": jnp.ones(3)})
+    assert from_optax(state, count=2**40).count == 2**31 - 1
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0, np.nan])
+def test_refuses_decays_that_cannot_be(decay):
+    state = optax.rmsprop(0.1, bias_correction=True).init({"a": jnp.ones(3)})
+    refused("decay must be at least 0", state, decay=decay)
+
+
+INJECTED = {
+    "plain": {"learning_rate": 0.01},
+    "schedule": {"learning_rate": schedule, "momentum": 0.9},
+    "corrected": {"learning_rate": schedule, "bias_correction": True, "decay": 0.8},
+    "centered": {"learning_rate": 0.01, "centered": True, "bias_correction": True},
+}
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("options", INJECTED.values(), ids=INJECTED)
+@pytest.mark.parametrize("members", [0, 3])
+def test_injected_hyperparameters_stay_with_their_schedules(options, members):
+    """Also those of a population, in which members differ in a number."""
+
+    def make(function):
+        return optax.inject_hyperparams(function)(**{"eps": 1e-3, **options})
+
+    def run(tx, params, state, inputs) -> Any:
+        def step(carry, x):
+            params, state = carry
+            updates, state = tx.update(params * x, state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        return jax.lax.scan(step, (params, state), inputs)[0]
+
+    theirs, ours = make(optax.rmsprop), make(dialects.optax)
+    params = jnp.arange(1.0, 6.0)
+    state: Any = theirs.init(params)
+    resumed = ours.init(params)
+    inputs = jnp.asarray(np.random.default_rng(0).normal(size=(2, 6)))
+    if members:
+        params, state, resumed = jax.tree.map(
+            lambda x: jnp.stack([x] * members), (params, state, resumed)
+        )
+        state.hyperparams["decay"] = jnp.linspace(0.5, 0.9, members)
+    first, second = (
+        (lambda *args, tx=tx: jax.vmap(run, (None, 0, 0, None))(tx, *args))
+        if members
+        else (lambda *args, tx=tx: run(tx, *args))
+        for tx in (theirs, ours)
+    )
+    with jax.numpy_dtype_promotion("standard"):  # optax's own states need it
+        params, state = first(params, state, inputs[0])
+        expected, _ = first(params, state, inputs[1])
+        converted = state._replace(inner_state=from_optax(state))
+        assert jax.tree.structure(converted) == jax.tree.structure(resumed)
+        found, ended = second(params, converted, inputs[1])
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    assert np.all(ended.count == 12)
+    assert np.all(ended.inner_state.count == 12)
+
+
+def test_a_plain_run_resumed_with_injected_hyperparameters():
+    """As the migration page says: all counts are set, those of schedules too."""
+    params = {"a": jnp.ones(3)}
+    tx = optax.inject_hyperparams(dialects.optax)(learning_rate=schedule)
+    ours = from_optax(optax.rmsprop(0.1).init(params), count=5)
+    state: Any = tx.init(params)
+    state = state._replace(
+        count=ours.count,
+        hyperparams_states=jax.tree.map(lambda _: ours.count, state.hyperparams_states),
+        inner_state=ours,
+    )
+    counts = optax.tree.get_all_with_path(state, "count")
+    assert [int(count) for _, count in counts] == [5, 5, 5]
+
+
+def test_says_how_under_vmap():
+    state = optax.rmsprop(0.1).init({"a": jnp.ones(3)})
+    with pytest.raises(ValueError, match=r"must not be traced.*whole population"):
+        jax.vmap(lambda count: from_optax(state, count=count))(jnp.arange(3))

@@ -5,8 +5,6 @@ and some more steps there.
 """
 
 import itertools
-import os
-from importlib.util import find_spec
 from typing import Any
 
 import jax
@@ -53,15 +51,6 @@ SOURCES = {
     ),
     "paddle": (runs.paddle, {"rho": 0.875, "epsilon": 1 / 1024}, CROSS),
 }
-
-
-@pytest.fixture(autouse=True)
-def peers():
-    """All that are installed, or required."""
-    for package in ("torch", "timm", "stable_baselines3", "paddle"):
-        is_there = find_spec(package) is not None
-        if not is_there and os.environ.get("RMSPROP_JAX_PEERS") != "required":
-            pytest.skip(f"{package} is not installed")
 
 
 def schedule(count):

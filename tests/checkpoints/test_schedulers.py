@@ -110,7 +110,8 @@ def test_the_advice_is_right():
         checkpoint = {"optimizer": optimizer()} | {"scheduler": step_lr(last_epoch)}
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            from_torch(checkpoint, learning_rate="checkpoint", **given)
+            _, state = from_torch(checkpoint, learning_rate="checkpoint", **given)
+        assert state.count == 7
 
 
 def test_several_updates_per_step_fit():

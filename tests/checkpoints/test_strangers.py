@@ -611,7 +611,7 @@ HDF5 = {
     ),
     "text in place of a moment": (
         "must hold|not hold numbers",
-        weights_h5(replace(b"abc")),
+        weights_h5(replace([b"a", b"b"])),
     ),
     "integers in place of a moment": (
         "must hold floating-point",
@@ -815,7 +815,7 @@ def test_indices_of_tensorflow(what, reader, tmp_path):
         assert re.search(match, outcome.detail), outcome
 
 
-@pytest.mark.parametrize("count", [20_000, 200_000])
+@pytest.mark.parametrize("count", [2_000, 100_000])
 def test_a_chain_of_objects(count, reader, tmp_path):
     index, data = chained_objects(count)
     (tmp_path / "model.index").write_bytes(index)

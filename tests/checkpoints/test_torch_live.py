@@ -9,7 +9,6 @@ import datetime
 import io
 import itertools
 import json
-import os
 import pathlib
 import warnings
 from importlib import import_module
@@ -23,7 +22,7 @@ import pytest
 from support import digits
 from support.comparisons import assert_near, assert_same
 from support.state_dicts import GROUP
-from support.untyped import from_torch, to_torch
+from support.untyped import from_torch, rmsprop, to_torch
 
 from rmsprop_jax.checkpoints import read
 
@@ -34,8 +33,6 @@ STEPS = 20
 @pytest.fixture
 def torch():
     """The real torch, where it is installed or required."""
-    if os.environ.get("RMSPROP_JAX_PEERS") != "required":
-        pytest.importorskip("torch")
     import torch
 
     threads = torch.get_num_threads()
@@ -388,6 +385,54 @@ def test_flat_form_of_torch_s_checkpoints(torch):
     back = to_torch(state, like=flat)
     functions.set_optimizer_state_dict(network, optimizer, back, options=options)
     assert_same_as_torch(torch, optimizer.state_dict(), before)
+
+
+def test_distributed_and_empty_tensors(torch, tmp_path):
+    """A tensor of which this process has a part is refused by name, and one of none."""
+    functions = import_module("torch.distributed.checkpoint.state_dict")
+    network = torch.nn.Linear(3, 2)
+    options = functions.StateDictOptions(full_state_dict=True, cpu_offload=True)
+    torch.distributed.init_process_group(
+        "gloo",
+        store=torch.distributed.FileStore(f"{tmp_path}/store", 1),
+        rank=0,
+        world_size=1,
+    )
+    try:
+        mesh = torch.distributed.init_device_mesh("cpu", (1,))
+        torch.distributed.fsdp.fully_shard(network, mesh=mesh)
+        optimizer = torch.optim.RMSprop(network.parameters())
+        weights = dict(network.named_parameters())
+        zeros = {name: np.ones(np.shape(w), np.float32) for name, w in weights.items()}
+        _, state = rmsprop(0.1).update(zeros, rmsprop(0.1).init(zeros))
+        whole = "must be a whole tensor, but it was a DTensor.*full_state_dict=True"
+        with pytest.raises(ValueError, match=f"'weight' in names {whole}"):
+            to_torch(state, like=optimizer.state_dict(), names=weights)
+        network(torch.ones(1, 3)).sum().backward()
+        optimizer.step()
+        parts = optimizer.state_dict()
+        for options_of_parts in ({}, {"flatten_optimizer_state_dict": True}):
+            of_parts = functions.StateDictOptions(**options_of_parts)
+            saved = functions.get_optimizer_state_dict(
+                network, optimizer, options=of_parts
+            )
+            with pytest.raises(ValueError, match=f"'square_avg' of .*'weight' {whole}"):
+                from_torch(saved)
+        full = functions.get_optimizer_state_dict(network, optimizer, options=options)
+        _, state = from_torch(full)
+        with pytest.raises(ValueError, match=f"like: 'square_avg' of .* {whole}"):
+            to_torch(state, like=parts, names=[*weights])
+        back = to_torch(state, like=full)
+        functions.set_optimizer_state_dict(network, optimizer, back, options=options)
+    finally:
+        torch.distributed.destroy_process_group()
+    with torch.device("meta"):
+        network = torch.nn.Linear(3, 2)
+        optimizer = torch.optim.RMSprop(network.named_parameters())
+        network(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    with pytest.raises(ValueError, match=r"'weight' must be a whole .* on the meta"):
+        from_torch(optimizer.state_dict())
 
 
 class Call:

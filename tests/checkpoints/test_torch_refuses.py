@@ -25,6 +25,29 @@ def test_refuses_other_optimizers_state():
     refused("parameter 0 holds 'exp_avg'", state_dict)
 
 
+def test_says_what_to_do_with_joined_weights():
+    """As DeepSpeed's and fairseq's fp16 optimizers join them, with padding."""
+    state_dict = made_up([(12,)])
+    hint = r"into one vector, of 12 elements, give names=\['flat'\]"
+    refused(hint, state_dict)
+    refused(hint, state_dict, names=["kernel", "bias"])
+    several = made_up([(12,), (8,)], [GROUP | {"params": [i]} for i in range(2)])
+    refused(r"of 12 and 8 elements, give names=\['flat_0', 'flat_1'\]", several)
+    with pytest.raises(ValueError, match="names must be") as error:
+        from_torch(made_up([(12,), (3,)]))
+    assert "vector" not in str(error.value)
+
+    def to_params(weights):
+        kernel, bias, padding = np.split(weights["flat"], [6, 9])
+        return {"kernel": kernel.reshape(3, 2), "bias": bias, "padding": padding}
+
+    _, state = from_torch(state_dict, to_params, names=["flat"])
+    joined = np.concatenate(
+        [state.nu[k].ravel() for k in ("kernel", "bias", "padding")]
+    )
+    np.testing.assert_array_equal(joined, state_dict["state"][0]["square_avg"])
+
+
 def test_refuses_other_optimizers_groups():
     group = {"lr": 0.1, "betas": (0.9, 0.99), "eps": 0, "weight_decay": 0}
     state_dict = {"state": {}, "param_groups": [group | {"params": [0]}]}

@@ -51,6 +51,36 @@ def test_single_leaf_and_groups_without_parameters():
     assert_same(back, state_dict)
 
 
+def test_equal_groups_are_one():
+    """mmcv and detectron2 make a group for each parameter, most of them equal."""
+    names = [f"layers.{n}.weight" for n in range(100)]
+    groups = [GROUP | {"params": [n], "param_names": [names[n]]} for n in range(100)]
+    state_dict = made_up([(3,)] * 100, groups)
+
+    def stack(weights):
+        return {"layers": np.stack([weights[name] for name in names])}
+
+    def unstack(params):
+        return dict(zip(names, params["layers"], strict=True))
+
+    tx, state = from_torch(state_dict, stack)
+    params = {"layers": jnp.zeros((100, 3))}
+    assert jax.tree.structure(state) == jax.tree.structure(tx.init(params))
+    one = rmsprop(0.1, 0.9, 1e-6)
+    assert str(jax.make_jaxpr(tx.update)(params, state)) == str(
+        jax.make_jaxpr(one.update)(params, one.init(params))
+    )
+    assert_same(to_torch(state, unstack, like=state_dict), state_dict)
+    # Two learning rates are two groups, however many there are in the file.
+    for group in groups[50:]:
+        group["lr"] = 0.2
+    _, state = from_torch(state_dict)
+    assert list(state.inner_states) == ["group_0", "group_50"]
+    assert_same(to_torch(state, like=state_dict), state_dict)
+    with pytest.raises(ValueError, match="must keep parameters of different groups"):
+        from_torch(state_dict, stack)
+
+
 def test_schedule_goes_on_at_torch_s_count():
     """A multiplication by the count shows it."""
     state_dict = made_up([(3,)])

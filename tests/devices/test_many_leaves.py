@@ -18,6 +18,7 @@ from support.devices import (
 from support.steps import train_step
 from support.untyped import rmsprop
 
+pytestmark = pytest.mark.devices
 each_state = pytest.mark.parametrize("state_dtype", ["float32", "bfloat16"])
 
 

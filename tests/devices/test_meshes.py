@@ -12,6 +12,7 @@ from support.devices import bytes_of, devices, held, state_of
 from support.steps import train_step
 from support.untyped import rmsprop, zero1
 
+pytestmark = pytest.mark.devices
 each_device = pytest.mark.parametrize("device", ["v5e:2x4", "h100:1x8x1"])
 each_axis_type = pytest.mark.parametrize(
     "axis_type", [AxisType.Auto, AxisType.Explicit]

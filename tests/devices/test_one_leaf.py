@@ -11,6 +11,7 @@ from support.untyped import rmsprop
 from rmsprop_jax import dialects
 from rmsprop_jax.precision import master_weights, stochastic_rounding
 
+pytestmark = pytest.mark.devices
 each_device = pytest.mark.parametrize(
     "device", ["v5e:2x4", "v5p:2x2x2", "v6e:2x4", "h100:1x1x1"]
 )

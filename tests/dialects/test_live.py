@@ -6,7 +6,7 @@ The same comparisons as with the recordings, of a new recording.
 import pytest
 from recorded import record
 from recorded.frameworks import FRAMEWORKS
-from support import peers, trajectories
+from support import trajectories
 
 pytestmark = pytest.mark.live
 
@@ -15,7 +15,6 @@ pytestmark = pytest.mark.live
 def live(request, tmp_path_factory):
     """A framework's name, and its trajectories just recorded."""
     name = request.param
-    peers.need(*FRAMEWORKS[name].packages)
     path = tmp_path_factory.mktemp("live") / f"{name}.npz"
     record.record_apart(name, path)
     return name, path

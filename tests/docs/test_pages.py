@@ -11,7 +11,6 @@ import jax
 import numpy as np
 import pytest
 from recorded.frameworks import with_timm
-from support import peers
 
 from rmsprop_jax import schedules
 
@@ -86,7 +85,6 @@ def test_code_runs(page, as_users_have_it):
 @pytest.mark.parametrize("page", pages(live=True))
 def test_code_runs_beside_that_of_others(page, as_users_have_it):
     used = set.union(*map(peers_of, blocks(page)))
-    peers.need(*used)
     if "timm" in used:
         with_timm("timm.optim")  # which is then there, whatever torchvision it finds
     run(blocks(page))
@@ -109,7 +107,6 @@ SCHEDULERS = re.findall(
     ("scheduler", "arguments", "ours"), SCHEDULERS, ids=lambda x: x[:20]
 )
 def test_schedules_are_torchs(scheduler, arguments, ours, as_users_have_it):
-    peers.need("torch")
     import torch
     from torch.optim import lr_scheduler, swa_utils
 
@@ -131,7 +128,6 @@ def test_schedules_are_torchs(scheduler, arguments, ours, as_users_have_it):
 
 @pytest.mark.live
 def test_every_scheduler_of_torch_has_a_row():
-    peers.need("torch")
     from torch.optim import lr_scheduler
 
     # ReduceLROnPlateau, which is no function of the count, has a block; LRScheduler is

@@ -1,12 +1,10 @@
 """The documentation as people read it: built strictly, and looked at in a browser.
 
-These tests need the extras docs and browser, and a Chromium. Where the environment
-variable RMSPROP_JAX_SITE is "required", what is missing is a failure.
+These tests need the extras docs and browser, and a Chromium.
 """
 
 import functools
 import http.server
-import importlib.util
 import os
 import re
 import shutil
@@ -19,22 +17,15 @@ import pytest
 
 import rmsprop_jax
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.site
 
 ROOT = Path(__file__).parents[2]
 PHONE, DESK = 390, 1400  # pixels
 
 
-def missing(what):
-    required = os.environ.get("RMSPROP_JAX_SITE") == "required"
-    (pytest.fail if required else pytest.skip)(f"{what} is not installed")
-
-
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """The folder of the site."""
-    if not importlib.util.find_spec("mkdocs"):
-        missing("mkdocs")
     folder = tmp_path_factory.mktemp("site")
     subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", folder],
@@ -62,12 +53,9 @@ def address(site):
 
 @pytest.fixture(scope="module")
 def browser():
-    if not importlib.util.find_spec("playwright"):
-        missing("playwright")
     names = ("chromium", "chromium-browser", "google-chrome")
     path = next(filter(None, map(shutil.which, names)), None)
-    if path is None:
-        missing("Chromium")
+    assert path is not None, f"none of {names} is installed"
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:

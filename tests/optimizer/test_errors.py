@@ -136,7 +136,10 @@ def test_errors_say_the_name_that_the_user_wrote():
 
 
 def test_traced_values_pass_unread():
-    jax.jit(lambda x: rmsprop(x, x, x, x, x).init(P))(-1.0)
+    state = jax.jit(lambda x: rmsprop(x, x, x, x, x).init(P))(-1.0)
+    assert jax.tree.structure(state) == jax.tree.structure(
+        rmsprop(0.1, momentum=0.9).init(P)
+    )
 
 
 def test_integers_are_numbers():

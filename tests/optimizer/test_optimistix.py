@@ -4,7 +4,6 @@ import importlib
 
 import jax.numpy as jnp
 import pytest
-from support.peers import need
 
 from rmsprop_jax import precision, rmsprop
 
@@ -19,7 +18,6 @@ TRANSFORMATIONS = {
 @pytest.mark.live
 @pytest.mark.parametrize("name", TRANSFORMATIONS)
 def test_optimistix_compiles_once_for_all_values(name):
-    need("optimistix")
     optimistix = importlib.import_module("optimistix")
     traced = []
 

@@ -3,7 +3,6 @@
 import functools
 import inspect
 import itertools
-import os
 import warnings
 from typing import Any
 
@@ -36,9 +35,7 @@ LIMITS = {"float64": 1e-12, "float32": 1e-6}
 
 @pytest.fixture(scope="module")
 def torch():
-    """The real torch, where it is installed or required."""
-    if os.environ.get("RMSPROP_JAX_PEERS") != "required":
-        pytest.importorskip("torch")
+    """The real torch."""
     import torch
     import torch.optim.swa_utils
 

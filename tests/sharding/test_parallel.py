@@ -26,6 +26,7 @@ from rmsprop_jax.sharding import check_shardings, state_shardings
 
 OPTIONS = {"momentum": 0.9, "centered": True, "weight_decay": 0.1, "eps": 1e-3}
 NEVER = 2**31 - 1
+TX = rmsprop(0.1, **OPTIONS)
 # In float64, where rounding leaves no room for another rule.
 pytestmark = pytest.mark.usefixtures("x64")
 close = functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9)
@@ -51,10 +52,16 @@ def step(tx, params, state, x, mean=lambda gradients: gradients):
     return train_step(tx)(params, state, gradients)
 
 
+@functools.cache
+def compile_alone(tx):
+    """The functions of a run on one device, which several tests compare with."""
+    return jax.jit(tx.init), jax.jit(functools.partial(step, tx))
+
+
 def alone(tx, params, xs):
     """What every other way must come to: one device, one step after the other."""
-    state = jax.jit(tx.init)(params)
-    run = jax.jit(functools.partial(step, tx))
+    init, run = compile_alone(tx)
+    state = init(params)
     for x in xs:
         params, state = run(params, state, x)
     return jax.device_get((params, state))
@@ -65,7 +72,7 @@ def replicate(tree):
 
 
 def test_pmap_with_a_replicated_state():
-    tx, params, xs = rmsprop(0.1, **OPTIONS), parameters(), batches(4)
+    tx, params, xs = TX, parameters(), batches(4)
     expected = alone(tx, params, xs.reshape(4, 40, 16))
     mean = functools.partial(jax.lax.pmean, axis_name="devices")
     run = jax.pmap(functools.partial(step, tx, mean=mean), axis_name="devices")
@@ -80,7 +87,7 @@ def test_pmap_with_a_replicated_state():
 
 def test_pmap_with_a_state_per_device():
     """Eight runs side by side, each with its own data, parameters and state."""
-    tx, xs = rmsprop(0.1, **OPTIONS), batches(3)
+    tx, xs = TX, batches(3)
     params = jax.tree.map(
         lambda p: p * jnp.arange(1.0, 9).reshape(8, *[1] * (p.ndim - 1)),
         replicate(parameters()),
@@ -100,7 +107,7 @@ def test_pmap_with_a_state_per_device():
 def test_shard_map(axis_type):
     """Every device holds and updates its rows, and init and update run inside."""
     mesh = make_mesh(axis_type)
-    tx, gradients = rmsprop(0.1, **OPTIONS), parameters()["kernel"]
+    tx, gradients = TX, parameters()["kernel"]
     rows = PartitionSpec("data")
     specs = jax.tree.map(
         lambda x: rows if x.ndim else PartitionSpec(),
@@ -125,7 +132,7 @@ def test_shard_map(axis_type):
 @each_axis_type
 def test_vmap_over_a_sharded_population(axis_type):
     mesh = make_mesh(axis_type)
-    tx, xs = rmsprop(0.1, **OPTIONS), batches(1)[0]
+    tx, xs = TX, batches(1)[0]
     population = jax.device_put(replicate(parameters()), on(mesh, "data"))
     # The counts are made of nothing, but on explicit axes what is mapped over must be
     # split alike.
@@ -144,7 +151,7 @@ def test_vmap_over_a_sharded_population(axis_type):
 def test_scan_over_steps(axis_type, remat):
     """Data-parallel, all steps in one program; the state goes around split."""
     mesh = make_mesh(axis_type)
-    tx, xs = zero1(rmsprop(0.1, **OPTIONS), mesh), batches(4).reshape(4, 40, 16)
+    tx, xs = zero1(TX, mesh), batches(4).reshape(4, 40, 16)
     params = jax.device_put(parameters(), on(mesh))
 
     def body(carry, x):
@@ -157,8 +164,7 @@ def test_scan_over_steps(axis_type, remat):
     before = shardings_of((params, state))
     after = run(params, state, jax.device_put(xs, on(mesh, None, "data")))
     check_shardings(after, before)
-    plain = rmsprop(0.1, **OPTIONS)
-    jax.tree.map(close, after[0], alone(plain, parameters(), xs)[0])
+    jax.tree.map(close, after[0], alone(TX, parameters(), xs)[0])
 
 
 def test_remat_of_a_run_keeps_its_derivative():

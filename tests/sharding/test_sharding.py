@@ -15,6 +15,7 @@ from support.meshes import (
     compiled,
     each_axis_type,
     each_option,
+    each_option_and_axis_type,
     make_mesh,
     on,
     shardings_of,
@@ -56,8 +57,7 @@ def expected_of(state, params):
     return RMSPropState(on(params["scale"].sharding.mesh), *moments)
 
 
-@each_option
-@each_axis_type
+@each_option_and_axis_type
 def test_the_state_is_where_the_parameters_are(axis_type, options):
     params = parameters(axis_type)
     tx = rmsprop(0.1, **options)
@@ -74,8 +74,7 @@ def test_the_state_is_where_the_parameters_are(axis_type, options):
     check_shardings(state, state_shardings(tx, structs))
 
 
-@each_option
-@each_axis_type
+@each_option_and_axis_type
 def test_an_update_communicates_nothing_and_donates_all(axis_type, options):
     params = parameters(axis_type)
     gradients = parameters(axis_type)
@@ -242,6 +241,31 @@ def test_state_shardings_name_the_leaf_they_cannot_place():
         state_shardings(tx, {"a": good, "d": jax.device_put(good, on(other))})
     with pytest.raises(ValueError, match="params must have at least one leaf"):
         state_shardings(tx, {"a": None})
+
+
+@each_axis_type
+def test_state_shardings_of_a_population(axis_type):
+    """The state does not depend on the rates, which are on another mesh, or on none."""
+    mesh = make_mesh(axis_type, data=8)
+    params = {"w": jax.device_put(jnp.ones((8, 4, 2)), on(mesh, "data"))}
+    rates = jnp.linspace(0.01, 0.1, 8)
+
+    def init_of_rates(params):
+        return jax.vmap(lambda rate, p: rmsprop(rate, momentum=0.9).init(p))(
+            rates, params
+        )
+
+    def init(params):
+        return jax.vmap(rmsprop(0.1, momentum=0.9).init)(params)
+
+    def update(updates, state, params=None):
+        raise NotImplementedError
+
+    with pytest.raises(ValueError, match=r"tx.init must vmap over sharded .* alone"):
+        state_shardings(optax.GradientTransformation(init_of_rates, update), params)
+    shardings = state_shardings(optax.GradientTransformation(init, update), params)
+    state = jax.jit(init, out_shardings=shardings)(params)
+    check_shardings(state, RMSPropState(on(mesh), *[shardings_of(params)] * 2, None))
 
 
 def test_check_names_the_leaves():

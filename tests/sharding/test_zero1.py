@@ -14,6 +14,7 @@ from support.meshes import (
     compiled,
     each_axis_type,
     each_option,
+    each_option_and_axis_type,
     make_mesh,
     on,
     shardings_of,
@@ -70,8 +71,7 @@ def trained_on_one_device(**options):
     return trained(rmsprop(0.01, **options), params, x)
 
 
-@each_option
-@each_axis_type
+@each_option_and_axis_type
 def test_trains_as_the_unsplit_run(x64, axis_type, options):
     """In float64, as in float32 such a run makes much of a last bit.
 
@@ -120,8 +120,7 @@ def roots_on_one_device(**options):
     return roots(compiled(train_step(tx), params, state, params))
 
 
-@each_option
-@each_axis_type
+@each_option_and_axis_type
 def test_each_device_holds_and_updates_its_part(axis_type, options):
     mesh = make_mesh(axis_type)
     params, x = parameters(mesh), batch(mesh)

@@ -1,26 +1,14 @@
 """What XLA's compilers for devices that are not here make of a training step."""
 
-import os
 import re
 from typing import Any
 
-import compilers
 import jax
-import pytest
+from compilers import devices
 from jax.sharding import SingleDeviceSharding
 from support.steps import train_step
 
 from rmsprop_jax.sharding import state_shardings
-
-
-def devices(name: str) -> list[Any]:
-    """Devices to compile for; the test is skipped where their compiler is missing."""
-    try:
-        return compilers.devices(name)
-    except RuntimeError as error:
-        if os.environ.get("RMSPROP_JAX_DEVICES") == "required":
-            raise
-        pytest.skip(f'no compiler for {name}: pip install -e ".[devices]" ({error!r})')
 
 
 def home(name: str) -> SingleDeviceSharding:

@@ -99,8 +99,13 @@ def read(framework, folder, name, run, ending):
         settings["weight_decay"] = decay
         if every := arguments.get("gradient_accumulation_steps"):
             settings["gradient_accumulation_steps"] = every
-    if schedule and settings:  # where the file has none of its own
+    if schedule and ending in (
+        ".weights.h5",
+        ".index",
+    ):  # where the file has none of its own
         settings["learning_rate"] = _schedule(schedule, arguments)
+    if decay and framework != "keras_legacy":
+        settings["weight_decay_mask"] = True
     if ending == ".index":
         return from_tensorflow(folder / name, **settings)
     names = {} if ending == ".h5" else {"names": run["names"]}

@@ -21,6 +21,17 @@ OPTIONS = {
     },
     "bfloat16": {"momentum": 0.9, "state_dtype": "bfloat16"},
 }
+# How axes are typed matters to what is made anew, as the random bits are; otherwise the
+# options are arithmetic on a leaf's own elements.
+each_option_and_axis_type = pytest.mark.parametrize(
+    ("options", "axis_type"),
+    [
+        pytest.param(OPTIONS["plain"], AxisType.Auto, id="plain-automatic"),
+        pytest.param(OPTIONS["all"], AxisType.Explicit, id="all-explicit"),
+        pytest.param(OPTIONS["bfloat16"], AxisType.Auto, id="bfloat16-automatic"),
+        pytest.param(OPTIONS["bfloat16"], AxisType.Explicit, id="bfloat16-explicit"),
+    ],
+)
 each_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 
 

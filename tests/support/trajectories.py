@@ -71,8 +71,22 @@ def call(framework: str, arguments: problem.Arguments) -> Call:
     return lambda rate, peak: dialect(rate)
 
 
-def run(framework: str, dtype: str, calls: Mapping[str, Call]) -> Trajectories:
-    """What ours do under both schedules, all compiled as one function."""
+def run(
+    framework: str,
+    dtype: str,
+    calls: Mapping[str, Call],
+    traced: Mapping[tuple[str, ...], tuple[Callable[..., Call], list[Any]]]
+    | None = None,
+) -> Trajectories:
+    """What ours do under both schedules, all compiled as one function.
+
+    Args:
+        framework: Whose problem it is.
+        dtype: Of parameters and gradients.
+        calls: One optimizer each, by name.
+        traced: By several names, what makes the optimizer from numbers, and these
+            numbers, one set for each name: one program does them all.
+    """
     steps = problem.recorded_steps(framework)
 
     def leaves(numbers):
@@ -81,7 +95,8 @@ def run(framework: str, dtype: str, calls: Mapping[str, Call]) -> Trajectories:
             for leaf in problem.leaves(framework, numbers.astype(dtype))
         ]
 
-    def trajectory(call, rates, start, gradients):
+    def trajectory(call, rates, start, gradients, numbers=None):
+        call = call if numbers is None else call(numbers)
         tx = call(lambda count: rates[count], jnp.max(rates))
 
         def step(carry, gradient):
@@ -94,12 +109,20 @@ def run(framework: str, dtype: str, calls: Mapping[str, Call]) -> Trajectories:
 
     @jax.jit
     def everything(rates, start, gradients):
-        return {
+        found: dict[Any, Any] = {
             name: jax.vmap(functools.partial(trajectory, call), (0, None, None))(
                 rates, start, gradients
             )
             for name, call in calls.items()
         }
+        for names, (call, numbers) in (traced or {}).items():
+            one = functools.partial(trajectory, call)
+            of_rates = jax.vmap(one, (0, None, None, None))
+            every = jax.vmap(of_rates, (None, None, None, 0))
+            many = every(rates, start, gradients, jnp.asarray(numbers, dtype))
+            for i, name in enumerate(names):
+                found[name] = jax.tree.map(lambda x, i=i: x[i], many)
+        return found
 
     with precision(dtype):
         rates = np.stack([problem.rates(name, max(steps)) for name in SCHEDULES])
@@ -126,16 +149,40 @@ def ours(framework: str, dtype: str) -> Trajectories:
     return _ours(next(n for n in FRAMEWORKS if asked(n) == asked(framework)), dtype)
 
 
+# In float64, calls of torch that differ in these numbers alone are one program, in
+# which the numbers are traced. (In float32 a traced α loses digits of 1 − α.) A quarter
+# of the calls has one set of them as Python's numbers.
+TRACED = ("alpha", "eps")
+
+
 @functools.cache
 def _ours(framework: str, dtype: str) -> Trajectories:
-    return run(
-        framework,
-        dtype,
-        {
-            c.name.removesuffix(f",{c.schedule}"): call(framework, c.arguments)
-            for c in problem.configurations(framework)
-        },
-    )
+    arguments = {
+        c.name.removesuffix(f",{c.schedule}"): c.arguments
+        for c in problem.configurations(framework)
+    }
+    if framework != "torch" or dtype == "float32":
+        calls = {name: call(framework, each) for name, each in arguments.items()}
+        return run(framework, dtype, calls)
+    groups: dict[str, dict[str, problem.Arguments]] = {}
+    for name, each in arguments.items():
+        rest = {key: value for key, value in each.items() if key not in TRACED}
+        groups.setdefault(str(rest), {})[name] = each
+
+    def call_with(rest: problem.Arguments) -> Callable[..., Call]:
+        return lambda numbers: call(
+            framework, rest | dict(zip(TRACED, numbers, strict=True))
+        )
+
+    calls: dict[str, Call] = {}
+    traced: dict[tuple[str, ...], tuple[Callable[..., Call], list[Any]]] = {}
+    for n, group in enumerate(groups.values()):
+        (first, own), *_ = group.items()
+        if n % 4 == 0:
+            calls[first] = call(framework, own)
+        names = tuple(name for name in group if name not in calls)
+        traced[names] = call_with(own), [[group[k][x] for x in TRACED] for k in names]
+    return run(framework, dtype, calls, traced)
 
 
 def distance(one: np.ndarray, other: np.ndarray) -> float:

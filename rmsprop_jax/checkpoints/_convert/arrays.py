@@ -52,6 +52,15 @@ def to_numpy(value: Value) -> NumpyArray:
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
+def describe_missing_data(value: object) -> str:
+    """Describe why a tensor has no array here; empty if it has one."""
+    if hasattr(value, "placements"):
+        return "a DTensor, of which each process has a part"
+    if getattr(getattr(value, "device", None), "type", None) == "meta":
+        return "on the meta device, where tensors have no data"
+    return ""
+
+
 def to_numpy_each(values: Sequence[Value]) -> list[NumpyArray]:
     """Return `to_numpy` of each value."""
     return [to_numpy(value) for value in read_each(values)]

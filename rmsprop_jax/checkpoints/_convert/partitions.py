@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 import jax
@@ -37,6 +38,7 @@ def make_partition(
 
 def split_partition(opt_state: object) -> list[RMSPropState]:
     """Return the state of each group, or the one state if there are no groups."""
+    opt_state = _strip_flax_variables(opt_state)
     inner: list[object] = [opt_state]
     if isinstance(opt_state, optax.PartitionState):
         groups = opt_state.inner_states.values()
@@ -49,6 +51,24 @@ def split_partition(opt_state: object) -> list[RMSPropState]:
             "a chain, give the part that is one."
         )
     return states
+
+
+def _strip_flax_variables(opt_state: object) -> object:
+    """Return the state without the variables that ``nnx.Optimizer`` wraps leaves in."""
+    nnx = sys.modules.get("flax.nnx")
+    if nnx is None:
+        return opt_state  # without it there are none
+
+    def is_variable(x: object) -> bool:
+        return isinstance(x, nnx.Variable)
+
+    def strip(x: object) -> object:
+        if not is_variable(x):
+            return x
+        (value,) = jax.tree.leaves(x, is_leaf=lambda y: y is not x)
+        return value
+
+    return jax.tree.map(strip, opt_state, is_leaf=is_variable)
 
 
 def mask_leaves(

@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 import optax
 
-from rmsprop_jax._optimizer.options import validate_number
+from rmsprop_jax._optimizer.options import Mask, validate_number
 from rmsprop_jax._optimizer.state import RMSPropState
-from rmsprop_jax._optimizer.transform import get_config
+from rmsprop_jax._optimizer.transform import get_config, make_transformation_of_config
 from rmsprop_jax.checkpoints._convert.arrays import (
     NumpyArray,
     Value,
@@ -85,16 +85,23 @@ class Group:
         dialect: One of `rmsprop_jax.dialects`, or `rmsprop`.
         learning_rate: Its first argument, which every dialect calls otherwise.
         settings: Its other arguments by its own names.
+        weight_decay_mask: Which leaves decay, by default all.
     """
 
     dialect: Callable[..., optax.GradientTransformationExtraArgs]
     learning_rate: optax.ScalarOrSchedule
     settings: Settings
+    weight_decay_mask: Mask | None = None
 
     @functools.cached_property
     def tx(self) -> optax.GradientTransformationExtraArgs:
         """The transformation."""
-        return self.dialect(self.learning_rate, **self.settings)
+        tx = self.dialect(self.learning_rate, **self.settings)
+        if self.weight_decay_mask is None:
+            return tx
+        # No dialect takes a mask, because no framework's optimizer does.
+        config = get_config(tx)._replace(weight_decay_mask=self.weight_decay_mask)
+        return make_transformation_of_config(config)
 
     @property
     def moments(self) -> tuple[Moment, ...]:
@@ -335,6 +342,7 @@ def merge_equal_groups(
         plain = (bool, int, float, str)
         key = (
             group.dialect,
+            id(group.weight_decay_mask),
             *((k, v if isinstance(v, plain) else id(v)) for k, v in settings.items()),
         )
         if key not in indices:

@@ -21,6 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from rmsprop_jax._error_text import named_leaves, warn_user
+from rmsprop_jax._optimizer.options import Mask
 from rmsprop_jax.checkpoints._convert.arrays import Value, to_numpy, to_real_number
 from rmsprop_jax.checkpoints._convert.rearrangement import apply_function
 from rmsprop_jax.checkpoints._convert.run import (
@@ -50,6 +52,7 @@ BLOCK_NAMES: dict[Block, str] = {
 LEGACY_BLOCK_NAMES: dict[Block, str] = {**BLOCK_NAMES, "nu": "rms", "grad_mean": "mg"}
 
 ACCUMULATION = "gradient_accumulation_steps"
+MASK = "weight_decay_mask"
 # What the user may give in place of what the file has.
 _OVERRIDABLE = ("learning_rate", "momentum")
 # Arguments that are not settings of a dialect: they say which blocks a file has.
@@ -122,6 +125,7 @@ def make_keras_run(
         saved.dialect,
         settings[learning_rate],
         {name: settings[name] for name in arguments},
+        _make_mask(saved, settings, to_params),
     )
     params = [
         ParamState(
@@ -149,6 +153,38 @@ def make_keras_run(
     if every > 1:
         return _accumulate(saved, every, tx, state, to_params)
     return tx, state
+
+
+def _make_mask(
+    saved: SavedOptimizer, settings: Settings, to_params: ToParams | None
+) -> Mask | None:
+    """Return the mask of the weight decay for the parameters of the model."""
+    mask = settings.get(MASK)
+    if mask is None and settings.get("weight_decay"):
+        warn_user(
+            f"{MASK} must be given if exclude_from_weight_decay excluded variables, "
+            f"because {saved.what} does not hold which: without it all of them decay, "
+            f"by {settings['weight_decay']}. Give {MASK}=True if nothing was excluded."
+        )
+    if mask is None or mask is True:
+        return None
+    if to_params is None or not isinstance(mask, Mapping):
+        return mask
+    by_name: Mapping[str, object] = mask
+    if set(by_name) != set(saved.names):
+        return mask  # like the parameters
+    filled = {
+        name: np.full(np.shape(nu), float(bool(by_name[name])), np.float32)
+        for name, nu in zip(saved.names, saved.blocks["nu"], strict=True)
+    }
+    tree = apply_function("to_params", to_params, filled)
+    for path, leaf in named_leaves(tree):
+        if np.ptp(leaf):
+            raise ValueError(
+                f"{MASK} must be the same for all variables of a leaf, but to_params "
+                f"makes leaf {path} of some that decay and some that do not."
+            )
+    return jax.tree.map(lambda leaf: bool(np.max(leaf, initial=0)), tree)
 
 
 def clean_names(names: Iterable[str]) -> list[str]:
@@ -198,7 +234,8 @@ def merge_settings(
     """
     arguments = [*inspect.signature(dialect).parameters]
     for name, value in given.items():
-        if name not in (*arguments, *own, *_LAYOUT):
+        is_mask = name == MASK and "weight_decay" in arguments
+        if name not in (*arguments, *own, *_LAYOUT) and not is_mask:
             raise ValueError(
                 f"{name} must be left out, because {what} is resumed as "
                 f"dialects.{dialect.__name__}, whose settings are "

@@ -31,6 +31,7 @@ from rmsprop_jax.checkpoints._keras_family.conversion import (
     validate_settings,
 )
 from rmsprop_jax.checkpoints._keras_family.h5_weights import (
+    check_shapes,
     has_names,
     list_names,
 )
@@ -93,6 +94,8 @@ def read_optimizer(
             "that of the file: look at momentum and centered, and at use_ema and "
             "gradient_accumulation_steps."
         )
+    if not labels:
+        check_shapes(what, file, found, shapes[0])
     if settings["learning_rate"] is None and start == 1:
         raise ValueError(
             f"learning_rate must be given, because {what} does not hold it: its "
@@ -132,6 +135,26 @@ def _missing_optimizer_error(what: str) -> ValueError:
     )
 
 
+def _missing_iterations_error(
+    what: str, labels: Sequence[str], root: Group
+) -> ValueError:
+    """Return what to raise if an ``.h5`` has a state that is not of tf.keras."""
+    if not labels:
+        return _missing_optimizer_error(what)
+    message = (
+        f"{what} must have the optimizer's iteration among its variables, but it has "
+        f"{[*labels[:4]]}."
+    )
+    # Before it became tf.keras, Keras had other names, and another rule.
+    if labels[0].startswith("training/") or labels[0].endswith("/iterations:0"):
+        message += (
+            f" It is of standalone Keras {root.texts.get('keras_version', '2')}, whose "
+            "RMSprop can't be resumed here. load_weights(path) has its weights; start "
+            "the optimizer with tx.init(params)."
+        )
+    return ValueError(message)
+
+
 def _read_numbered_variables(what: str, root: Group) -> list[StoredArray]:
     """Return the optimizer's variables of a file that has no names."""
     if "optimizer" not in root.groups:
@@ -153,7 +176,7 @@ def _read_named_variables(
     ends = [label.rpartition("/")[2].removesuffix(":0") for label in labels]
     starts = [n for n, end in enumerate(ends) if end in ("iteration", "iter")]
     if not starts:
-        raise _missing_optimizer_error(what)
+        raise _missing_iterations_error(what, labels, root)
     labels = labels[starts[-1] :]
     return [group.array(label) for label in labels], labels
 

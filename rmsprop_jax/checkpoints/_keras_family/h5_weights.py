@@ -10,6 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
+from rmsprop_jax.checkpoints._convert.arrays import to_numpy_exactly
 from rmsprop_jax.checkpoints._readers.keras_h5 import (
     Config,
     Group,
@@ -54,15 +57,14 @@ def find_numbered_weights(
     The variables of each layer are in the order of the names.
     """
     groups = list(_walk_layers(file.root, file.config))
-    names_of: dict[str, list[str]] = {}
-    for name in names:
-        names_of.setdefault(name.rpartition("/")[0], []).append(name)
     found: dict[str, StoredArray] = {}
     used: list[str] = []
-    for owner, of_owner in names_of.items():
+    for owner, of_owner in _group_by_owner(names).items():
         group = _find_closest(owner.split("/"), groups)
         is_new = group is not None and group.path not in used
         arrays = group.numbered_arrays() if group is not None and is_new else []
+        if group is not None and len(arrays) > len(of_owner):
+            arrays = _drop_shared(arrays, group, groups)
         if len(arrays) != len(of_owner):
             raise ValueError(
                 f"names must be those of all of the model's weights, [v.path for v in "
@@ -77,6 +79,80 @@ def find_numbered_weights(
             used.append(group.path)
         found |= dict(zip(of_owner, arrays, strict=True))
     return {name: found[name] for name in names}
+
+
+def check_shapes(
+    what: str, file: KerasFile, names: Sequence[str], shapes: Sequence[tuple[int, ...]]
+) -> None:
+    """Raise if a trainable variable has another shape than in its layer.
+
+    The optimizer's variables have no names, so a wrong order of the names can only be
+    noticed by the weights beside them. A layer also has variables that are not trained,
+    or that are another layer's, so that the shapes only need to be among its shapes, in
+    their order. Nothing is known of a layer that can't be told from the others, or that
+    saves fewer variables than it trains, as one with LoRA does.
+
+    Args:
+        what: How errors call the file.
+        file: The file.
+        names: The names of the trainable variables that the user gave.
+        shapes: The shapes of their moments.
+    """
+    groups = list(_walk_layers(file.root, file.config))
+    shape_of = dict(zip(names, shapes, strict=True))
+    for owner, of_owner in _group_by_owner(names).items():
+        group = _find_closest(owner.split("/"), groups)
+        if group is None:
+            continue
+        in_layer = [array.shape for array in _list_arrays(group)]
+        if len(in_layer) < len(of_owner):
+            continue
+        rest = iter(in_layer)
+        for name in of_owner:
+            if shape_of[name] not in rest:
+                raise ValueError(
+                    "names must be in the order of the optimizer's variables, [v.path "
+                    f"for v in model.trainable_variables], but there {name!r} would "
+                    f"have shape {shape_of[name]}, and the layer in {what} has "
+                    f"variables of {in_layer}."
+                )
+
+
+def _group_by_owner(names: Sequence[str]) -> dict[str, list[str]]:
+    """Return the names of each layer's variables, by the name of the layer."""
+    names_of: dict[str, list[str]] = {}
+    for name in names:
+        names_of.setdefault(name.rpartition("/")[0], []).append(name)
+    return names_of
+
+
+def _list_arrays(group: Group) -> list[StoredArray]:
+    """Return the variables of a layer; none if it has names of its own for them."""
+    names = group.groups["vars"].arrays
+    return group.numbered_arrays() if all(map(str.isdecimal, names)) else []
+
+
+def _drop_shared(
+    arrays: Sequence[StoredArray],
+    group: Group,
+    groups: Sequence[tuple[list[str], Group]],
+) -> list[StoredArray]:
+    """Return the arrays of a layer without those that other layers have as well.
+
+    Keras writes a variable once for each layer that has it, as a wrapper has that of
+    the layer inside, or an output layer that of an embedding.
+    """
+    others = [x for _, g in groups if g.path != group.path for x in _list_arrays(g)]
+
+    def is_shared(array: StoredArray) -> bool:
+        value = to_numpy_exactly(array)
+        return any(
+            other.shape == array.shape
+            and np.array_equal(to_numpy_exactly(other), value)
+            for other in others
+        )
+
+    return [array for array in arrays if not is_shared(array)]
 
 
 def _walk_layers(
@@ -126,13 +202,14 @@ def _find_closest(
         rest = iter(others)
         return all(name in rest for name in some)
 
-    fitting = [
-        (abs(len(names) - len(owner)), group)
-        for names, group in groups
-        if is_within(owner, names)
-        or is_within(names, owner)
-        or (len(names) > 1 and is_within(names[1:], owner))
-    ]
-    least = min((distance for distance, _ in fitting), default=0)
-    nearest = [group for distance, group in fitting if distance == least]
+    def count_unmatched(names: Sequence[str]) -> int | None:
+        if is_within(owner, names) or is_within(names, owner):
+            return abs(len(names) - len(owner))
+        if len(names) > 1 and is_within(names[1:], owner):
+            return len(owner) - len(names[1:]) + 1  # the model's own name
+        return None
+
+    counts = [(count_unmatched(names), group) for names, group in groups]
+    least = min((count for count, _ in counts if count is not None), default=None)
+    nearest = [group for count, group in counts if count is not None and count == least]
     return nearest[0] if len(nearest) == 1 else None

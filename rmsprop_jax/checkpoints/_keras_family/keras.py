@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import optax
 
+from rmsprop_jax._optimizer.options import Mask
 from rmsprop_jax.checkpoints._convert.arrays import NumpyArray, Value, to_numpy_exactly
 from rmsprop_jax.checkpoints._convert.run import Run, ToParams
 from rmsprop_jax.checkpoints._keras_family.conversion import (
@@ -38,6 +39,7 @@ def from_keras(
     epsilon: float | None = None,
     centered: bool | None = None,
     weight_decay: float | None = None,
+    weight_decay_mask: Mask | None = None,
     use_ema: bool | None = None,
     gradient_accumulation_steps: int | None = None,
 ) -> Run:
@@ -65,6 +67,9 @@ def from_keras(
         epsilon: The same.
         centered: The same.
         weight_decay: The same; 0 for none.
+        weight_decay_mask: What ``exclude_from_weight_decay`` left, which no file holds:
+            for each variable whether it decays, by Keras's names, or a mask as
+            `rmsprop` takes it. ``True`` says that nothing was excluded.
         use_ema: The same; by default False. With ``ema_overwrite_frequency`` it must be
             True for each file, so that nobody overlooks it.
         gradient_accumulation_steps: The same; by default none.
@@ -87,8 +92,6 @@ def from_keras(
     ema=True)``, after each update: ``average = optax.incremental_update(params,
     average, 1 - ema_momentum)``. A loss scale is not needed: the optimizer removes it
     again before the rule.
-
-    Keras does not save what ``exclude_from_weight_decay`` excluded.
 
     Examples:
         >>> import tempfile
@@ -114,6 +117,7 @@ def from_keras(
         epsilon=epsilon,
         centered=centered,
         weight_decay=weight_decay,
+        weight_decay_mask=weight_decay_mask,
         use_ema=use_ema,
         gradient_accumulation_steps=gradient_accumulation_steps,
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import optax
 
+from rmsprop_jax._optimizer.options import Mask
 from rmsprop_jax.checkpoints._convert.arrays import NumpyArray, to_numpy_exactly
 from rmsprop_jax.checkpoints._convert.run import Run, ToParams
 from rmsprop_jax.checkpoints._keras_family.bundle_slots import (
@@ -44,6 +45,7 @@ def from_tensorflow(
     epsilon: float | None = None,
     centered: bool | None = None,
     weight_decay: float | None = None,
+    weight_decay_mask: Mask | None = None,
     gradient_accumulation_steps: int | None = None,
 ) -> Run:
     """Resume a run of one of TensorFlow's RMSProps in JAX.
@@ -74,6 +76,9 @@ def from_tensorflow(
         centered: Not needed, because the checkpoint shows it. It must not contradict.
         weight_decay: What an ``RMSprop`` of Keras was made with, except for legacy
             ones; 0 for none.
+        weight_decay_mask: What ``exclude_from_weight_decay`` left, which no file holds:
+            for each variable whether it decays, by Keras's names, or a mask as
+            `rmsprop` takes it. ``True`` says that nothing was excluded.
         gradient_accumulation_steps: What Keras 3's was made with, if it accumulates.
 
     Returns:
@@ -111,6 +116,7 @@ def from_tensorflow(
         epsilon=epsilon,
         centered=centered,
         weight_decay=weight_decay,
+        weight_decay_mask=weight_decay_mask,
         gradient_accumulation_steps=gradient_accumulation_steps,
     )
     cleaned = None if names is None else clean_names(names)

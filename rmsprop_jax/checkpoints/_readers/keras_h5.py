@@ -74,10 +74,18 @@ class Group(NamedTuple):
         return group.arrays[name]
 
     def numbered_arrays(self) -> list[StoredArray]:
-        """Return the variables of an object: ``vars/0``, ``vars/1`` and so on."""
-        variables = self.groups.get("vars")
-        count = 0 if variables is None else len(variables.arrays)
-        return [self.array(f"vars/{i}") for i in range(count)]
+        """Return the variables of an object: ``vars/0``, ``vars/1`` and so on.
+
+        Raises:
+            DamagedError: If one is missing.
+            UnsupportedError: If they have other names.
+        """
+        names = self.groups["vars"].arrays if "vars" in self.groups else {}
+        if others := [name for name in names if not name.isdecimal()]:
+            raise UnsupportedError(
+                f"{self.path}/vars has names of its own for its variables, {others[:4]}"
+            )
+        return [self.array(f"vars/{i}") for i in range(len(names))]
 
 
 class KerasFile(NamedTuple):

@@ -13,6 +13,7 @@ from rmsprop_jax.checkpoints._convert.arrays import (
     NumpyArray,
     Value,
     cast_like,
+    describe_missing_data,
     is_complex,
     to_real_numbers,
 )
@@ -129,7 +130,8 @@ def read_state_dict(
     _check_ids(what, ids, state)
     if isinstance(names, Mapping):
         weights = dict(zip(strip_wrapper_prefixes(names), names.values(), strict=True))
-    found = _find_names(what, settings, ids, names)
+    flat = _describe_flat_buffers(settings, state)
+    found = _find_names(what, settings, ids, names, flat)
     for i, name in zip(ids, found or ids, strict=True):
         _check_keys(what, name, state.get(i, {}), wanted)
     spec = identify_optimizer(what, settings, state, wanted)
@@ -139,6 +141,7 @@ def read_state_dict(
             f"names must be given, as {what} holds no 'param_names': the names of the "
             f"optimizer's {len(ids)} parameters in its order, such as "
             + (_NAMES_BY_IDENTITY if _count_nonempty(settings) > 1 else example)
+            + flat
         )
     group_of = {i: g for g, group in enumerate(settings) for i in group["params"]}
     groups = [
@@ -252,6 +255,7 @@ def _find_buffer_template(
     near = sorted(state.params, key=lambda p: p.group != param.group)
     for like in (param.weight, *(p.buffers.get(MOMENT_KEYS["nu"]) for p in near)):
         if like is not None and is_complex(like) == is_complex(array):
+            _check_whole(f"the weight of parameter {param.name!r} in names", like)
             return like
     raise ValueError(
         "names must be a dictionary from names to weights, such as "
@@ -260,8 +264,38 @@ def _find_buffer_template(
     )
 
 
+def _describe_flat_buffers(
+    groups: Sequence[Settings], state: Mapping[Id, Buffers]
+) -> str:
+    """Describe what to do if each group has one long vector, as with flat fp16.
+
+    Such an optimizer (DeepSpeed's, fairseq's, Apex's) joins all weights of a group.
+    """
+    of_groups = [group["params"] for group in groups if group["params"]]
+    sizes: list[int] = []
+    for ids in of_groups:
+        buffers = state.get(ids[0])
+        nu = buffers.get(MOMENT_KEYS["nu"]) if isinstance(buffers, Mapping) else None
+        shape: tuple[int, ...] = tuple(getattr(nu, "shape", ()))
+        if len(ids) > 1 or len(shape) != 1:
+            return ""
+        sizes += shape
+    if not sizes:
+        return ""
+    names = ["flat"] if len(sizes) == 1 else [f"flat_{g}" for g in range(len(sizes))]
+    return (
+        f" If the optimizer joined the weights of a group into one vector, of "
+        f"{' and '.join(map(str, sizes))} elements, give names={names} and a to_params "
+        "that splits it, with the padding at its end under a key of its own."
+    )
+
+
 def _find_names(
-    what: str, groups: Sequence[Settings], ids: Sequence[Id], names: Names | None
+    what: str,
+    groups: Sequence[Settings],
+    ids: Sequence[Id],
+    names: Names | None,
+    flat: str,
 ) -> list[str] | None:
     """Return the parameters' names in the optimizer's order; None if nobody knows."""
     own = _find_own_names(what, groups, ids)
@@ -284,6 +318,7 @@ def _find_names(
             f"{len(set(given))} are different: {given[:8]}"
             + (", …" if len(given) > 8 else "")
             + ". Leave out what the optimizer does not optimize."
+            + flat
         )
     known = set(own or given)
     for position, (name, own_name) in enumerate(zip(given, own or given, strict=True)):
@@ -351,6 +386,18 @@ def _check_keys(
             )
 
 
+def _check_whole(what: str, tensor: object) -> None:
+    """Raise if a tensor is distributed over processes, or has no data."""
+    if reason := describe_missing_data(tensor):
+        raise ValueError(
+            f"{what} must be a whole tensor, but it was {reason}. Make whole ones, on "
+            "the CPU, with torch.distributed.checkpoint.state_dict: "
+            "get_optimizer_state_dict(model, optimizer, options=StateDictOptions("
+            "full_state_dict=True, cpu_offload=True)). set_optimizer_state_dict takes "
+            "them back with options=StateDictOptions(full_state_dict=True)."
+        )
+
+
 def _check_buffers(state: OptimizerState, param: Parameter) -> None:
     """Raise if a buffer is missing, or their shapes differ."""
     kept = state.moments[param.group]
@@ -365,6 +412,8 @@ def _check_buffers(state: OptimizerState, param: Parameter) -> None:
             f"{state.spec.optimizer} keeps with the settings of its group "
             f"{param.group}. It holds {sorted(param.buffers)}."
         )
+    for key, buffer in param.buffers.items():
+        _check_whole(f"{state.what}: {key!r} of parameter {param.name!r}", buffer)
     for key in (key for key in MOMENT_KEYS.values() if key in param.buffers):
         its_shape = tuple(np.shape(param.buffers[key]))
         if shape is None:
