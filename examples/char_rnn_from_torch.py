@@ -29,7 +29,6 @@ from char_rnn import (
     Network,
     bits,
     load_text,
-    make_rate,
     train_step,
     windows,
 )
@@ -37,6 +36,7 @@ from flax import nnx
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from rmsprop_jax import schedules
 from rmsprop_jax.checkpoints import from_torch
 
 RATE, ALPHA, EPS = 0.01, 0.95, 0.01
@@ -72,10 +72,8 @@ def make_torch_run(torch, seed, steps):
         momentum=MOMENTUM,
         centered=True,
     )
-    rate = make_rate(1.0, steps)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: float(np.asarray(rate(step)))
-    )
+    falls = [steps * 6 // 10, steps * 85 // 100]
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, falls, gamma=0.3)
     return network, optimizer, scheduler
 
 
@@ -172,11 +170,12 @@ def main(argv=None):
 
     # PyTorch to JAX: one function for the weights and the state. PyTorch's memory is
     # (output, cell), Flax's is (cell, output).
-    network, optimizer, _ = run
+    network, optimizer, scheduler = run
     weights = {n: p.detach().numpy().copy() for n, p in network.named_parameters()}
     params, carry = to_params(weights), tuple(jnp.array(x[0]) for x in memory[::-1])
-    rate = make_rate(RATE, args.steps)
-    tx, state = from_torch(optimizer.state_dict(), to_params, learning_rate=rate)
+    # The scheduler's schedule, for each of the two groups.
+    rates, _ = schedules.from_torch(scheduler.state_dict())
+    tx, state = from_torch(optimizer.state_dict(), to_params, learning_rate=rates)
     in_nnx = train_in_nnx(tx._replace(init=lambda _: state), params, carry, rest)
 
     new = optax.tree.set(tx.init(params), count=jnp.int32(len(first)))

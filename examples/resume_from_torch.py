@@ -5,10 +5,10 @@
 
 A convolution, a layer norm and two linear layers learn scikit-learn's digits by
 torch.optim.RMSprop, with momentum and a falling rate. At half of the steps the weights
-and the optimizer's state move to JAX, by one function for both. resume.png has the loss
-that JAX has from there on over that of PyTorch, had it gone on itself, and beside it
-what becomes of a run whose weights move but whose state is lost. At the end, all goes
-back to PyTorch, which takes ten steps more.
+and the optimizer's state move to JAX, by one function for both, and the scheduler moves
+as well. resume.png has the loss that JAX has from there on over that of PyTorch, had it
+gone on itself, and beside it what becomes of a run whose weights move but whose state
+is lost. At the end, all goes back to PyTorch, which takes ten steps more.
 """
 
 import argparse
@@ -21,7 +21,6 @@ from jax import lax
 from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 
-from rmsprop_jax import rmsprop
 from rmsprop_jax.checkpoints import from_torch, to_torch
 
 RATE, DECAY, BATCH_SIZE = 0.002, 0.998, 64
@@ -195,13 +194,16 @@ def main():
     # PyTorch to JAX: weights and state go through the same function.
     weights = {n: p.detach().numpy().copy() for n, p in network.named_parameters()}
     params = jax.tree.map(jnp.array, to_params(weights))
-    schedule = optax.exponential_decay(RATE, 1, DECAY)
-    tx, state = from_torch(optimizer.state_dict(), to_params, learning_rate=schedule)
+    # The scheduler is in the checkpoint, and goes on as well.
+    checkpoint = {
+        "optimizer": optimizer.state_dict(),
+        "lr_scheduler": scheduler.state_dict(),
+    }
+    tx, state = from_torch(checkpoint, to_params, learning_rate="checkpoint")
     ported, state, in_jax = train_in_jax(tx, params, state, rest)
 
-    new = rmsprop(schedule, momentum=0.9, weight_decay=1e-4)
-    lost = optax.tree.set(new.init(params), count=jnp.int32(len(first)))
-    without_state = train_in_jax(new, params, lost, rest)[2]
+    lost = optax.tree.set(tx.init(params), count=jnp.int32(len(first)))
+    without_state = train_in_jax(tx, params, lost, rest)[2]
 
     # And back, into a PyTorch that takes ten steps more.
     again, its_optimizer, its_scheduler = make_torch_run(torch)

@@ -1,6 +1,6 @@
 """PyTorch's RMSProp for JAX: same arguments, same results."""
 
-from rmsprop_jax import checkpoints, dialects, precision, sharding
+from rmsprop_jax import checkpoints, dialects, precision, schedules, sharding
 from rmsprop_jax._identify import Match, identify
 from rmsprop_jax._optimizer import RMSPropState, rmsprop, scale_by_rmsprop
 
@@ -13,5 +13,6 @@ __all__ = [
     "precision",
     "rmsprop",
     "scale_by_rmsprop",
+    "schedules",
     "sharding",
 ]

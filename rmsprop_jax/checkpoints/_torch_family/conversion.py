@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy.typing as npt
 import optax
@@ -35,6 +35,11 @@ from rmsprop_jax.checkpoints._torch_family.optimizers import (
     SCHEDULER_TRACES,
     OptimizerSpec,
 )
+from rmsprop_jax.checkpoints._torch_family.schedulers import (
+    Counting,
+    describe_scheduler,
+    resume_scheduler,
+)
 from rmsprop_jax.checkpoints._torch_family.state_dict import (
     Names,
     OptimizerState,
@@ -44,6 +49,7 @@ from rmsprop_jax.checkpoints._torch_family.state_dict import (
     read_state_dict,
     validate_names,
 )
+from rmsprop_jax.schedules._arguments import validate_choice
 
 # From the groups and the weights beside them to the names that a framework's own script
 # gives, or None if the groups are others.
@@ -63,9 +69,10 @@ def resume(
     source: StateDict | File,
     to_params: ToParams | None,
     names: Names | None,
-    learning_rate: Override | None,
+    learning_rate: Override | Literal["checkpoint"] | None,
     momentum: Override | None,
     guess_names: GuessNames | None = None,
+    counting: Counting | None = None,
 ) -> Run:
     """Return the transformation and the state that resume a run.
 
@@ -77,6 +84,11 @@ def resume(
         learning_rate: In place of that of the groups.
         momentum: In place of that of the groups.
         guess_names: What to do without names.
+        counting: How to resume the checkpoint's scheduler, with "checkpoint" as the
+            learning rate.
+
+    Raises:
+        ValueError: If counting is given without that.
     """
     what, content = "checkpoint", source
     if isinstance(source, str | os.PathLike):
@@ -90,10 +102,26 @@ def resume(
             names = guess_names(split_state_dict(what, state_dict).groups, weights)
         state = read_state_dict(what, state_dict, wanted, names, weights)
         params = make_param_states(state)
+        hint = ""
+        if isinstance(learning_rate, str):
+            validate_choice("learning_rate", learning_rate, ("checkpoint",))
+            resumed = resume_scheduler(
+                what, content, state.settings, state.step_count, counting or Counting()
+            )
+            learning_rate = resumed.learning_rate
+            momentum = resumed.momentum if momentum is None else momentum
+        elif counting is not None:
+            raise ValueError(
+                "learning_rate must be 'checkpoint' with updates_per_step or offset, "
+                "which tell how to resume the checkpoint's scheduler, but it was "
+                f"{learning_rate!r}."
+            )
+        elif learning_rate is None:
+            hint = describe_scheduler(what, content, state.settings, state.step_count)
     if learning_rate is None:
-        _warn_of_scheduler(state, "learning_rate", "lr")
+        _warn_of_scheduler(state, "learning_rate", "lr", hint)
     if momentum is None:
-        _warn_of_scheduler(state, "momentum", "momentum")
+        _warn_of_scheduler(state, "momentum", "momentum", hint)
     return make_run(
         what, params, state.groups, to_params, _HINTS, learning_rate, momentum
     )
@@ -124,7 +152,7 @@ def export(
     return replace_state(state_dict, made, state.settings)
 
 
-def _warn_of_scheduler(state: OptimizerState, name: str, key: str) -> None:
+def _warn_of_scheduler(state: OptimizerState, name: str, key: str, hint: str) -> None:
     """Warn of a setting that a scheduler changed there, and that is constant here."""
     trace = SCHEDULER_TRACES[key]
     scheduled = [g for g, settings in enumerate(state.settings) if trace in settings]
@@ -135,5 +163,5 @@ def _warn_of_scheduler(state: OptimizerState, name: str, key: str) -> None:
             f"{name} is not given, but {trace!r} in group {scheduled[0]} of "
             f"{state.what} shows that a scheduler changed it. Here it stays at "
             f"{value}. Give {name}: a schedule of the step count, or the number at "
-            "which it is to stay."
+            f"which it is to stay.{hint}"
         )

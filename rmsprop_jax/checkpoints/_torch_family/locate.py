@@ -63,6 +63,11 @@ def find_state_dict(what: str, checkpoint: object) -> StateDict:
     )
 
 
+def find_schedulers(checkpoint: object) -> dict[str, StateDict]:
+    """Return the state_dicts of schedulers in a whole checkpoint, by their places."""
+    return dict(_find(checkpoint, _is_scheduler))
+
+
 def find_weights(what: str, checkpoint: object, *, ema: bool) -> dict[str, NumpyArray]:
     """Return the weights of a whole checkpoint, by name, or their moving averages."""
     found = _find_models(checkpoint, ema=ema)
@@ -256,6 +261,14 @@ def _clean_names(tensors: Mapping[str, npt.ArrayLike]) -> dict[str, npt.ArrayLik
 def _is_state_dict(tree: object) -> bool:
     return isinstance(tree, Mapping) and any(
         key == "param_groups" or str(key).startswith("param_groups.") for key in tree
+    )
+
+
+def _is_scheduler(tree: object) -> bool:
+    """Whether it is of a scheduler of torch; a ChainedScheduler has no 'last_epoch'."""
+    return isinstance(tree, Mapping) and (
+        "_schedulers" in tree
+        or ("last_epoch" in tree and ("_last_lr" in tree or "base_lrs" in tree))
     )
 
 

@@ -24,7 +24,7 @@ A state_dict has one of three forms:
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import optax
 
@@ -33,7 +33,10 @@ from rmsprop_jax.checkpoints._readers.source import File
 from rmsprop_jax.checkpoints._torch_family.conversion import export, resume
 from rmsprop_jax.checkpoints._torch_family.locate import StateDict
 from rmsprop_jax.checkpoints._torch_family.optimizers import TORCH
+from rmsprop_jax.checkpoints._torch_family.schedulers import Counting
 from rmsprop_jax.checkpoints._torch_family.state_dict import Names
+from rmsprop_jax.schedules._arguments import validate_integer
+from rmsprop_jax.schedules._counting import LARGEST_COUNT
 
 
 def from_torch(
@@ -41,8 +44,10 @@ def from_torch(
     to_params: ToParams | None = None,
     *,
     names: Names | None = None,
-    learning_rate: Override | None = None,
+    learning_rate: Override | Literal["checkpoint"] | None = None,
     momentum: Override | None = None,
+    updates_per_step: int | None = None,
+    offset: int | None = None,
 ) -> Run:
     """Resume a run of ``torch.optim.RMSprop`` in JAX.
 
@@ -72,12 +77,18 @@ def from_torch(
                 ]
         learning_rate: A number or a schedule in place of the groups' ``lr``, or a list
             with one for each group. A schedule is a function of the step count, which
-            continues from the largest ``step`` of any parameter. If GradScaler skipped
-            n steps, torch's scheduler is ahead of it: give
-            ``lambda count: schedule(count + n)``, where n is the scheduler's
-            ``last_epoch`` minus that ``step``.
+            continues from the largest ``step`` of any parameter. ``"checkpoint"``
+            resumes the scheduler whose state_dict is in the checkpoint, as Lightning's
+            ``lr_schedulers`` are; `rmsprop_jax.schedules.from_torch` takes one that is
+            elsewhere.
         momentum: The same for the groups' ``momentum``, which OneCycleLR, for one,
-            changes too.
+            changes too. ``learning_rate="checkpoint"`` resumes both.
+        updates_per_step: With ``learning_rate="checkpoint"``, after how many updates
+            the scheduler steps, by default 1. If it steps once per epoch, these are the
+            updates of an epoch. The error tells them.
+        offset: With ``learning_rate="checkpoint"``, what is added to the step count, by
+            default 0. If GradScaler skipped n steps, which the scheduler counted and
+            the optimizer did not, it is n.
 
     Returns:
         ``(tx, opt_state)``. If all groups have the same settings, ``tx`` is an
@@ -90,13 +101,17 @@ def from_torch(
         ValueError: If the checkpoint is not one of ``torch.optim.RMSprop`` (but of
             timm, say), lacks something, or does not tell enough; if ``names`` or
             ``to_params`` do not fit it; if parameters of groups with different settings
-            end up in one leaf; if the file is damaged.
+            end up in one leaf; if the file is damaged; with
+            ``learning_rate="checkpoint"``, if there is not one scheduler, if it can't
+            be resumed, or if it did not step as ``updates_per_step`` and ``offset``
+            tell.
         TypeError: If ``names`` are not names.
 
     Warns:
         UserWarning: If a group shows that a scheduler changed its ``lr`` or its
             ``momentum``, and ``learning_rate`` or ``momentum`` does not say how that
-            continues.
+            continues. If the scheduler is in the checkpoint, it has the arguments that
+            resume it. Also with ``learning_rate="checkpoint"``, if it is a CyclicLR.
 
     Examples:
         >>> import numpy as np
@@ -113,7 +128,23 @@ def from_torch(
     References:
         torch 2.13.0, ``torch/optim/rmsprop.py`` and ``Optimizer.state_dict``.
     """
-    return resume(TORCH, checkpoint, to_params, names, learning_rate, momentum)
+    counting = None
+    if updates_per_step is not None or offset is not None:
+        counting = Counting(
+            validate_integer(
+                "updates_per_step", 1 if updates_per_step is None else updates_per_step
+            ),
+            validate_integer("offset", offset or 0, -LARGEST_COUNT),
+        )
+    return resume(
+        TORCH,
+        checkpoint,
+        to_params,
+        names,
+        learning_rate,
+        momentum,
+        counting=counting,
+    )
 
 
 def to_torch(

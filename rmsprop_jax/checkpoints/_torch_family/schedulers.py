@@ -1,0 +1,134 @@
+"""The scheduler beside the optimizer in a checkpoint: found, and counted in updates.
+
+PyTorch's scheduler counts its own steps, ``last_epoch``. Our schedules are functions of
+the optimizer's updates. The two are equal if the scheduler steps after each update.
+Otherwise the quotient, or the difference, tells what is missing:
+
+    fewer   it steps once per epoch: updates_per_step; or it was made later: offset < 0
+    more    GradScaler skipped updates, which the scheduler counted: offset
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from rmsprop_jax.checkpoints._convert.run import Settings
+from rmsprop_jax.checkpoints._torch_family.locate import find_schedulers
+from rmsprop_jax.schedules._state_dict import (
+    ResumedSchedules,
+    count_updates,
+    read_scheduler,
+)
+
+
+class Counting(NamedTuple):
+    """How a scheduler's steps follow from the optimizer's updates.
+
+    Attributes:
+        updates_per_step: After how many updates the scheduler steps.
+        offset: What is added to the step count before.
+    """
+
+    updates_per_step: int = 1
+    offset: int = 0
+
+
+def resume_scheduler(
+    what: str,
+    content: object,
+    groups: Sequence[Settings],
+    step_count: int,
+    counting: Counting,
+) -> ResumedSchedules:
+    """Return the schedules of the only scheduler in a checkpoint.
+
+    Args:
+        what: How errors call the checkpoint.
+        content: What it holds.
+        groups: The optimizer's groups.
+        step_count: The optimizer's updates.
+        counting: What the user gave.
+
+    Raises:
+        ValueError: If there is not one scheduler, if it can't be read, or if it stepped
+            more or less often than the counting tells.
+    """
+    found = find_schedulers(content)
+    if not found:
+        raise ValueError(
+            f"learning_rate can't be 'checkpoint', because {what} holds no "
+            "state_dict of a scheduler. If another file has it, give "
+            "rmsprop_jax.schedules.from_torch(read(path)) or a schedule."
+        )
+    if len(found) > 1:
+        raise ValueError(
+            f"learning_rate can't be 'checkpoint', because {what} holds several "
+            f"schedulers, {', '.join([*found][:8])}. Give "
+            "rmsprop_jax.schedules.from_torch(...) of one of them; read(path) reads a "
+            "file."
+        )
+    place, state_dict = next(iter(found.items()))
+    scheduler = read_scheduler(f"{place} of {what}", state_dict, groups)
+    if len(scheduler.groups) != len(groups):
+        raise ValueError(
+            f"{place} of {what} must have a base learning rate for each of the "
+            f"optimizer's {len(groups)} groups, but it had {len(scheduler.groups)}."
+        )
+    per_step, offset = counting
+    schedules = count_updates(scheduler, per_step, offset)
+    if max(step_count + offset, 0) // per_step != scheduler.last_epoch:
+        raise ValueError(
+            f"updates_per_step and offset must be such that (step + offset) // "
+            f"updates_per_step is the scheduler's 'last_epoch', but they were "
+            f"{per_step} and {offset}, and {_suggest(scheduler.last_epoch, step_count)}"
+        )
+    return schedules
+
+
+def describe_scheduler(
+    what: str, content: object, groups: Sequence[Settings], step_count: int
+) -> str:
+    """Describe how to resume the scheduler in a checkpoint; empty if there is none."""
+    found = find_schedulers(content)
+    if len(found) != 1:
+        return ""
+    place, state_dict = next(iter(found.items()))
+    with warnings.catch_warnings():
+        # Who resumes it is warned then.
+        warnings.simplefilter("ignore")
+        try:
+            scheduler = read_scheduler(f"{place} of {what}", state_dict, groups)
+        except ValueError as error:
+            return f" The checkpoint has a scheduler that can't be resumed: {error}"
+    arguments = "learning_rate='checkpoint'"
+    if scheduler.last_epoch == step_count:
+        return f" To resume its {scheduler.name}, give {arguments}."
+    return (
+        f" To resume its {scheduler.name}, give {arguments} and more: "
+        f"{_suggest(scheduler.last_epoch, step_count)}"
+    )
+
+
+def _suggest(last_epoch: int, step_count: int) -> str:
+    """Return a sentence with the arguments that fit the two counts."""
+    counts = f"its 'last_epoch' is {last_epoch} and the optimizer's step {step_count}. "
+    if last_epoch > step_count:
+        return (
+            f"{counts}If GradScaler skipped the difference, give "
+            f"offset={last_epoch - step_count}."
+        )
+    if last_epoch == 0:
+        return (
+            f"{counts}It steps once in more updates than these: give updates_per_step, "
+            f"more than {step_count}; or it was made later: give offset=-{step_count}."
+        )
+    largest, smallest = step_count // last_epoch, step_count // (last_epoch + 1) + 1
+    per_step = f"updates_per_step={largest}"
+    if smallest < largest and step_count % last_epoch:
+        per_step = f"updates_per_step, from {smallest} to {largest}"
+    return (
+        f"{counts}If it steps once per epoch, give {per_step}; if it was made later, "
+        f"give offset={last_epoch - step_count}."
+    )

@@ -1,0 +1,63 @@
+"""Every scheduler of ``torch.optim.lr_scheduler`` as an optax schedule, by its name.
+
+A schedule is a function from the step count to the learning rate. It takes the place of
+the number:
+
+    # optimizer = torch.optim.RMSprop(model.parameters(), lr=0.1, momentum=0.9)
+    # scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=30, gamma=0.1)
+    schedule = schedules.step_lr(0.1, step_size=30, gamma=0.1)
+    tx = rmsprop(schedule, momentum=0.9)
+
+The arguments after the base learning rate are PyTorch's, in its order and with its
+defaults. Each value is computed from the step count alone, for every count of int32:
+under ``jit``, ``vmap`` and ``scan``, in float64 if x64 is enabled, and otherwise to a
+millionth of the largest learning rate.
+
+A scheduler that steps once per epoch is a schedule of the epoch:
+
+    tx = rmsprop(lambda count: schedule(count // steps_per_epoch), momentum=0.9)
+"""
+
+from rmsprop_jax.schedules._annealing import (
+    cosine_annealing_lr,
+    cosine_annealing_warm_restarts,
+    lambda_lr,
+    swa_lr,
+)
+from rmsprop_jax.schedules._combinations import chained_scheduler, sequential_lr
+from rmsprop_jax.schedules._cycles import cyclic_lr, one_cycle_lr
+from rmsprop_jax.schedules._factors import (
+    constant_lr,
+    exponential_lr,
+    linear_lr,
+    multi_step_lr,
+    multiplicative_lr,
+    polynomial_lr,
+    step_lr,
+)
+from rmsprop_jax.schedules._plateau import reduce_lr_on_plateau
+from rmsprop_jax.schedules._schedule import LearningRateAndMomentum, Schedule
+from rmsprop_jax.schedules._state_dict import ResumedSchedules, from_torch
+
+__all__ = [
+    "LearningRateAndMomentum",
+    "ResumedSchedules",
+    "Schedule",
+    "chained_scheduler",
+    "constant_lr",
+    "cosine_annealing_lr",
+    "cosine_annealing_warm_restarts",
+    "cyclic_lr",
+    "exponential_lr",
+    "from_torch",
+    "lambda_lr",
+    "linear_lr",
+    "multi_step_lr",
+    "multiplicative_lr",
+    "one_cycle_lr",
+    "polynomial_lr",
+    "reduce_lr_on_plateau",
+    "sequential_lr",
+    "step_lr",
+    "swa_lr",
+]

@@ -1,0 +1,162 @@
+"""``ReduceLROnPlateau``, which looks at the loss, so that it is not a schedule."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from rmsprop_jax.schedules._arguments import (
+    validate_choice,
+    validate_integer,
+    validate_real,
+)
+
+# 1 minus this is 1, so that the relative threshold is 0, which optax refuses.
+_NO_THRESHOLD = 1e-300
+
+
+def reduce_lr_on_plateau(
+    learning_rate: float,
+    mode: Literal["min", "max"] = "min",
+    factor: float = 0.1,
+    patience: int = 10,
+    threshold: float = 1e-4,
+    threshold_mode: Literal["rel", "abs"] = "rel",
+    cooldown: int = 0,
+    min_lr: float = 0.0,
+    eps: float = 1e-8,
+) -> optax.GradientTransformationExtraArgs:
+    """Make the ``optax.contrib.reduce_on_plateau`` that equals ``ReduceLROnPlateau``.
+
+    Put it after the optimizer, and give the loss (or the metric) to ``update`` as
+    ``value``. PyTorch's scheduler steps once per epoch, and this at every update. To
+    follow PyTorch, call its own ``update`` once per epoch, and multiply by the
+    ``scale`` of its state, or give ``accumulation_size`` to optax's.
+
+    Args:
+        learning_rate: The optimizer's learning rate, which the bounds refer to.
+        mode: ``"min"`` if a smaller value is better, or ``"max"``.
+        factor: What the learning rate is multiplied by, more than 0 and less than 1.
+        patience: After how many bad values in a row one more reduces it.
+        threshold: How much better a value must be.
+        threshold_mode: ``"rel"`` if the threshold is a part of the best value, or
+            ``"abs"``.
+        cooldown: How many values don't count after it was reduced.
+        min_lr: The smallest learning rate.
+        eps: The smallest change of the learning rate. A smaller one is not made.
+
+    Returns:
+        An optax transformation, which scales the updates. Its state is optax's
+        ``ReduceLROnPlateauState``.
+
+    Raises:
+        ValueError: If a number is out of range, or a word is another one.
+        TypeError: If an argument is not a number.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> from rmsprop_jax import rmsprop, schedules
+        >>> plateau = schedules.reduce_lr_on_plateau(0.5, factor=0.5, patience=2)
+        >>> tx = optax.chain(rmsprop(0.5), plateau)
+        >>> params = jnp.array(1.0)
+        >>> state = tx.init(params)
+        >>> for _ in range(4):
+        ...     updates, state = tx.update(params, state, params, value=0.25)
+        >>> state[1].scale
+        Array(0.5, dtype=float32)
+    """
+    base = validate_real("learning_rate", learning_rate)
+    validate_choice("mode", mode, ("min", "max"))
+    validate_choice("threshold_mode", threshold_mode, ("rel", "abs"))
+    factor = validate_real("factor", factor, 0.0, 1.0)
+    if factor in (0.0, 1.0):
+        raise ValueError(
+            f"factor must be more than 0 and less than 1, but it was {factor}."
+        )
+    bound = validate_real("threshold", threshold)
+    if mode == "min" and threshold_mode == "rel" and bound > 1:
+        raise ValueError(
+            "threshold must be a number from 0 to 1 if it is relative, because no loss "
+            f"is better otherwise, but it was {threshold}."
+        )
+    is_relative = threshold_mode == "rel"
+    counts = {
+        # optax counts the value that reduces it.
+        "patience": validate_integer("patience", patience, 0) + 1,
+        "cooldown": validate_integer("cooldown", cooldown, 0),
+    }
+    scale = _find_smallest_scale(
+        base, factor, validate_real("min_lr", min_lr), validate_real("eps", eps)
+    )
+    if mode == "min":
+        return optax.contrib.reduce_on_plateau(
+            factor,
+            rtol=(bound or _NO_THRESHOLD) if is_relative else 0.0,
+            atol=0.0 if is_relative else (bound or _NO_THRESHOLD),
+            min_scale=scale,
+            **counts,
+        )
+    return _maximize(
+        optax.contrib.reduce_on_plateau(
+            factor, rtol=_NO_THRESHOLD, atol=0.0, min_scale=scale, **counts
+        ),
+        bound,
+        is_relative=is_relative,
+    )
+
+
+def _find_smallest_scale(
+    learning_rate: float, factor: float, min_lr: float, eps: float
+) -> float:
+    """Return where PyTorch stops: at the bound, or before a change of at most eps."""
+    reduced = learning_rate
+    while reduced > 0:
+        smaller = max(reduced * factor, min_lr)
+        if not reduced - smaller > eps:
+            break
+        reduced = smaller
+    return reduced / learning_rate if learning_rate else 1.0
+
+
+def _maximize(
+    plateau: optax.GradientTransformationExtraArgs, bound: float, *, is_relative: bool
+) -> optax.GradientTransformationExtraArgs:
+    """Compare as PyTorch does if a larger value is better, which optax does not know.
+
+    optax sees infinity as the value where it is not better, and as the best one so far
+    where it is: so its own comparison comes to the same.
+    """
+
+    def init(params: optax.Params) -> Any:
+        state: Any = plateau.init(params)
+        return state._replace(best_value=-state.best_value)
+
+    def update(
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, Any]:
+        if "value" not in extra_args:
+            raise TypeError(
+                "value must be given to update: the metric, which reduce_lr_on_plateau "
+                "compares with the best one so far."
+            )
+        best = state.best_value
+        value = jnp.asarray(extra_args["value"], best.dtype)
+        limit = best * (1 + bound) if is_relative else best + bound
+        is_better = value > limit
+        made: Any = plateau.update(
+            updates,
+            state._replace(best_value=jnp.full_like(best, jnp.inf)),
+            params,
+            **(extra_args | {"value": jnp.where(is_better, value, jnp.inf)}),
+        )
+        new_best = jax.lax.select(is_better, value, best)
+        return made[0], made[1]._replace(best_value=new_best)
+
+    return optax.GradientTransformationExtraArgs(init, update)

@@ -1,0 +1,115 @@
+"""What the functions of this folder return."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+import jax
+import optax
+from jax.typing import ArrayLike
+
+from rmsprop_jax._optimizer.rule import Number
+from rmsprop_jax.schedules._counting import to_count, to_real
+
+# From the step count, int32 and not negative, to a real number.
+Formula: TypeAlias = Callable[[jax.Array], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Schedule:
+    """An optax schedule: a pure function of the step count.
+
+    Attributes:
+        call: The call that makes it, for `repr`.
+        formula: Its values.
+        continue_from: From the learning rate before a milestone of ``SequentialLR`` to
+            the values after it, or None if PyTorch starts it anew there.
+    """
+
+    call: str
+    formula: Formula
+    continue_from: Callable[[jax.Array], Formula] | None = None
+
+    def __call__(self, count: ArrayLike) -> jax.Array:
+        """Return the value at a step count: an integer, or an array of integers."""
+        return self.formula(to_count(count))
+
+    def __repr__(self) -> str:
+        return self.call
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class FactorSchedule(Schedule):
+    """A learning rate times a factor, which ``ChainedScheduler`` can multiply.
+
+    Attributes:
+        learning_rate: The base learning rate.
+        factor: The factor at a step count.
+        growth: How much the factor grows from a step count to a later one. It is not
+            the quotient of two factors, because both may be 0 by underflow.
+    """
+
+    learning_rate: Number = 0.0
+    factor: Formula = to_real
+    growth: Callable[[jax.Array, jax.Array], jax.Array] = lambda since, count: count
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class CosineSchedule(Schedule):
+    """``CosineAnnealingLR``, which ``ChainedScheduler`` treats in its own way.
+
+    Attributes:
+        learning_rate: The base learning rate.
+        T_max: Half of a period.
+        eta_min: The smallest learning rate.
+    """
+
+    learning_rate: Number = 0.0
+    T_max: int = 1
+    eta_min: float = 0.0
+
+
+class LearningRateAndMomentum(NamedTuple):
+    """The two schedules of a scheduler that moves the momentum as well.
+
+    Attributes:
+        learning_rate: The schedule of the learning rate.
+        momentum: That of the momentum, or None if the scheduler leaves it alone.
+    """
+
+    learning_rate: Schedule
+    momentum: Schedule | None = None
+
+
+def make_factor_schedule(
+    call: str,
+    learning_rate: Number,
+    factor: Formula,
+    growth: Callable[[jax.Array, jax.Array], jax.Array],
+    continue_from: Callable[[jax.Array], Formula] | None = None,
+) -> FactorSchedule:
+    """Return the schedule ``learning_rate * factor(count)``."""
+
+    def formula(count: jax.Array) -> jax.Array:
+        return widen(learning_rate) * factor(count)
+
+    return FactorSchedule(call, formula, continue_from, learning_rate, factor, growth)
+
+
+def widen(number: Number) -> Number:
+    """Return a Python float as it is, and an array in JAX's widest real dtype."""
+    return number if isinstance(number, float) else to_real(number)
+
+
+def blend(first: Number, last: Number, part: jax.Array) -> jax.Array:
+    """Return the part of the way from the first number to the last; exact at both."""
+    return widen(first) * (1 - part) + widen(last) * part
+
+
+def to_schedule(schedule: optax.Schedule) -> Schedule:
+    """Return a schedule of optax, or a function, as one of this module."""
+    if isinstance(schedule, Schedule):
+        return schedule
+    return Schedule(repr(schedule), lambda count: to_real(schedule(count)))

@@ -1,0 +1,345 @@
+"""PyTorch's schedulers from their state_dicts.
+
+A state_dict has the numbers of a scheduler but not its class, which the keys tell.
+Another class may have the same keys, or another scheduler may have changed the same
+learning rate. So the schedule must have the value at ``last_epoch`` that the state_dict
+has as ``_last_lr``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from rmsprop_jax.schedules._arguments import validate_integer
+from rmsprop_jax.schedules._combinations import chained_scheduler, sequential_lr
+from rmsprop_jax.schedules._counting import LARGEST_COUNT
+from rmsprop_jax.schedules._schedule import (
+    LearningRateAndMomentum,
+    Schedule,
+    to_schedule,
+)
+from rmsprop_jax.schedules._torch_classes import (
+    LAMBDA,
+    PLATEAU,
+    READERS,
+    Source,
+    StateDict,
+    describe_plateau,
+    recognize,
+    to_number,
+    wrap,
+)
+
+# From a base learning rate to the schedule of a LambdaLR or a MultiplicativeLR.
+MakeSchedule: TypeAlias = Callable[[float], optax.Schedule]
+
+_MOST_NESTED = 8
+_MOST_SCHEDULERS = 100
+
+
+class ResumedSchedules(NamedTuple):
+    """What `from_torch` returns, for the same arguments of an optimizer.
+
+    Attributes:
+        learning_rate: The schedule of the learning rate; for several groups a list.
+        momentum: The same for the momentum, or None if the scheduler leaves it alone.
+    """
+
+    learning_rate: Schedule | list[Schedule]
+    momentum: Schedule | list[Schedule] | None = None
+
+
+class Scheduler(NamedTuple):
+    """A scheduler that was read.
+
+    Attributes:
+        name: PyTorch's class.
+        last_epoch: How often it stepped.
+        groups: The schedules of each group, of how often it stepped.
+    """
+
+    name: str
+    last_epoch: int
+    groups: list[LearningRateAndMomentum]
+
+
+def from_torch(
+    state_dict: StateDict,
+    *,
+    updates_per_step: int = 1,
+    offset: int = 0,
+    param_groups: Sequence[Mapping[str, Any]] | None = None,
+    lambdas: Sequence[MakeSchedule] = (),
+) -> ResumedSchedules:
+    """Resume a scheduler of PyTorch: make its schedules from its state_dict.
+
+    The class is recognized by the keys, and nested ones are too. The schedule must then
+    have the value that the state_dict has as the last learning rate.
+
+    Args:
+        state_dict: ``scheduler.state_dict()``.
+        updates_per_step: After how many updates the scheduler steps: 1 if it steps with
+            the optimizer, and the updates of an epoch if it steps once per epoch.
+        offset: What is added to the step count: how many steps GradScaler skipped, each
+            of which the scheduler counted and the optimizer did not. It is negative for
+            a scheduler that was made later, by as many updates.
+        param_groups: ``optimizer.state_dict()["param_groups"]``, in which OneCycleLR
+            and SWALR keep their learning rates.
+        lambdas: For each LambdaLR and each MultiplicativeLR, in the order of the
+            state_dict, a function from the base learning rate to its schedule:
+            ``lambda base_lr: schedules.lambda_lr(base_lr, lr_lambda)``. PyTorch does
+            not store the functions.
+
+    Returns:
+        ``(learning_rate, momentum)``: schedules of the optimizer's step count, for
+        several groups lists of them. The momentum is None if the scheduler leaves it
+        alone.
+
+    Raises:
+        ValueError: If the keys are not those of a scheduler of PyTorch, if a number is
+            missing or can't be, if ``param_groups`` or ``lambdas`` are needed, or if
+            the schedule does not have the last learning rate.
+        TypeError: If an argument is of the wrong type.
+
+    Warns:
+        UserWarning: If it is a CyclicLR, because PyTorch does not store whether it had
+            a ``scale_fn``.
+
+    Examples:
+        >>> from rmsprop_jax import rmsprop, schedules
+        >>> state_dict = {"step_size": 30, "gamma": 0.5, "base_lrs": [0.5]}
+        >>> state_dict |= {"last_epoch": 45, "_last_lr": [0.25]}
+        >>> learning_rate, momentum = schedules.from_torch(state_dict)
+        >>> learning_rate
+        step_lr(0.5, step_size=30, gamma=0.5)
+        >>> tx = rmsprop(learning_rate)
+
+    References:
+        torch 2.13.0, ``torch/optim/lr_scheduler.py`` and ``torch/optim/swa_utils.py``.
+    """
+    if not _is_mapping(state_dict):
+        raise TypeError(
+            "state_dict must be a dictionary, such as scheduler.state_dict(), but it "
+            f"was {type(state_dict)}."
+        )
+    for make in lambdas:
+        if not callable(make):
+            raise TypeError(
+                "lambdas must be functions from a base learning rate to a schedule, "
+                f"but one was {make!r}."
+            )
+    scheduler = read_scheduler("state_dict", state_dict, param_groups, lambdas)
+    return count_updates(scheduler, updates_per_step, offset)
+
+
+def read_scheduler(
+    what: str,
+    state_dict: StateDict,
+    param_groups: Sequence[Mapping[str, Any]] | None,
+    lambdas: Sequence[MakeSchedule] = (),
+) -> Scheduler:
+    """Return the schedules of a scheduler, of how often it stepped.
+
+    Args:
+        what: How errors call the state_dict.
+        state_dict: That of a scheduler.
+        param_groups: Those of the optimizer's state_dict, if they are known.
+        lambdas: As `from_torch` takes it.
+
+    Raises:
+        ValueError: As `from_torch` does.
+    """
+    reader = _Reader(what, param_groups, [*lambdas])
+    scheduler = reader.read(state_dict)
+    if reader.lambdas:
+        raise ValueError(
+            f"lambdas must have one function for each LambdaLR and MultiplicativeLR of "
+            f"{what}, but there were {len(reader.lambdas)} too many."
+        )
+    _check_last(what, state_dict, scheduler)
+    return scheduler
+
+
+def count_updates(
+    scheduler: Scheduler, updates_per_step: int, offset: int
+) -> ResumedSchedules:
+    """Return the schedules as functions of the optimizer's step count."""
+    per_step = validate_integer("updates_per_step", updates_per_step)
+    shift = validate_integer("offset", offset, -LARGEST_COUNT)
+    # One object for groups with the same schedule, so that their parameters may share
+    # an array.
+    unique: dict[str, Schedule] = {}
+
+    def convert(schedule: Schedule) -> Schedule:
+        converted = _count_updates(schedule, per_step, shift)
+        return unique.setdefault(repr(converted), converted)
+
+    rates = [convert(group.learning_rate) for group in scheduler.groups]
+    momenta = [convert(x.momentum) for x in scheduler.groups if x.momentum is not None]
+    if len(rates) == 1:
+        return ResumedSchedules(rates[0], momenta[0] if momenta else None)
+    return ResumedSchedules(rates, momenta or None)
+
+
+def _count_updates(schedule: Schedule, per_step: int, offset: int) -> Schedule:
+    if per_step == 1 and offset == 0:
+        return schedule
+
+    def formula(count: jax.Array) -> jax.Array:
+        # Without a sum beyond int32's largest.
+        count = jnp.minimum(count, LARGEST_COUNT - max(offset, 0))
+        return schedule(jnp.maximum(count + offset, 0) // per_step)
+
+    shifted = f"(count + {offset})" if offset else "count"
+    divided = f"{shifted} // {per_step}" if per_step > 1 else shifted
+    return Schedule(f"lambda count: {schedule!r}({divided})", formula)
+
+
+def _check_last(what: str, state_dict: StateDict, scheduler: Scheduler) -> None:
+    """Raise if a schedule does not have the learning rate that the file has."""
+    last = state_dict.get("_last_lr")
+    if last is None:  # before PyTorch 1.4
+        return
+    if not isinstance(last, list | tuple) or len(last) != len(scheduler.groups):
+        raise ValueError(
+            f"{what} must have a list of {len(scheduler.groups)} numbers as its "
+            f"'_last_lr', one for each base learning rate, but it was {last!r}."
+        )
+    for g, group in enumerate(scheduler.groups):
+        theirs = to_number(last[g])
+        with contextlib.suppress(OverflowError):  # of an integer like 10**400
+            theirs = float(theirs) if type(theirs) is int else theirs
+        if not isinstance(theirs, float):
+            raise ValueError(
+                f"{what} must have numbers as its '_last_lr', but one was {theirs!r}."
+            )
+        ours, start = _evaluate(group.learning_rate, [scheduler.last_epoch, 0])
+        if not abs(ours - theirs) <= 1e-5 * max(abs(ours), abs(theirs), abs(start)):
+            raise ValueError(
+                f"{what} has the keys of torch's {scheduler.name}, whose learning rate "
+                f"is {ours:g} in group {g} after {scheduler.last_epoch} steps, but its "
+                f"'_last_lr' is {theirs:g}. Something else set the learning rate too, "
+                "or it is of another class. Make the schedule with the functions of "
+                "rmsprop_jax.schedules, or as a function of the step count."
+            )
+
+
+def _is_mapping(value: object) -> bool:
+    return isinstance(value, Mapping)
+
+
+def _evaluate(schedule: Schedule, counts: list[int]) -> list[float]:
+    return [
+        np.asarray(schedule(jnp.array(count, jnp.int32))).item() for count in counts
+    ]
+
+
+@dataclasses.dataclass
+class _Reader:
+    """Reads a state_dict and those in it.
+
+    Attributes:
+        what: How errors call the state_dict.
+        param_groups: Those of the optimizer, if they are known.
+        lambdas: Those that are not used yet.
+        schedulers: How many were read.
+    """
+
+    what: str
+    param_groups: Sequence[Mapping[str, Any]] | None
+    lambdas: list[MakeSchedule]
+    schedulers: int = 0
+
+    def read(self, state_dict: StateDict, depth: int = 0) -> Scheduler:
+        """Return the schedules of a state_dict, which may be in another one."""
+        self.schedulers += 1
+        if depth > _MOST_NESTED or self.schedulers > _MOST_SCHEDULERS:
+            raise ValueError(
+                f"{self.what} must not have more than {_MOST_SCHEDULERS} schedulers, "
+                f"or some more than {_MOST_NESTED} deep in others, but it had."
+            )
+        name = recognize(self.what, state_dict)
+        if name == PLATEAU:
+            raise ValueError(describe_plateau(self.what, state_dict))
+        if "_schedulers" in state_dict:
+            return self._read_nested(name, state_dict, depth)
+        source = Source(self.what, name, state_dict, self.param_groups)
+        bases = source.read_list("base_lrs")
+        last_epoch = source.read_epoch(depth)
+        if name == LAMBDA:
+            groups = self._read_lambda(source, bases)
+        else:
+            groups = [
+                source.make(lambda g=g: READERS[name](source, g, depth))
+                for g in range(len(bases))
+            ]
+        return Scheduler(name, last_epoch, groups)
+
+    def _read_nested(self, name: str, state_dict: StateDict, depth: int) -> Scheduler:
+        source = Source(self.what, name, state_dict, self.param_groups)
+        parts = state_dict["_schedulers"]
+        if (
+            not isinstance(parts, list | tuple)
+            or not parts
+            or not all(isinstance(part, Mapping) for part in parts)
+        ):
+            raise ValueError(
+                f"{self.what} must have a list of dictionaries as its '_schedulers', "
+                f"but it was {type(parts).__name__}."
+            )
+        read = [self.read(part, depth + 1) for part in parts]
+        sizes = {len(part.groups) for part in read}
+        if len(sizes) > 1:
+            raise ValueError(
+                f"{self.what} must have as many base learning rates in each of its "
+                f"'_schedulers', but they had {sorted(sizes)}."
+            )
+        columns = zip(*(part.groups for part in read), strict=True)
+        if name == "SequentialLR":
+            milestones = source.read_list("_milestones")
+            groups = [source.make(lambda c=c: _join(c, milestones)) for c in columns]
+            return Scheduler(name, source.read_epoch(depth), groups)
+        epochs = {part.last_epoch for part in read}
+        if len(epochs) > 1:
+            raise ValueError(
+                f"{self.what} must have the same 'last_epoch' in each of the "
+                f"'_schedulers' of a ChainedScheduler, but they were {sorted(epochs)}."
+            )
+        groups = [source.make(lambda c=c: _chain(c)) for c in columns]
+        return Scheduler(name, epochs.pop(), groups)
+
+    def _read_lambda(
+        self, source: Source, bases: Sequence[Any]
+    ) -> list[LearningRateAndMomentum]:
+        if not self.lambdas:
+            raise ValueError(
+                f"lambdas must be given, because {self.what} has a LambdaLR or a "
+                "MultiplicativeLR, which have the same keys, and whose functions torch "
+                "does not store. Give lambdas=[lambda base_lr: "
+                "schedules.lambda_lr(base_lr, lr_lambda)] to "
+                "rmsprop_jax.schedules.from_torch, or the same with multiplicative_lr, "
+                "one for each in the order of the state_dict."
+            )
+        make = self.lambdas.pop(0)
+        numbers = [source.read_real("base_lrs", base) for base in bases]
+        return [wrap(to_schedule(make(number))) for number in numbers]
+
+
+def _join(
+    parts: Sequence[LearningRateAndMomentum], milestones: Sequence[Any]
+) -> LearningRateAndMomentum:
+    schedulers = [x if x.momentum is not None else x.learning_rate for x in parts]
+    made = sequential_lr(schedulers, milestones)
+    return made if isinstance(made, LearningRateAndMomentum) else wrap(made)
+
+
+def _chain(parts: Sequence[LearningRateAndMomentum]) -> LearningRateAndMomentum:
+    return wrap(chained_scheduler([part.learning_rate for part in parts]))

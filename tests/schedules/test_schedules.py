@@ -1,0 +1,337 @@
+"""The schedules by themselves: every count, every transformation, every refusal."""
+
+import math
+from fractions import Fraction
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from support.schedulers import CASES, evaluate, make_ours, real
+
+from rmsprop_jax import rmsprop, schedules
+
+untyped: Any = schedules  # of arguments that can't be
+LAST = 2**31 - 1
+# One of each, in its simplest form.
+ONE_OF_EACH = {name: arguments for name, arguments in reversed(CASES)}
+ALL = {name: make_ours(name, of).learning_rate for name, of in ONE_OF_EACH.items()}
+ALL |= {
+    "SequentialLR": schedules.sequential_lr(
+        [schedules.linear_lr(0.1), schedules.step_lr(0.1, 3)], [5]
+    ),
+    "ChainedScheduler": schedules.chained_scheduler(
+        [schedules.linear_lr(0.1), schedules.cosine_annealing_lr(0.1, 7)]
+    ),
+}
+without_loop = pytest.mark.parametrize("name", sorted({*ALL} - {"MultiplicativeLR"}))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_transformations_agree(name):
+    """Eager, jit, vmap and scan; a Python count, and counts of every integer type."""
+    schedule = ALL[name]
+    expected = evaluate(schedule, 24)
+    assert expected.shape == (25,)
+    counts = jnp.arange(25, dtype=jnp.int32)
+    np.testing.assert_allclose(jax.vmap(schedule)(counts), expected, rtol=1e-6)
+    _, scanned = jax.lax.scan(lambda n, _: (n + 1, schedule(n)), counts[0], length=25)
+    np.testing.assert_allclose(scanned, expected, rtol=1e-6)
+    one = jax.jit(schedule)(counts[11])
+    assert (one.shape, one.dtype) == ((), jnp.float32)
+    for count in (11, np.int64(11), np.uint8(11), jnp.uint32(11), jnp.int16(11)):
+        np.testing.assert_allclose(schedule(count), expected[11], rtol=1e-6)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", ALL)
+def test_float64_under_x64(name):
+    assert ALL[name](jnp.int32(3)).dtype == jnp.float64
+    assert ALL[name](jnp.int64(3)).dtype == jnp.float64
+
+
+@without_loop
+def test_the_last_count_of_int32(name):
+    """No sum or product beyond it, and the same for every larger count."""
+    last = ALL[name](LAST)
+    assert np.isfinite(last)
+    np.testing.assert_array_equal(ALL[name](2**40), last)
+    np.testing.assert_array_equal(ALL[name](jnp.uint32(2**32 - 1)), last)
+    np.testing.assert_array_equal(ALL[name](-1), ALL[name](0))
+
+
+def cosine(part):
+    return (1 + math.cos(math.pi * part)) / 2
+
+
+FAR = [2**24 + 1, 2**24 + 3, 10**9 + 7, LAST - 1, LAST]
+
+
+@pytest.mark.parametrize("x64_too", [False, True])
+@pytest.mark.parametrize("count", FAR)
+def test_no_step_is_lost_far_out(count, x64_too, request):
+    """Each beside exact arithmetic: float32 has no odd number from 2**24 on."""
+    if x64_too:
+        request.getfixturevalue("x64")
+    near = math.exp(math.log1p(-1e-9) * count)
+    phase = count % 14
+    restart = count % 7
+    length = 10
+    start = 0
+    while start + length <= count:
+        start, length = start + length, length * 3
+    up = Fraction(count % 5)
+    height = up / 2 if up <= 2 else (5 - up) / 3
+    expected = {
+        schedules.step_lr(0.5, step_size=count, gamma=0.5): 0.25,
+        schedules.step_lr(0.5, step_size=LAST, gamma=0.5): 0.5 / (1 + (count == LAST)),
+        schedules.multi_step_lr(0.5, [count, 2**31 - 1], 0.5): (
+            0.25 / (1 + (count == LAST))
+        ),
+        schedules.constant_lr(0.5, 0.5, total_iters=count): 0.5,
+        schedules.linear_lr(0.5, 0.5, 0.0, total_iters=LAST): 0.25 * (1 - count / LAST),
+        schedules.exponential_lr(0.5, 1 - 1e-9): 0.5 * near,
+        schedules.polynomial_lr(
+            0.5, total_iters=count + 2 if count < LAST - 1 else LAST, power=0.25
+        ): (
+            0.5
+            * (
+                Fraction(2, count + 2)
+                if count < LAST - 1
+                else Fraction(LAST - count, LAST)
+            )
+            ** 0.25
+        ),
+        schedules.cosine_annealing_lr(0.5, 7): 0.5 * cosine(min(phase, 14 - phase) / 7),
+        schedules.cosine_annealing_lr(0.5, LAST): 0.5 * cosine(count / LAST),
+        schedules.cosine_annealing_warm_restarts(0.5, 7): 0.5 * cosine(restart / 7),
+        schedules.cosine_annealing_warm_restarts(0.5, 10, 3): (
+            0.5 * cosine((count - start) / length)
+        ),
+        schedules.cyclic_lr(0.25, 0.5, 2, 3).learning_rate: 0.25 + 0.25 * float(height),
+        schedules.cyclic_lr(0.25, 0.5, LAST, LAST).learning_rate: (
+            0.25 + 0.25 * (count / LAST)
+        ),
+        schedules.one_cycle_lr(
+            0.5, LAST, pct_start=0.0, anneal_strategy="linear"
+        ).learning_rate: 0.5 + (2e-6 - 0.5) * ((count + 1) / LAST),
+        schedules.sequential_lr(
+            [
+                schedules.linear_lr(0.5),
+                schedules.cosine_annealing_warm_restarts(0.5, 7),
+            ],
+            [count - 3],
+        ): 0.5 * cosine(3 / 7),
+        schedules.swa_lr(0.5, 0.25, anneal_epochs=LAST, anneal_strategy="linear"): (
+            0.25 + 0.25 * (1 - count / LAST)
+        ),
+    }
+    for schedule, value in expected.items():
+        # In float64, the logarithm of 1 − 1e-9 is what limits the power.
+        limit = 1e-12 if x64_too else 5e-7
+        if "exponential" in repr(schedule):
+            limit = max(limit, 1e-7)
+        found = float(jax.jit(schedule)(jnp.int32(count)))
+        assert abs(found - float(value)) <= limit, (schedule, found, value)
+
+
+def test_neighbouring_counts_differ_far_out():
+    """A count rounded to float32 would take the neighbour's value."""
+    for schedule in (
+        schedules.cosine_annealing_lr(1.0, 5),
+        schedules.cosine_annealing_warm_restarts(1.0, 5),
+        schedules.cyclic_lr(0.0, 1.0, 5).learning_rate,
+        schedules.step_lr(1.0, 2**30 - 1, 0.5),
+        schedules.exponential_lr(1.0, 0.5),
+    ):
+        near = [float(schedule(n)) for n in range(10, 20)]
+        period = 10 * ((2**31 - 100) // 10)
+        if repr(schedule).startswith("step_lr"):
+            assert [float(schedule(2**30 - 2 + n)) for n in (0, 1)] == [1.0, 0.5]
+        elif "exponential" not in repr(schedule):
+            far = [float(schedule(period + n)) for n in range(10, 20)]
+            np.testing.assert_allclose(far, near, atol=1e-6)
+            assert max(np.abs(np.diff(far))) > 0.1
+
+
+def test_a_learning_rate_may_be_traced():
+    """A population of learning rates, and the gradient with respect to one."""
+
+    def third(rate):
+        return [
+            schedules.step_lr(rate, 2)(3),
+            schedules.linear_lr(rate)(3),
+            schedules.cosine_annealing_lr(rate, 5, 0.001)(3),
+            schedules.cyclic_lr(0.0, rate, 5).learning_rate(3),
+            schedules.one_cycle_lr(rate, 10).learning_rate(3),
+            schedules.swa_lr(rate, 0.1)(3),
+            schedules.chained_scheduler(
+                [schedules.linear_lr(rate), schedules.exponential_lr(rate, 0.5)]
+            )(3),
+            schedules.sequential_lr([schedules.lambda_lr(rate, real)] * 2, [2])(3),
+        ]
+
+    rates = jnp.array([0.1, 0.2])
+    for n, values in enumerate(jax.vmap(third)(rates)):
+        for rate, value in zip(rates, values, strict=True):
+            np.testing.assert_allclose(value, third(float(rate))[n], rtol=2e-6)
+    assert all(x != 0 for x in jax.jacobian(third)(jnp.float32(0.1)))
+
+
+def test_in_an_optimizer():
+    """A run with momentum, whose schedules both move, is one with numbers by hand."""
+    cycle = schedules.one_cycle_lr(max_lr=0.1, total_steps=10)
+    assert cycle.momentum is not None
+    tx = rmsprop(cycle.learning_rate, momentum=cycle.momentum)
+    params: Any = jnp.array([1.0, -4.0])
+    by_hand: Any = params
+    state = tx.init(params)
+    hand_state = rmsprop(0.1, momentum=0.9).init(params)
+    for step in range(10):
+        updates, state = jax.jit(tx.update)(params, state, params)
+        params = optax.apply_updates(params, updates)
+        numbers = [float(cycle.learning_rate(step)), float(cycle.momentum(step))]
+        updates, hand_state = rmsprop(numbers[0], momentum=numbers[1]).update(
+            by_hand, hand_state, by_hand
+        )
+        by_hand = optax.apply_updates(by_hand, updates)
+    np.testing.assert_allclose(params, by_hand, rtol=1e-5)
+
+
+def test_optax_s_schedules_are_parts_too():
+    made = schedules.sequential_lr(
+        [optax.linear_schedule(0.0, 0.1, 4), schedules.step_lr(0.1, 2, 0.5)], [4]
+    )
+    found = [float(made(n)) for n in range(8)]
+    np.testing.assert_allclose(
+        found, [0, 0.025, 0.05, 0.075, 0.1, 0.1, 0.05, 0.05], rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_schedule_shows_its_call(name):
+    """What it shows makes it again, unless a function is in it."""
+    shown = repr(ALL[name])
+    if "function" in shown or "lambda" in shown:
+        return
+    names = {key: getattr(schedules, key) for key in schedules.__all__}
+    again = eval(shown, names)
+    np.testing.assert_array_equal(evaluate(again, 50), evaluate(ALL[name], 50))
+
+
+REFUSED = [
+    (lambda: untyped.step_lr(0.1, 0), "step_size must be an integer from 1 to"),
+    (lambda: untyped.step_lr(0.1, 2.5), "step_size must be an integer from 1 to"),
+    (lambda: untyped.step_lr(0.1, 2**31), "step_size must be an integer from 1 to"),
+    (lambda: untyped.step_lr(-0.1, 3), "learning_rate must be a finite number"),
+    (lambda: untyped.step_lr(0.1, 3, math.nan), "gamma must be a finite number"),
+    (lambda: untyped.step_lr(0.1, 3, 10**400), "gamma must be a finite number"),
+    (
+        lambda: untyped.multi_step_lr(0.1, [-1]),
+        "milestones must be an integer from 0",
+    ),
+    (lambda: untyped.constant_lr(0.1, 0.0), "PyTorch divides by it"),
+    (lambda: untyped.constant_lr(0.1, 2.0), "factor must be a number from 0 to 1"),
+    (lambda: untyped.linear_lr(0.1, 0.0), "PyTorch divides by it"),
+    (lambda: untyped.linear_lr(0.1, 0.5, 1.5), "end_factor must be a number from 0"),
+    (
+        lambda: untyped.linear_lr(0.1, total_iters=-1),
+        "total_iters must be an integer",
+    ),
+    (lambda: untyped.cosine_annealing_lr(0.1, 0), "T_max must be an integer from 1"),
+    (lambda: untyped.cosine_annealing_warm_restarts(0.1, 5, 0), "T_mult must be an"),
+    (lambda: untyped.cyclic_lr(0.1, 0.2, mode="square"), "mode must be 'triangular'"),
+    (lambda: untyped.one_cycle_lr(0.1), "total_steps must be given, or both epochs"),
+    (lambda: untyped.one_cycle_lr(0.1, epochs=3), "total_steps must be given"),
+    (lambda: untyped.one_cycle_lr(0.1, 10, pct_start=1.5), "pct_start must be a"),
+    (lambda: untyped.one_cycle_lr(0.1, 10, pct_start=0.1), "divides by 0"),
+    (
+        lambda: untyped.one_cycle_lr(0.1, 10, div_factor=0.0),
+        "div_factor must be more",
+    ),
+    (
+        lambda: untyped.one_cycle_lr(0.1, epochs=2**20, steps_per_epoch=2**20),
+        r"epochs \* steps_per_epoch must be an integer from 1 to",
+    ),
+    (lambda: untyped.swa_lr(0.1, 0.2, 5, "square"), "anneal_strategy must be 'cos'"),
+    (
+        lambda: untyped.sequential_lr([untyped.linear_lr(0.1)], [3]),
+        "milestones must be one fewer than the schedulers, but there were 1 and 1",
+    ),
+    (
+        lambda: untyped.sequential_lr([untyped.linear_lr(0.1)] * 3, [5, 3]),
+        "milestones must ascend",
+    ),
+    (
+        lambda: untyped.sequential_lr(
+            [untyped.linear_lr(0.1), untyped.linear_lr(0.1, total_iters=0)], [3]
+        ),
+        "total_iters of linear_lr must be at least 1 after a milestone",
+    ),
+    (
+        lambda: untyped.sequential_lr(
+            [untyped.linear_lr(0.1), schedules.polynomial_lr(0.1, 0)], [3]
+        ),
+        "total_iters of polynomial_lr must be at least 1 after a milestone",
+    ),
+    (lambda: untyped.chained_scheduler([]), "schedulers must not be empty"),
+    (
+        lambda: untyped.chained_scheduler(
+            [untyped.linear_lr(0.1), untyped.linear_lr(0.2)]
+        ),
+        "schedulers must have the same base learning rate",
+    ),
+    (
+        lambda: untyped.chained_scheduler([untyped.lambda_lr(0.1, real)]),
+        "sets it anew",
+    ),
+    (
+        lambda: untyped.chained_scheduler(
+            [untyped.cosine_annealing_lr(0.1, 5, eta_min=0.01)]
+        ),
+        "only with eta_min=0",
+    ),
+    (
+        lambda: untyped.chained_scheduler([untyped.cosine_annealing_lr(0.1, 5)] * 2),
+        "one cosine_annealing_lr",
+    ),
+    (lambda: untyped.reduce_lr_on_plateau(0.1, factor=1.0), "factor must be more"),
+    (lambda: untyped.reduce_lr_on_plateau(0.1, threshold=2), "from 0 to 1 if it is"),
+    (lambda: untyped.reduce_lr_on_plateau(0.1, patience=-1), "patience must be an"),
+]
+
+
+@pytest.mark.parametrize(("call", "sentence"), REFUSED)
+def test_what_can_t_be_is_refused(call, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        call()
+
+
+MISTYPED = [
+    (lambda: untyped.step_lr("0.1", 3), "learning_rate must be a number"),
+    (lambda: untyped.step_lr(0.1, "3"), "step_size must be a number"),
+    (lambda: untyped.step_lr(0.1, step_size=True), "step_size must be a number"),
+    (lambda: untyped.lambda_lr(0.1, 0.5), "lr_lambda must be a function"),
+    (lambda: untyped.multiplicative_lr(0.1, 0.5), "lr_lambda must be a function"),
+    (lambda: untyped.cyclic_lr(0.1, 0.2, scale_fn=1), "scale_fn must be a function"),
+    (lambda: untyped.cyclic_lr(0.1, 0.2, cycle_momentum=1), "must be True or False"),
+    (lambda: untyped.sequential_lr([0.1, 0.2], [3]), "schedulers must be schedules"),
+    (lambda: untyped.chained_scheduler([real]), "rmsprop_jax.schedules"),
+    (lambda: untyped.step_lr(0.1, 3)(0.5), "count must be an integer"),
+    (lambda: untyped.step_lr(0.1, 3)(jnp.ones(3)), "count must be an integer"),
+]
+
+
+@pytest.mark.parametrize(("call", "sentence"), MISTYPED)
+def test_what_is_of_another_type_is_refused(call, sentence):
+    with pytest.raises(TypeError, match=sentence):
+        call()
+
+
+def test_a_plateau_needs_its_value():
+    tx = schedules.reduce_lr_on_plateau(0.1, mode="max")
+    params = jnp.ones(3)
+    with pytest.raises(TypeError, match="value must be given to update"):
+        tx.update(params, tx.init(params), params)
