@@ -5,8 +5,9 @@
 
 A network learns scikit-learn's handwritten digits with an optimizer that the rest of
 this file knows nothing of. From the parameters and gradients of its first 40 steps
-`identify` finds the rule, its numbers and its rates. The plot, identify.png, has each
-update as it was observed against what the rule that was found makes of the gradients.
+`identify` finds the rule, its hyperparameters and its learning rates. The plot,
+identify.png, has each update as it was observed against what the rule that was found
+makes of the gradients.
 
 To record your own run, keep a copy of each, in the order in which they come:
 
@@ -22,7 +23,8 @@ To record your own run, keep a copy of each, in the order in which they come:
     JAX: what jax.lax.scan returns of each step, as here.
 
 with the parameters at the start as the first of them. Stacked, by
-``jax.tree.map(lambda *xs: np.stack(xs), *params)``, they are what `identify` takes.
+``jax.tree.map(lambda *xs: np.stack(xs), *params)``, or as lists, they are what
+`identify` takes.
 """
 
 import argparse
@@ -88,20 +90,21 @@ def explained(tx, params, gradients):
     return jax.lax.scan(step, state, (gradients, before))[1]
 
 
-def plot(match, params, gradients, path):
-    """Draw observed against explained updates, and the rates."""
+def plot(explanation, params, gradients, path):
+    """Draw observed against explained updates, and the learning rates."""
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    updates = explained(match.transformation(), params, gradients)
+    updates = explained(explanation.transformation(), params, gradients)
     for name, those in updates.items():
         observed = np.diff(params[name], axis=0)
         left.plot(np.ravel(those), np.ravel(observed), ".", markersize=2, label=name)
     left.set(xlabel="update that the rule makes", ylabel="update that was observed")
     left.set_title("Every update of the run", loc="left")
     left.legend(markerscale=4)
-    right.step(range(len(match.rates)), match.rates, where="mid")
-    right.set(xlabel="step", ylabel="rate", ylim=(0, None))
-    right.set_title("The rates that were found", loc="left")
+    rates = explanation.learning_rates
+    right.step(range(len(rates)), rates, where="mid")
+    right.set(xlabel="step", ylabel="learning rate", ylim=(0, None))
+    right.set_title("The learning rates that were found", loc="left")
     figure.savefig(path, dpi=130)
 
 
@@ -112,11 +115,11 @@ def main(argv=None):
     parser.add_argument("--out", default="identify.png", help="the plot's file")
     args = parser.parse_args(argv)
     params, gradients = recorded(args.steps)
-    match = identify(params, gradients)[0]
+    match = identify(params, gradients)
     print(match)
     if match.explains:
-        plot(match, params, gradients, args.out)
-        print(f"Every update, and the rates, are drawn in {args.out}.")
+        plot(match.best, params, gradients, args.out)
+        print(f"The updates and the learning rates are drawn in {args.out}.")
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def test_only_public_names_and_declared_packages_are_imported(path):
                 "optax",
                 "numpy",
                 "rmsprop_jax",
-                "scipy",
+                "tqdm",  # for a progress bar, if it is installed
                 *sys.stdlib_module_names,
             }
             assert root in declared, name

@@ -1,9 +1,11 @@
-"""Which RMSProp made a run: the rule and its numbers, from recorded steps."""
+"""Which RMSProp made a run: the rule and its hyperparameters, from recorded steps."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import operator
+from collections.abc import Generator
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,14 +13,24 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import experimental
+from jax.typing import ArrayLike
 
-from rmsprop_jax._identify._match import Match
-from rmsprop_jax._identify._reading import matches
-from rmsprop_jax._identify._recording import Recording, recorded
-from rmsprop_jax._identify._search import searched
+from rmsprop_jax._identify.explanation import Explanation
+from rmsprop_jax._identify.interpreting import interpret
+from rmsprop_jax._identify.match import Match
+from rmsprop_jax._identify.progress import make_bar
+from rmsprop_jax._identify.recording import Recording, Run, make_recording, read_run
+from rmsprop_jax._identify.search import Found, find_rules
+from rmsprop_jax._identify.thresholds import (
+    ELEMENTS,
+    ELEMENTS_WITH_STATE,
+    HIDING_ROUNDING,
+    MAX_LEAVES_ALONE,
+    MAX_LEAVES_UNEXPLAINED,
+)
 from rmsprop_jax._optimizer.step_numbers import evaluate
 
-__all__ = ["Match", "identify"]
+__all__ = ["Explanation", "Match", "identify"]
 
 
 def identify(
@@ -27,90 +39,144 @@ def identify(
     *,
     learning_rate: optax.ScalarOrSchedule | None = None,
     count: int = 0,
-) -> list[Match]:
-    """Find the RMSProp that made a run, and its numbers.
+    gradient_norms: ArrayLike | None = None,
+) -> Match:
+    """Find the RMSProp that made a run, and its hyperparameters.
 
-    For a port that does not follow its original: record a few dozen steps of the
-    original, from any framework, and see which rule explains them. Every rule of
-    `rmsprop_jax.dialects` is tried, and what else `rmsprop` can do: where ε stands,
-    what the second moment begins with, the order of rate and momentum, Nesterov,
-    centered, bias correction, coupled or decoupled decay. Of each, α, ε, μ and λ are
-    fitted by least squares to the updates. The rate of each step comes with them, as
-    an update is linear in it. A clip by the global norm, and a decay of some leaves
-    only, are tried where nothing simpler explains the run. timm's ``caution`` and
-    ``corrected_weight_decay`` are not.
+    Use it if a port diverges from its original: record a few dozen steps of the
+    original, from any framework, and see which rule explains them. It tries every rule
+    of `rmsprop_jax.dialects`, and what is done around them: clips of the gradient,
+    weight decay on some leaves, leaves with learning rates of their own, a momentum or
+    a decay that changes, caution. It also tries Adam, AdamW, LAMB, Lion, Adafactor,
+    Adagrad, SGD, and fastai's RMSProp, in order to name what the run is if it isn't
+    RMSProp.
 
-    Up to 64 elements are looked at, or some more where there are many leaves: from the
-    smallest gradients to the largest, and of each leaf.
+    The hyperparameters are fitted to the updates by least squares. The learning rate of
+    each step comes with them, because an update is linear in it.
+
+    Whatever explains as much is listed, because then the recording can't tell which it
+    was. If nothing explains the run, each leaf is tried by itself.
+
+    Up to 64 elements are looked at: some of each leaf, and from the smallest gradients
+    to the largest.
 
     Args:
-        params: The parameters before the first step and after each: a tree of arrays
-            [T + 1, ...], in the precision in which they were trained.
-        gradients: The gradients that the optimizer was given: a tree like it, [T, ...].
-            They are compared as they are: if they were recorded before they were
-            averaged over n parts, ε is n times as large (n² inside the root), λ
-            n times, if coupled, and what the second moment begins with n² times.
-        learning_rate: The rate, or a schedule (of the count of updates), if it is
-            known. Then a factor of the rate can be told from one of the gradients.
-        count: The updates before the first step. Above 0 the optimizer's state is not
-            known, and is fitted as well, for fewer elements; what the second moment
-            began with can't be found.
+        params: The parameters before the first step and after each, in the precision in
+            which they were trained: a tree of arrays [T + 1, ...], an open ``.npz``
+            file of such arrays, or a list of T + 1 trees.
+        gradients: The gradients that the optimizer was given, likewise: [T, ...]. They
+            are compared as they are. If they were recorded before they were averaged
+            over n parts, ε is n times as large (n² times inside the root), λ n times if
+            coupled, and the initial second moment n² times.
+        learning_rate: The learning rate, or a schedule, if it is known.
+        count: The number of updates before the first step. Above 0 the optimizer's
+            state is unknown, and is fitted as well, for fewer elements; what the second
+            moment was initialized to can't be found then.
+        gradient_norms: The global norm of the whole gradient of each step [T], if
+            ``params`` and ``gradients`` hold only some elements of a large run. A clip
+            is found by it.
 
     Returns:
-        The rules that explain most, best first. `print` the first. The rate is NaN at
-        steps that were skipped: nothing moved, and the state neither.
+        What explains the run. `print` it.
 
     Raises:
-        ValueError: Where the trees, their lengths or their shapes do not belong
-            together, a number is not finite, nothing moves, or there are fewer than 4
+        TypeError: If a leaf is not an array of numbers.
+        ValueError: If the trees, their lengths or their shapes do not belong together,
+            if a number is not finite, if nothing moves, or if there are fewer than 4
             steps. It names the leaf.
 
     Examples:
-        >>> import jax, jax.numpy as jnp, optax
-        >>> from rmsprop_jax import dialects, identify
-        >>> tx = dialects.keras(0.01, rho=0.8, momentum=0.5, epsilon=0.001)
-        >>> gradients = jax.random.normal(jax.random.key(0), (20, 40)) / 10
-        >>> def step(carry, g):
-        ...     p, state = carry
-        ...     updates, state = tx.update(g, state, p)
-        ...     p = optax.apply_updates(p, updates)
-        ...     return (p, state), p
-        >>> start = jnp.zeros(40)
-        >>> _, after = jax.lax.scan(step, (start, tx.init(start)), gradients)
-        >>> match, *_ = identify(jnp.concatenate([start[None], after]), gradients)
-        >>> "keras" in match.dialects, match.arguments_of("keras")
+        Not run here, because it takes a few seconds:
+
+        >>> match = identify(params, gradients)  # doctest: +SKIP
+        >>> print(match)  # doctest: +SKIP
+        dialects.keras(0.01, rho=0.8, momentum=0.5, epsilon=0.001)
+          Learning rate: 0.01.
+          It leaves 4e-07 of the updates unexplained; rounding may leave 6e-07.
+        >>> match.explains, match.arguments_for("keras")  # doctest: +SKIP
         (True, {'rho': 0.8, 'momentum': 0.5, 'epsilon': 0.001})
-        >>> print(f"{match.rates[0]:.4f}")
-        0.0100
+        >>> tx = match.best.transformation()  # doctest: +SKIP
     """
-    if not isinstance(count, int | np.integer) or count < 0:
+    if operator.index(count) < 0:
         raise ValueError(
             "count must be the number of updates before the first step, an integer "
             f"that is not negative, but it was {count!r}."
         )
-    tries = []
-    with _wide():
-        # A step at which nothing moves is skipped, or has a rate of 0.
+    count = int(count)
+    with _use_float64(), contextlib.closing(make_bar(3)) as bar:
+        run = read_run(params, gradients)
+        make = partial(
+            make_recording,
+            run,
+            gradient_norms=gradient_norms,
+            max_elements=ELEMENTS_WITH_STATE if count else ELEMENTS,
+        )
+        tries: list[tuple[float, bool, Found]] = []
+        # A step at which nothing moves was skipped, or had a learning rate of 0.
         for skips in (True, False):
-            recording = recorded(params, gradients, skips=skips)
-            rates = _known(learning_rate, recording, int(count))
-            found = searched(recording, rates, int(count))
+            recording = make(skips=skips)
+            rates = _evaluate_learning_rate(learning_rate, recording, count)
+            found = find_rules(recording, rates, count, report=bar.update)
             tries.append((found.fits[0].cost, skips, found))
-            still = found.recording.steps - len(recording.g)
-            if not still or found.explains:
+            if found.is_explained or len(recording.g) == recording.num_steps:
                 break
-        _, _, found = min(tries)
-        return matches(found, params)
+        _, skips, found = min(tries, key=lambda x: x[0])
+        by_leaf: dict[str, Match] = {}
+        is_hidden = found.recording.rounding > HIDING_ROUNDING
+        if not (found.is_explained or is_hidden) and len(run.params) > 1:
+            for i in _choose_leaves(run):
+                recording = make(skips=skips, leaf=i)
+                rates = _evaluate_learning_rate(learning_rate, recording, count)
+                alone = find_rules(
+                    recording, rates, count, report=bar.update, is_quick=True
+                )
+                by_leaf[recording.names[i]] = _make_match(alone, {})
+                unexplained = [x for x in by_leaf.values() if not x.is_explained]
+                if len(unexplained) == MAX_LEAVES_UNEXPLAINED:
+                    break
+        return _make_match(found, by_leaf)
+
+
+def _choose_leaves(run: Run) -> list[int]:
+    """Return the largest leaves of those that move."""
+    leaves = list(run.params.values())
+    moving = [i for i, p in enumerate(leaves) if np.any(p[1:] != p[:-1])]
+    moving.sort(key=lambda i: -leaves[i].shape[1])
+    return moving[:MAX_LEAVES_ALONE]
+
+
+def _make_match(found: Found, by_leaf: dict[str, Match]) -> Match:
+    recording = found.recording
+    remarks: list[str] = []
+    looked_at = recording.g.shape[1]
+    if looked_at < recording.num_elements and not by_leaf:
+        remarks.append(
+            f"{looked_at} of {recording.num_elements} elements were looked at."
+        )
+    skipped = recording.num_steps - len(recording.g)
+    if skipped:
+        remarks.append(
+            f"{skipped} of {recording.num_steps} steps were left out, because nothing "
+            "moved."
+        )
+    return Match(
+        explanations=tuple(interpret(found, found.fits)),
+        is_explained=found.is_explained,
+        others=tuple(interpret(found, found.others)),
+        rounding=recording.rounding,
+        by_leaf=by_leaf,
+        remarks=tuple(remarks),
+    )
 
 
 @contextlib.contextmanager
-def _wide() -> Iterator[None]:
-    """float64 on the CPU, where numbers promote and overflow without a word."""
+def _use_float64() -> Generator[None]:
+    """Use float64 on the CPU, where numbers promote and overflow without a word."""
     # The newest versions have it here, the oldest there.
     where: Any = jax if hasattr(jax, "enable_x64") else experimental
     with contextlib.ExitStack() as stack:
         stack.enter_context(where.enable_x64(True))  # noqa: FBT003
-        with contextlib.suppress(RuntimeError):  # where JAX is told to have no CPU
+        with contextlib.suppress(RuntimeError):  # if JAX is told to have no CPU
             cpu, *_ = jax.local_devices(backend="cpu")
             stack.enter_context(jax.default_device(cpu))
         stack.enter_context(jax.numpy_dtype_promotion("standard"))
@@ -119,24 +185,17 @@ def _wide() -> Iterator[None]:
         yield
 
 
-def _known(
+def _evaluate_learning_rate(
     learning_rate: optax.ScalarOrSchedule | None, recording: Recording, count: int
 ) -> np.ndarray:
-    """The rate of each step, NaN if it is unknown."""
-    steps = len(recording.g)
+    """Return the learning rate of each step, NaN if it is unknown."""
     if learning_rate is None:
-        return np.full(steps, np.nan)
-    rates = np.array(
-        [
-            evaluate(
-                "learning_rate",
-                learning_rate if callable(learning_rate) else float(learning_rate),
-                jnp.asarray(count + i, jnp.int32),
-            )
-            for i in recording.moved
-        ],
-        np.float64,
-    )
-    # Up the gradient is down it with a negative rate.
+        return np.full(len(recording.g), np.nan)
+    value = learning_rate if callable(learning_rate) else float(learning_rate)
+    rates = [
+        evaluate("learning_rate", value, jnp.asarray(count + step, jnp.int32))
+        for step in recording.kept
+    ]
+    # Up the gradient is down it with a negative learning rate.
     goes_up = np.sum(np.square(recording.weight) * recording.u * recording.g) > 0
-    return -rates if goes_up else rates
+    return np.array(rates, np.float64) * (-1 if goes_up else 1)

@@ -1,0 +1,139 @@
+"""A rule that explains a recording: what a user reads of it, and runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.typing import ArrayLike
+
+from rmsprop_jax._identify.learning_rates import find_pieces
+from rmsprop_jax._identify.naming import Arguments, write_call, write_value
+from rmsprop_jax._optimizer.options import Options
+from rmsprop_jax._optimizer.transform import make_transformation
+
+
+class Recipe(NamedTuple):
+    """How to make an optimizer.
+
+    Attributes:
+        options: The rule, if it is one of ours.
+        before: Calls of optax that come first in the chain: from the name of each
+            function to its argument.
+        leaf_norm: What the gradient of each leaf is clipped to by its norm, if it is.
+        factors: What the learning rate of each leaf is multiplied with, a tree like the
+            parameters, if the leaves have learning rates of their own.
+    """
+
+    options: Options | None
+    before: dict[str, float]
+    leaf_norm: float | None
+    factors: optax.Params | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """A rule that explains a recording, with its numbers.
+
+    Attributes:
+        optimizer: Its name: ``"RMSProp"``, ``"Adam"``, ``"SGD"``, …
+        calls: The calls that are this rule, the likeliest first: from the name of a
+            function, such as ``"dialects.torch"``, to its arguments but for the
+            learning rate. Numbers have as few digits as their errors allow.
+        hyperparameters: The numbers as they were fitted, by the names of `rmsprop`;
+            ``"clip"`` is the largest norm of a gradient.
+        stderr: Their standard errors; infinite where a number can't be seen.
+        learning_rates: Those of the steps, float64 [T]; NaN where nothing moved.
+        learning_rates_stderr: Their standard errors, likewise.
+        residual: What it leaves unexplained of the updates: its root mean square over
+            theirs. Updates of which rounding is a large part count less.
+        remarks: What else there is to say of it, in sentences.
+        recipe: What `transformation` makes.
+    """
+
+    optimizer: str
+    calls: dict[str, Arguments]
+    hyperparameters: dict[str, float]
+    stderr: dict[str, float]
+    learning_rates: np.ndarray
+    learning_rates_stderr: np.ndarray
+    residual: float
+    remarks: tuple[str, ...] = dataclasses.field(repr=False)
+    recipe: Recipe = dataclasses.field(repr=False)
+
+    @property
+    def call(self) -> str:
+        """The first of its calls, as one pastes it."""
+        pieces = find_pieces(self.learning_rates, self.learning_rates_stderr)
+        learning_rate = f"{pieces[0][1]:.4g}" if len(pieces) == 1 else "learning_rate"
+        name, arguments = next(iter(self.calls.items()))
+        rule = write_call(name, learning_rate, arguments)
+        if not self.recipe.before:
+            return rule
+        before = self.recipe.before.items()
+        links = [f"optax.{name}({write_value(x)})" for name, x in before]
+        return f"optax.chain({', '.join([*links, rule])})"
+
+    def transformation(
+        self, learning_rate: optax.ScalarOrSchedule | None = None
+    ) -> optax.GradientTransformationExtraArgs:
+        """Return the optimizer, with its clip and with what it decays.
+
+        Args:
+            learning_rate: The learning rate, or a schedule. If None, those that were
+                found, and the last of them from then on.
+
+        Raises:
+            ValueError: If the optimizer is no RMSProp of ours.
+        """
+        options, before, leaf_norm, factors = self.recipe
+        if options is None:
+            raise ValueError(
+                f"transformation makes rules of rmsprop_jax, and this one is none: "
+                f"{self.call}."
+            )
+        if learning_rate is None:
+            found = self.learning_rates
+            learning_rate = make_table(found[np.isfinite(found)])
+        links: list[optax.GradientTransformation] = []
+        for name, number in before.items():
+            if name == "add_decayed_weights":
+                mask = options.weight_decay_mask
+                links.append(optax.add_decayed_weights(number, mask))
+            else:
+                links.append(getattr(optax, name)(number))
+        if leaf_norm is not None:
+            links.append(_clip_leaves(leaf_norm))
+        links.append(make_transformation(options._replace(learning_rate=learning_rate)))
+        if factors is not None:
+            links.append(_scale_leaves(factors))
+        return optax.with_extra_args_support(optax.chain(*links))
+
+
+def make_table(values: np.ndarray) -> optax.Schedule:
+    """Return the schedule of these values by their steps, and then of the last."""
+
+    def schedule(count: ArrayLike) -> jax.Array:
+        table = jnp.asarray(values, jnp.result_type(float))
+        return table[jnp.minimum(jnp.asarray(count), len(values) - 1)]
+
+    return schedule
+
+
+def _clip_leaves(norm: float) -> optax.GradientTransformation:
+    def clip(g: jax.Array) -> jax.Array:
+        factor = jnp.minimum(1, norm / jnp.linalg.norm(g.ravel()))
+        return g * factor.astype(g.dtype)
+
+    return optax.stateless(lambda updates, _: jax.tree.map(clip, updates))
+
+
+def _scale_leaves(factors: optax.Params) -> optax.GradientTransformation:
+    def scale(u: jax.Array, factor: float) -> jax.Array:
+        return u * jnp.asarray(factor, u.dtype)
+
+    return optax.stateless(lambda updates, _: jax.tree.map(scale, updates, factors))

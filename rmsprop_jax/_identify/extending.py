@@ -1,0 +1,180 @@
+"""What few runs have: clips, leaves of their own, caution, numbers that change."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from rmsprop_jax._identify.families import Family, has_clip
+from rmsprop_jax._identify.fitting import Candidate
+from rmsprop_jax._identify.model import Variant
+from rmsprop_jax._identify.recording import Recording
+from rmsprop_jax._identify.thresholds import MAX_ROUNDING_OF_CAUTION
+
+
+def raise_eps(candidate: Candidate, recording: Recording) -> Candidate:
+    """Return the candidate with an ε that matters, if its own does not.
+
+    While something else is missing, an ε of 0 may explain most, and no fit comes back
+    from there, because nothing depends on an ε that is as good as 0.
+    """
+    if not np.any(candidate.free.log_eps):
+        return candidate
+    sizes = np.sqrt(np.mean(np.square(recording.g), axis=0))
+    least = np.log(1e-3 * np.quantile(sizes[sizes > 0], 0.1))
+    least = least * (2 if candidate.variant.eps_in_sqrt else 1)
+    if candidate.x.log_eps >= least:
+        return candidate
+    return candidate._replace(x=candidate.x._replace(log_eps=least))
+
+
+def list_extensions(
+    candidate: Candidate, recording: Recording
+) -> Iterator[list[Candidate]]:
+    """Yield a candidate with one more thing that few runs have, for each such thing.
+
+    Each comes with several numbers to start from.
+    """
+    candidate = raise_eps(candidate, recording)
+    v, x, free = candidate.variant, candidate.x, candidate.free
+    varies = v.momentum_varies or v.decay_varies
+    has_buffer = bool(np.any(free.momentum)) and not v.averages_gradient
+    if np.any(free.log_eps) and not v.eps_is_floor:
+        floor = v._replace(eps_in_sqrt=False, eps_is_floor=True)
+        outside = x.log_eps / 2 if v.eps_in_sqrt else x.log_eps
+        typical = np.log(np.median(np.abs(recording.g[recording.g != 0])))
+        yield [
+            candidate._replace(variant=floor, x=x._replace(log_eps=log_eps))
+            for log_eps in (outside, typical)
+        ]
+    if has_buffer and not v.nesterov:
+        yield [candidate._replace(variant=v._replace(nesterov=True))]
+    if has_buffer and not varies:
+        varying = v._replace(momentum_varies=True, nesterov=False)
+        fixed = free._replace(momentum=np.False_)
+        yield [candidate._replace(variant=varying, free=fixed)]
+    if not (v.takes_sign or varies):
+        yield [
+            candidate._replace(
+                variant=v._replace(decay_varies=True),
+                x=x._replace(decoupled_weight_decay=np.zeros(())),
+                free=free._replace(decoupled_weight_decay=np.False_),
+            )
+        ]
+    # A step that rounding has undone looks like one that caution has.
+    if not v.cautious and recording.rounding < MAX_ROUNDING_OF_CAUTION:
+        yield [candidate._replace(variant=v._replace(cautious=True))]
+    if not has_clip(candidate):
+        yield from _list_clips(candidate, recording)
+    elif np.any(free.weight_decay) and not v.clips_after_decay:
+        yield [candidate._replace(variant=v._replace(clips_after_decay=True))]
+    if len(recording.names) > 1:
+        yield from _list_by_leaf(candidate)
+
+
+def _list_clips(
+    candidate: Candidate, recording: Recording
+) -> Iterator[list[Candidate]]:
+    v, x, free = candidate.variant, candidate.x, candidate.free
+    sizes = {
+        "global": recording.gradient_norms,
+        "leaf": np.sqrt(recording.sums.gg),
+        "element": np.abs(recording.g),
+    }
+    if len(recording.names) == 1 or recording.is_sampled:
+        del sizes["leaf"]  # the same as the global norm, or unknown
+    logits = [x.logit_one_minus_alpha]
+    if np.any(free.logit_one_minus_alpha):  # fitted without a clip, α may be far off
+        logits.append(np.array(np.log(0.05 / 0.95)))
+    for name, size in sizes.items():
+        # Slightly less than the largest, or else nothing depends on it.
+        levels = np.log(np.quantile(size[size > 0], (0.1, 0.5, 0.9, 1.0))) - 1e-4
+        yield [
+            Candidate(
+                v._replace(
+                    clips_elements=name == "element", clips_leaves=name == "leaf"
+                ),
+                x._replace(log_clip_norm=level, logit_one_minus_alpha=logit),
+                free._replace(log_clip_norm=np.True_),
+            )
+            for level, logit in itertools.product(levels, logits)
+        ]
+
+
+def _list_by_leaf(candidate: Candidate) -> Iterator[list[Candidate]]:
+    """Yield a candidate whose leaves learn or decay by themselves."""
+    v, x, free = candidate.variant, candidate.x, candidate.free
+    if not (v.learning_rate_by_leaf or v.momentum_varies or v.decay_varies):
+        yield [candidate._replace(variant=v._replace(learning_rate_by_leaf=True))]
+    if np.any(free.decay_factor):
+        return
+    for name in ("weight_decay", "decoupled_weight_decay"):
+        value = getattr(x, name)
+        if not (np.any(getattr(free, name)) and value):
+            continue
+        # The decay is fixed, because the factors of the leaves multiply it.
+        only = {"weight_decay": np.zeros(()), "decoupled_weight_decay": np.zeros(())}
+        yield [
+            candidate._replace(
+                x=x._replace(**{**only, name: value}),
+                free=free._replace(
+                    weight_decay=np.False_,
+                    decoupled_weight_decay=np.False_,
+                    decay_factor=np.ones_like(free.decay_factor),
+                ),
+            )
+        ]
+
+
+_SURROUNDINGS = (
+    "eps_is_floor",
+    "nesterov",
+    "momentum_varies",
+    "decay_varies",
+    "cautious",
+    "clips_elements",
+    "clips_leaves",
+    "clips_after_decay",
+    "learning_rate_by_leaf",
+)
+
+
+def list_variations(
+    best: Candidate, fits: Iterable[tuple[Family, Candidate]], recording: Recording
+) -> list[list[Candidate]]:
+    """Return every family with what the best has and families have not.
+
+    Each starts from its own numbers, and from those of the best. If the best has
+    nothing more than its family, there are no variations.
+    """
+    around = {name: getattr(best.variant, name) for name in _SURROUNDINGS}
+    plain = {name: getattr(Variant(), name) for name in _SURROUNDINGS}
+    by_leaf = bool(np.any(best.free.decay_factor))
+    if around == plain and not by_leaf and not has_clip(best):
+        return []
+    numbers = ["log_clip_norm"]
+    if by_leaf:
+        numbers += ["weight_decay", "decoupled_weight_decay", "decay_factor"]
+    variations: list[list[Candidate]] = []
+    for family, own in fits:
+        v = family.variant._replace(**around)
+        if v.takes_sign or v.is_factored:
+            continue
+        if v.averages_gradient:
+            v = v._replace(nesterov=False, momentum_varies=False)
+        v = v._replace(eps_is_floor=bool(v.eps_is_floor and not v.eps_in_sqrt))
+        free = own.free._replace(
+            **{name: getattr(best.free, name) for name in numbers},
+            momentum=own.free.momentum & ~np.bool_(v.momentum_varies),
+        )
+        theirs = own.x._replace(**{name: getattr(best.x, name) for name in numbers})
+        power = 2.0 ** (int(v.eps_in_sqrt) - int(best.variant.eps_in_sqrt))
+        ours = best.x._replace(
+            log_initial_scale=own.x.log_initial_scale, log_eps=power * best.x.log_eps
+        )
+        variations.append(
+            [raise_eps(Candidate(v, x, free), recording) for x in (theirs, ours)]
+        )
+    return variations

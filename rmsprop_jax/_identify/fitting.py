@@ -1,0 +1,376 @@
+"""Fit the hyperparameters of many rules at once, by damped least squares.
+
+SciPy would fit them one by one, and spend more time between the predictions than in
+them. Here all candidates of a stage take their steps together, and derivatives are
+differences of predictions, which are all there is to compile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rmsprop_jax._identify.model import (
+    Observations,
+    Prediction,
+    Steps,
+    Sums,
+    Theta,
+    Variant,
+    predict,
+)
+from rmsprop_jax._identify.recording import Recording
+from rmsprop_jax._identify.thresholds import ELEMENTS
+
+_BATCH = 64  # predictions in one call of the compiled program
+_DIFFERENCE = 1e-6  # of a number's scale
+_LARGEST_DAMPING = 1e8
+
+Shapes: TypeAlias = tuple[tuple[int, ...], ...]
+
+
+class Candidate(NamedTuple):
+    """A rule with its numbers.
+
+    Attributes:
+        variant: The rule.
+        x: Its numbers.
+        free: Which of them are fitted, booleans.
+        cost: What is unexplained, squared, over the updates squared.
+    """
+
+    variant: Variant
+    x: Theta
+    free: Theta
+    cost: float = np.inf
+
+    @property
+    def residual(self) -> float:
+        """What is unexplained, over the updates."""
+        return float(np.sqrt(self.cost))
+
+
+class Problem:
+    """A recording, and how well rules explain it."""
+
+    def __init__(
+        self, seen: Observations, scale: Theta, bounds: tuple[Theta, Theta]
+    ) -> None:
+        """Store the recording.
+
+        Args:
+            seen: The recording.
+            scale: What is neither a large nor a tiny change of each number.
+            bounds: The smallest and the largest value of each number.
+        """
+        steps = seen.steps
+        self.seen: Observations = jax.tree.map(jnp.asarray, seen)
+        self.num_groups = seen.columns.shape[1] - 1
+        self._size = float(np.sum(np.square(steps.weight * steps.u)))
+        self._scale = _flatten(scale)
+        self._bounds = [_flatten(bound) for bound in bounds]
+        self._shapes: Shapes = tuple(np.shape(part) for part in scale)
+        self._num_residuals = int(np.sum(steps.weight > 0))
+
+    def evaluate(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Return the candidates with their costs."""
+        if not candidates:
+            return []
+        costs, _ = self._predict_residuals(*_to_arrays(candidates))
+        return [
+            c._replace(cost=float(cost))
+            for c, cost in zip(candidates, costs, strict=True)
+        ]
+
+    def fit(
+        self,
+        candidates: Sequence[Candidate],
+        max_steps: int = 40,
+        tolerance: float = 1e-6,
+    ) -> list[Candidate]:
+        """Return the candidates with the numbers that explain most, near theirs.
+
+        Args:
+            candidates: Where to start, and which numbers are free.
+            max_steps: The most steps that a candidate takes.
+            tolerance: A candidate stops when its cost can't fall by more than this
+                share, as far as derivatives tell.
+        """
+        if not candidates:
+            return []
+        flags, x = _to_arrays(candidates)
+        free = np.stack([_flatten(c.free) for c in candidates]).astype(bool)
+        columns = np.flatnonzero(np.any(free, axis=0))
+        m, k = len(x), len(columns)
+        costs, _ = self._predict_residuals(flags, x)
+        hessian, gradient = np.zeros((m, k, k)), np.zeros((m, k))
+        damping = np.full(m, 1e-2)
+        has_moved = np.ones(m, bool)
+        is_active = np.isfinite(costs) & np.any(free, axis=1)
+        for _ in range(max_steps):
+            moved = np.flatnonzero(is_active & has_moved)
+            if len(moved):
+                hessian[moved], gradient[moved] = self._differentiate(
+                    flags[moved], x[moved], free[moved], columns
+                )
+            _, gains = _find_steps(hessian, gradient, np.full(m, 1e-6))
+            is_active &= gains > tolerance * costs * self._size
+            active = np.flatnonzero(is_active)
+            if not len(active):
+                break
+            trial = x[active]
+            steps, _ = _find_steps(hessian[active], gradient[active], damping[active])
+            trial[:, columns] += steps
+            trial = np.clip(trial, *self._bounds)
+            trial_costs, _ = self._predict_residuals(flags[active], trial)
+            is_better = trial_costs < costs[active]
+            has_moved[active] = is_better
+            x[active[is_better]] = trial[is_better]
+            costs[active[is_better]] = trial_costs[is_better]
+            damping[active] *= np.where(is_better, 0.1, 10.0)
+            is_active &= damping < _LARGEST_DAMPING
+        return [
+            c._replace(x=_unflatten(self._shapes, row), cost=float(cost))
+            for c, row, cost in zip(candidates, x, costs, strict=True)
+        ]
+
+    def stderr(self, candidate: Candidate) -> Theta:
+        """Return the standard error of each number; infinite where one is not seen."""
+        flags, x = _to_arrays([candidate])
+        free = _flatten(candidate.free).astype(bool)
+        columns = np.flatnonzero(free)
+        hessian, _ = self._differentiate(flags, x, free[None], columns)
+        stderr = np.zeros(free.size)
+        inverse = _inverse_diagonal(hessian[0])
+        stderr[columns] = np.sqrt(self.noise_variance(candidate) * inverse)
+        return _unflatten(self._shapes, stderr)
+
+    def noise_variance(self, candidate: Candidate) -> float:
+        """Return what is unexplained, squared, per degree of freedom."""
+        num_free = int(np.sum(_flatten(candidate.free)))
+        num_free += int(np.sum(np.isnan(candidate.x.learning_rate)))
+        degrees = max(1, self._num_residuals - num_free)
+        return candidate.cost * self._size / degrees
+
+    def fit_learning_rates(self, candidate: Candidate) -> float:
+        """Return the cost with the learning rates that explain most together.
+
+        The updates must be linear in them.
+        """
+        (made,) = self.predict([candidate])
+        x = candidate.x._replace(learning_rate=made.learning_rate[:, 0])
+        free = jax.tree.map(lambda flags: np.zeros_like(flags, bool), candidate.free)
+        free = free._replace(learning_rate=np.isnan(candidate.x.learning_rate))
+        flags, flat = _to_arrays([candidate._replace(x=x)])
+        mask = _flatten(free).astype(bool)
+        columns = np.flatnonzero(mask)
+        hessian, gradient = self._differentiate(flags, flat, mask[None], columns)
+        steps, _ = _find_steps(hessian, gradient, np.full(1, 1e-9))
+        flat[:, columns] += steps
+        costs, _ = self._predict_residuals(flags, flat)
+        return min(candidate.cost, float(costs[0]))
+
+    def residuals(self, candidate: Candidate) -> np.ndarray:
+        """Return the weighted residuals [T, n]."""
+        (made,) = self.predict([candidate])
+        return np.asarray(made.residuals)
+
+    def predict(self, candidates: Sequence[Candidate]) -> list[Prediction]:
+        """Return what candidates make of the gradients, as NumPy arrays."""
+        flags, x = _to_arrays(candidates)
+        found: list[Prediction] = []
+        for rows, (_, made) in self._predict(flags, x):
+            arrays = [np.asarray(part) for part in made]
+            found += [Prediction(*(a[i] for a in arrays)) for i in range(rows)]
+        return found
+
+    def _differentiate(
+        self, flags: np.ndarray, x: np.ndarray, free: np.ndarray, columns: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return JᵀJ [m, k, k] and Jᵀr [m, k] of some columns of the numbers.
+
+        They are 0 where a number is not free.
+        """
+        m, k = len(x), len(columns)
+        hessian, gradient = np.zeros((m, k, k)), np.zeros((m, k))
+        scale = _DIFFERENCE * self._scale[columns]
+        rows, starts, places = [], [0], []
+        for i in range(m):
+            place = np.flatnonzero(free[i, columns])
+            shifted = np.repeat(x[i : i + 1], 1 + len(place), axis=0)
+            shifted[np.arange(1, 1 + len(place)), columns[place]] += scale[place]
+            rows.append(shifted)
+            places.append(place)
+            starts.append(starts[-1] + len(shifted))
+        owner = np.repeat(np.arange(m), np.diff(starts))
+        _, residuals = self._predict_residuals(flags[owner], np.concatenate(rows))
+        for i, place in enumerate(places):
+            base = residuals[starts[i]]
+            change = residuals[starts[i] + 1 : starts[i + 1]] - base
+            square, slope = change @ change.T, change @ base
+            is_bad = ~np.isfinite(np.diagonal(square) + slope)
+            square[is_bad], square[:, is_bad], slope[is_bad] = 0, 0, 0
+            step = scale[place]
+            hessian[np.ix_([i], place, place)] = square / np.outer(step, step)
+            gradient[i, place] = slope / step
+        return hessian, gradient
+
+    def _predict_residuals(
+        self, flags: np.ndarray, x: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the costs [m], infinite where numbers overflow, and residuals."""
+        costs, residuals = [], []
+        for rows, (cost, made) in self._predict(flags, x):
+            costs.append(np.asarray(cost)[:rows])
+            residuals.append(np.asarray(made.residuals)[:rows].reshape(rows, -1))
+        cost = np.concatenate(costs) / self._size
+        return np.where(np.isfinite(cost), cost, np.inf), np.concatenate(residuals)
+
+    def _predict(
+        self, flags: np.ndarray, x: np.ndarray
+    ) -> Iterator[tuple[int, tuple[jax.Array, Prediction]]]:
+        """Yield how many rows of a batch are meant, and the batch."""
+        for i in range(0, len(x), _BATCH):
+            rows = np.minimum(np.arange(i, i + _BATCH), len(x) - 1)
+            made = _predict_batch(self._shapes, flags[rows], x[rows], self.seen)
+            yield min(_BATCH, len(x) - i), made
+
+
+def make_problem(recording: Recording, group_of: np.ndarray, count: int) -> Problem:
+    """Return the problem, in which leaves of a group decay and learn together.
+
+    Args:
+        recording: The recording.
+        group_of: [leaves], the group of each leaf.
+        count: The steps before the first.
+    """
+    n, num_groups = recording.g.shape[1], int(np.max(group_of)) + 1
+    # As many elements in every problem, so that nothing is compiled again.
+    missing = 0 if count else max(0, ELEMENTS - n)
+
+    def pad(x: np.ndarray) -> np.ndarray:
+        return np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)])
+
+    sums, leaf = recording.sums, recording.leaf
+    moved_share = np.maximum(recording.moved_share[:, leaf], 1e-9)
+    steps = Steps(
+        g=pad(recording.g),
+        p=pad(recording.p),
+        u=pad(recording.u),
+        weight=pad(recording.weight),
+        global_sums=Sums(
+            gg=np.square(recording.gradient_norms)[:, None],
+            gp=np.sum(sums.gp, axis=1, keepdims=True),
+            pp=np.sum(sums.pp, axis=1, keepdims=True),
+        ),
+        leaf_sums=sums,
+        caution=pad((recording.u != 0) / moved_share),
+        adafactor_nu=pad(recording.adafactor_nu),
+    )
+    group = pad(group_of[leaf])
+    columns = np.column_stack([np.ones(len(group)), np.eye(num_groups)[group]])
+    seen = Observations(steps, pad(leaf), group, columns, np.array(float(count)))
+    size = np.sqrt(np.mean(np.square(recording.g)))
+    decay = size / max(np.sqrt(np.mean(np.square(recording.p))), 1e-30)
+    moved = np.sqrt(np.mean(np.square(recording.u)))
+    with_state = n if count else 0
+    scale = Theta(
+        logit_one_minus_alpha=np.ones(()),
+        log_eps=np.ones(()),
+        momentum=np.ones(()),
+        log_initial_scale=np.ones(()),
+        log_clip_norm=np.ones(()),
+        weight_decay=np.array(decay),
+        decoupled_weight_decay=np.array(decay),
+        decay_factor=np.ones(num_groups),
+        learning_rate=np.full(len(recording.g), moved),
+        log_nu=np.ones(with_state),
+        mu=np.full(with_state, moved),
+        grad_mean=np.full(with_state, size),
+    )
+    far = Theta(*(np.full_like(x, np.inf) for x in scale))
+    far = far._replace(
+        log_eps=np.array(690.0),
+        log_initial_scale=np.array(690.0),
+        log_clip_norm=np.array(690.0),
+        log_nu=np.full(with_state, 690.0),
+    )
+    least = Theta(*(-x for x in far))._replace(
+        logit_one_minus_alpha=np.array(-30.0), momentum=np.array(-0.5)
+    )
+    most = far._replace(logit_one_minus_alpha=np.array(7.0), momentum=np.array(0.9999))
+    return Problem(seen, scale, (least, most))
+
+
+def _to_arrays(candidates: Sequence[Candidate]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the flags [m, flags] and numbers [m, k] of candidates."""
+    flags = np.array([c.variant for c in candidates], bool)
+    return flags, np.stack([_flatten(c.x) for c in candidates])
+
+
+def _flatten(x: Theta) -> np.ndarray:
+    return np.concatenate([np.ravel(part) for part in x]).astype(np.float64)
+
+
+def _unflatten(shapes: Shapes, flat: np.ndarray) -> Theta:
+    sizes = [int(np.prod(shape)) for shape in shapes]
+    parts = np.split(flat.copy(), np.cumsum(sizes)[:-1])
+    return Theta(
+        *(part.reshape(shape) for part, shape in zip(parts, shapes, strict=True))
+    )
+
+
+def _find_steps(
+    hessian: np.ndarray, gradient: np.ndarray, damping: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the steps [m, k] of Levenberg and Marquardt, and what they should gain.
+
+    A number that is not free, or that nothing depends on, does not change.
+    """
+    scale = np.sqrt(np.diagonal(hessian, axis1=1, axis2=2))
+    scale = np.where(scale > 0, scale, np.inf)
+    scaled = hessian / (scale[:, :, None] * scale[:, None, :])
+    identity = np.eye(scale.shape[1])
+    diagonal = np.where(np.isfinite(scale), damping[:, None], 1.0)
+    damped = scaled + diagonal[:, None] * identity
+    slope = (gradient / scale)[..., None]
+    steps = -np.linalg.solve(damped, slope)
+    gains = -np.swapaxes(steps, 1, 2) @ (2 * slope + scaled @ steps)
+    return steps[..., 0] / scale, gains[:, 0, 0]
+
+
+def _inverse_diagonal(hessian: np.ndarray) -> np.ndarray:
+    """Return the diagonal of the inverse, infinite where a number is not seen."""
+    scale = np.sqrt(np.diagonal(hessian))
+    is_seen = scale > 0
+    scale = scale[is_seen]
+    scaled = hessian[np.ix_(is_seen, is_seen)] / np.outer(scale, scale)
+    values, vectors = np.linalg.eigh(scaled)
+    inverse = np.full(len(hessian), np.inf)
+    inverse[is_seen] = np.sum(np.square(vectors) / np.maximum(values, 1e-12), axis=1)
+    inverse[is_seen] /= np.square(scale)
+    return inverse
+
+
+@partial(jax.jit, static_argnums=0)
+def _predict_batch(
+    shapes: Shapes, flags: jax.Array, x: jax.Array, seen: Observations
+) -> tuple[jax.Array, Prediction]:
+    """Return the costs [m] and predictions [m, …] of candidates.
+
+    All that is compiled is this, once.
+    """
+    sizes = [int(np.prod(shape)) for shape in shapes]
+    ends = list(np.cumsum(sizes)[:-1])
+
+    def predict_one(flags: jax.Array, x: jax.Array) -> tuple[jax.Array, Prediction]:
+        parts = [a.reshape(s) for a, s in zip(jnp.split(x, ends), shapes, strict=True)]
+        made = predict(Variant(*flags), Theta(*parts), seen)
+        return jnp.sum(jnp.square(made.residuals)), made
+
+    return jax.vmap(predict_one)(flags, x)

@@ -1,0 +1,201 @@
+"""The answer of `identify`: what explains a run, in sentences."""
+
+from __future__ import annotations
+
+import dataclasses
+import textwrap
+from collections.abc import Iterator
+
+import numpy as np
+
+from rmsprop_jax._identify.explanation import Explanation
+from rmsprop_jax._identify.learning_rates import find_pieces
+from rmsprop_jax._identify.naming import Arguments, write_call
+from rmsprop_jax._identify.thresholds import HIDING_ROUNDING, NOISE, UNRELATED
+
+_WIDTH = 88
+_MOST = 5  # rules, or calls of one rule, that are written
+
+
+@dataclasses.dataclass(frozen=True)
+class Match:
+    """What explains a run. The recording can't tell its explanations apart.
+
+    Attributes:
+        explanations: The rules that explain as much as the best, the likeliest first.
+        is_explained: Whether they leave no more unexplained than rounding may.
+            Otherwise they are only the nearest.
+        others: The next best rule, if there is one, which leaves more unexplained.
+        rounding: What the rounding of the parameters leaves unexplained of the updates;
+            compare `Explanation.residual`.
+        by_leaf: What explains each leaf by itself, by its path, if nothing explains all
+            of them.
+        remarks: What else there is to say of the recording, in sentences.
+    """
+
+    explanations: tuple[Explanation, ...]
+    is_explained: bool
+    others: tuple[Explanation, ...] = dataclasses.field(repr=False)
+    rounding: float = dataclasses.field(repr=False)
+    by_leaf: dict[str, Match] = dataclasses.field(default_factory=dict, repr=False)
+    remarks: tuple[str, ...] = dataclasses.field(default=(), repr=False)
+
+    @property
+    def best(self) -> Explanation:
+        """The likeliest explanation."""
+        return self.explanations[0]
+
+    @property
+    def explains(self) -> bool:
+        """Whether an RMSProp may have made the run, because one of them explains it."""
+        return self.is_explained and any(
+            explanation.optimizer == "RMSProp" for explanation in self.explanations
+        )
+
+    @property
+    def dialects(self) -> tuple[str, ...]:
+        """The names in `rmsprop_jax.dialects` of all explanations, the likeliest first.
+
+        They say something only if `explains` is true.
+        """
+        return tuple(self._list_arguments())
+
+    def arguments_for(self, dialect: str) -> Arguments:
+        """Return the arguments of a dialect by its own names, but the learning rate.
+
+        They do not contain its defaults, even where these only explain as much as what
+        was fitted.
+
+        Raises:
+            ValueError: If the dialect is none of `dialects`.
+        """
+        found = self._list_arguments()
+        if dialect not in found:
+            raise ValueError(
+                f"dialect must be one that may have made this run, so one of "
+                f"{tuple(found)}, but it was {dialect!r}."
+            )
+        return dict(found[dialect])
+
+    def _list_arguments(self) -> dict[str, Arguments]:
+        """Return the arguments of each dialect in the likeliest rule that it is."""
+        found: dict[str, Arguments] = {}
+        for explanation in self.explanations:
+            for name, arguments in explanation.calls.items():
+                if name.startswith("dialects."):
+                    found.setdefault(name.removeprefix("dialects."), arguments)
+        return found
+
+    def __str__(self) -> str:
+        """The call to paste, the learning rates, and what is uncertain, in lines."""
+        first, *rest = self._describe()
+        lines = [_wrap(first, ""), *(_wrap(line, "  ") for line in rest)]
+        return "\n".join(lines)
+
+    def _describe(self) -> Iterator[str]:
+        if self.is_explained:
+            yield from self._describe_best()
+        else:
+            yield from self._describe_nearest()
+        yield from self.best.remarks
+        yield from self._describe_alike()
+        if self.by_leaf:
+            yield from self._describe_leaves()
+        yield from self.remarks
+
+    def _describe_best(self) -> Iterator[str]:
+        best = self.best
+        yield best.call
+        if best.optimizer != "RMSProp":
+            yield f"This is {best.optimizer}, and not RMSProp."
+        yield f"Learning rate: {_describe_rates(best)}."
+        yield (
+            f"It leaves {_write_share(best.residual)} of the updates unexplained; "
+            f"rounding may leave {_write_share(self.rounding)}."
+        )
+
+    def _describe_nearest(self) -> Iterator[str]:
+        residual = self.best.residual
+        left = _write_share(residual)
+        if self.rounding <= HIDING_ROUNDING:
+            yield "Nothing explains this run up to rounding."
+        else:
+            yield "This recording can't tell what made the run."
+        yield (
+            f"The nearest is {self.best.call}. It leaves {left} of the updates "
+            f"unexplained; rounding may leave {_write_share(self.rounding)}."
+        )
+        if self.rounding > HIDING_ROUNDING:
+            yield (
+                "Rounding is so much of these updates that it hides the rule. Record "
+                "steps with a larger learning rate, or in more bits."
+            )
+        elif residual < NOISE:
+            yield (
+                f"Noise of about {left} in the recorded gradients would do that, and "
+                "so would an optimizer state in few bits, or a small part of the rule "
+                "that is not searched for."
+            )
+        elif residual > UNRELATED:
+            yield (
+                "These gradients may not belong to this run: they may be those of "
+                "another batch, or in another order."
+            )
+
+    def _describe_alike(self) -> Iterator[str]:
+        best, *alike = self.explanations
+        is_hidden = self.rounding > HIDING_ROUNDING
+        if not self.is_explained and (best.residual > NOISE or is_hidden):
+            return
+        same = list(best.calls.items())[1:]
+        if same:
+            yield f"The same rule: {_list([write_call(n, '…', a) for n, a in same])}."
+        if alike:
+            yield f"Can't be told from it: {_list([x.call for x in alike])}."
+        for other in self.others:
+            yield (
+                f"The next best, {other.call}, leaves {_write_share(other.residual)} "
+                "unexplained."
+            )
+
+    def _describe_leaves(self) -> Iterator[str]:
+        calls: dict[str, list[str]] = {}
+        for name, match in self.by_leaf.items():
+            call = match.best.call if match.is_explained else ""
+            calls.setdefault(call, []).append(name)
+        for call, names in calls.items():
+            found = call or "nothing explains it"
+            yield f"By itself, {', '.join(names)}: {found}."
+
+
+def _describe_rates(explanation: Explanation) -> str:
+    rates = explanation.learning_rates
+    pieces = find_pieces(rates, explanation.learning_rates_stderr)
+    if len(pieces) > 4:
+        known = rates[np.isfinite(rates)]
+        return (
+            f"{known[0]:.4g} at first, {known[-1]:.4g} at last, between "
+            f"{known.min():.4g} and {known.max():.4g}"
+        )
+    parts = [f"{rate:.4g} for {n} step{'s' * (n > 1)}" for n, rate in pieces[:-1]]
+    return ", then ".join([*parts, f"{pieces[-1][1]:.4g}"])
+
+
+def _list(calls: list[str]) -> str:
+    more = len(calls) - _MOST
+    return "; ".join(calls[:_MOST]) + (f"; and {more} more" if more > 0 else "")
+
+
+def _write_share(share: float) -> str:
+    return f"{100 * share:.2g}%" if share >= 1e-3 else f"{share:.0e}"
+
+
+def _wrap(line: str, indent: str) -> str:
+    return textwrap.fill(
+        line,
+        _WIDTH,
+        initial_indent=indent,
+        subsequent_indent=indent + "    ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

@@ -1,0 +1,220 @@
+"""Name a rule: the calls that are it, with their arguments."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import TypeAlias
+
+import numpy as np
+
+from rmsprop_jax import dialects
+from rmsprop_jax._identify.model import Variant
+from rmsprop_jax._identify.thresholds import NEARLY, SIGMAS
+from rmsprop_jax._optimizer.options import Config, Options, validate_options
+from rmsprop_jax._optimizer.transform import get_config
+
+# A number, a flag, or a schedule of the momentum.
+Arguments: TypeAlias = dict[str, object]
+# Whether a call is a system's, its distance from the defaults of what many use, and its
+# place among these.
+Rank: TypeAlias = tuple[bool, float, int]
+
+# Where most runs come from. The call of another framework comes before theirs if it
+# saves two arguments.
+_WIDESPREAD = ("torch", "keras", "tensorflow", "timm", "optax")
+# The modules of dialects that are a framework's rule with a system's settings, which
+# come after the frameworks.
+_SYSTEMS = ("_papers", "_reinforcement_learning")
+
+_FLAGS = ("centered", "maximize", "bias_correction", "cautious")
+_MOMENTUM_FLAGS = ("nesterov", "learning_rate_in_momentum")
+_NUMBERS = ("alpha", "eps", "momentum", "weight_decay")
+
+# Other optimizers: optax's function, and of its arguments our names and their defaults.
+_OTHERS: dict[str, tuple[str, dict[str, tuple[str, float]]]] = {
+    "Adam": (
+        "optax.adam",
+        {"b1": ("momentum", 0.9), "b2": ("alpha", 0.999), "eps": ("eps", 1e-8)},
+    ),
+    "AdamW": (
+        "optax.adamw",
+        {
+            "b1": ("momentum", 0.9),
+            "b2": ("alpha", 0.999),
+            "eps": ("eps", 1e-8),
+            "weight_decay": ("weight_decay", 1e-4),
+        },
+    ),
+    "LAMB": (
+        "optax.lamb",
+        {
+            "b1": ("momentum", 0.9),
+            "b2": ("alpha", 0.999),
+            "eps": ("eps", 1e-6),
+            "weight_decay": ("weight_decay", 0.0),
+        },
+    ),
+    "Adafactor": ("optax.adafactor", {}),
+    "Adagrad": (
+        "optax.adagrad",
+        {"initial_accumulator_value": ("initial_scale", 0.1), "eps": ("eps", 1e-7)},
+    ),
+    "Lion": (
+        "optax.lion",
+        {
+            "b1": ("momentum", 0.9),
+            "b2": ("alpha", 0.99),
+            "weight_decay": ("weight_decay", 1e-3),
+        },
+    ),
+    "SGD": ("optax.sgd", {"momentum": ("momentum", 0.0)}),
+}
+
+
+def list_calls(
+    rule: Options, stderr: Mapping[str, float]
+) -> Iterator[tuple[str, Arguments, Config]]:
+    """Yield the calls of dialects that may be a rule, each with its configuration.
+
+    Each dialect comes with as many of its defaults as the standard errors allow first,
+    and with all numbers of the rule last.
+
+    Args:
+        rule: The rule; an ε of 0 stands for one that can't be seen.
+        stderr: The standard errors of its numbers.
+    """
+    try:
+        ours = validate_options(rule)
+    except ValueError:  # nobody can have made a run with these numbers
+        return
+    for name in dialects.__all__:
+        for arguments in _list_arguments(name, rule, stderr):
+            try:
+                config = get_config(getattr(dialects, name)(0.01, **arguments))
+            except ValueError:  # the dialect has no such call
+                continue
+            if _is_same_rule(config, ours):
+                yield f"dialects.{name}", arguments, config
+
+
+def name_other(
+    optimizer: str,
+    v: Variant,
+    numbers: Mapping[str, float],
+    fitted: Mapping[str, tuple[float, float]],
+) -> dict[str, Arguments]:
+    """Return the call of another optimizer, with arguments that aren't its defaults.
+
+    Args:
+        optimizer: Its name.
+        v: Its equations.
+        numbers: Its numbers in few digits.
+        fitted: The same as they were fitted, with their standard errors.
+    """
+    if optimizer not in _OTHERS:
+        return {}
+    function, parameters = _OTHERS[optimizer]
+    expressed = {name for name, _ in parameters.values()} | {"eps", "clip"}
+    if any(numbers[name] and name not in expressed for name in numbers):
+        return {}
+    arguments: Arguments = {}
+    for argument, (name, default) in parameters.items():
+        if name in fitted:
+            value, stderr = fitted[name]
+            if not abs(value - default) <= SIGMAS * stderr + 1e-6 * abs(default):
+                arguments[argument] = numbers[name]
+    if v.nesterov:
+        arguments["nesterov"] = True
+    return {function: arguments}
+
+
+def rank_call(name: str, arguments: Arguments) -> Rank:
+    """Return a sort key: the likelier that someone wrote a call, the smaller."""
+    library, _, function = name.rpartition(".")
+    if library != "dialects":
+        return False, float(len(arguments)), 0 if library else len(_WIDESPREAD)
+    module = getattr(dialects, function).__module__.rpartition(".")[2]
+    is_widespread = function in _WIDESPREAD
+    place = _WIDESPREAD.index(function) if is_widespread else len(_WIDESPREAD)
+    distance = len(arguments) + (0 if is_widespread else 1.5)
+    return module in _SYSTEMS, distance, place
+
+
+def write_call(name: str, learning_rate: str, arguments: Arguments) -> str:
+    """Return a call as one pastes it."""
+    words = [f"{key}={write_value(value)}" for key, value in arguments.items()]
+    return f"{name}({', '.join([learning_rate, *words])})"
+
+
+def write_value(value: object) -> str:
+    """Return a number in few digits, a schedule's name, and anything else as it is."""
+    if callable(value):
+        return "momentum"
+    return f"{value:.6g}" if isinstance(value, float) else f"{value}"
+
+
+def shorten(value: float, stderr: float) -> float:
+    """Return the number of the fewest digits within five standard errors of a value."""
+    if not np.isfinite(value) or value == 0:
+        return value
+    reach = min(max(SIGMAS * stderr, 1e-9 * abs(value)), 0.2 * abs(value))
+    for digits in range(17):
+        rounded = float(f"{value:.{digits}e}")
+        if abs(rounded - value) <= reach and rounded != 0:
+            return rounded
+    return value
+
+
+def _list_arguments(
+    name: str, rule: Options, stderr: Mapping[str, float]
+) -> list[Arguments]:
+    """Return what a dialect can be given of a rule, with the most defaults first."""
+    dialect = getattr(dialects, name)
+    theirs_of = get_config(dialect(0.01)).names
+    option_of = {theirs: ours for ours, theirs in theirs_of.items()}
+    needed: Arguments = {}
+    eps: list[str] = []
+    within_errors: list[str] = []
+    for parameter in list(inspect.signature(dialect).parameters.values())[1:]:
+        option = option_of.get(parameter.name, parameter.name)
+        if option not in Options._fields:
+            continue
+        value, default = getattr(rule, option), parameter.default
+        if value == default or (default is None and not value):
+            continue
+        if option in _MOMENTUM_FLAGS and not rule.momentum:
+            continue
+        needed[parameter.name] = value
+        if option not in _NUMBERS or not isinstance(default, float) or not default:
+            continue
+        size = 1 - default if option == "alpha" else default
+        reach = max(SIGMAS * stderr.get(option, 0.0), NEARLY * size)
+        if abs(default - value) <= reach:
+            within_errors.append(parameter.name)
+            eps += [parameter.name] if option == "eps" else []
+    # Where an ε that can't be seen stands can't be seen either.
+    place = [] if rule.eps else [theirs_of.get("eps_in_sqrt", "eps_in_sqrt")]
+    listed: list[Arguments] = []
+    for left_out in ([*within_errors, *place], within_errors, eps, []):
+        arguments = {key: x for key, x in needed.items() if key not in left_out}
+        if arguments not in listed:
+            listed.append(arguments)
+    return listed
+
+
+def _is_same_rule(one: Config, other: Config) -> bool:
+    """Whether two configurations are one rule, whatever α and ε are."""
+    flags = [*_FLAGS]
+    if other.rule.has_momentum:
+        flags += _MOMENTUM_FLAGS
+    if other.rule.has_weight_decay:
+        flags += ["decoupled_weight_decay"]
+    if other.hyperparams.eps != 0.0:
+        flags += ["eps_in_sqrt"]
+    return bool(
+        all(getattr(one.rule, flag) == getattr(other.rule, flag) for flag in flags)
+        and one.initial_scale == other.initial_scale
+        and one.hyperparams.momentum == other.hyperparams.momentum
+        and one.hyperparams.weight_decay == other.hyperparams.weight_decay
+    )

@@ -1,0 +1,231 @@
+"""Read a fit in the names of `rmsprop`, and put such numbers back into a fit."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from rmsprop_jax._identify.families import NOTHING, has_clip, has_decaying_moment
+from rmsprop_jax._identify.fitting import Candidate
+from rmsprop_jax._identify.learning_rates import read_learning_rates
+from rmsprop_jax._identify.model import Array, Theta
+from rmsprop_jax._identify.naming import shorten
+from rmsprop_jax._identify.search import Found
+from rmsprop_jax._identify.thresholds import (
+    COARSE_ERRORS,
+    FINE_ROUNDING,
+    SHARE_OF_DECAY,
+    SIGMAS,
+)
+from rmsprop_jax._optimizer.options import Config
+
+
+class Number(NamedTuple):
+    """A fitted number; its standard error is infinite if it can't be seen."""
+
+    value: float
+    stderr: float
+
+
+class Reading(NamedTuple):
+    """A fit in the names of `rmsprop`.
+
+    Attributes:
+        fit: The fit.
+        numbers: Its numbers; "clip" is the largest norm of a gradient.
+        sign: −1 if it goes up the gradient.
+        decays: [leaves], whether each decays.
+    """
+
+    fit: Candidate
+    numbers: dict[str, Number]
+    sign: float
+    decays: np.ndarray
+
+
+class Rates(NamedTuple):
+    """The learning rates of a fit, and what else varies.
+
+    Attributes:
+        values: [T of the user's], those of the first leaf; NaN where nothing moved.
+        stderr: [T of the user's], their standard errors, likewise.
+        factors: [leaves], those of each leaf over these; None if that changes.
+        varying: [T], the momentum or the decay of each step, where it varies.
+    """
+
+    values: np.ndarray
+    stderr: np.ndarray
+    factors: np.ndarray | None
+    varying: np.ndarray
+
+
+def read_fit(found: Found, fit: Candidate) -> Reading:
+    """Return a fit in the names of `rmsprop`."""
+    x, v = fit.x, fit.variant
+    stderr = found.problem.stderr(fit)
+    if found.recording.rounding > FINE_ROUNDING:
+        stderr = Theta(*(COARSE_ERRORS * error for error in stderr))
+    (made,) = found.problem.predict([fit])
+    moving = made.learning_rate[made.learning_rate != 0]
+    # Up the gradient is down it with a negative learning rate, and decay.
+    sign = -1.0 if np.median(moving) < 0 else 1.0
+    numbers: dict[str, Number] = {}
+    if has_decaying_moment(v) or v.takes_sign:
+        one_minus_alpha = float(1 / (1 + np.exp(-x.logit_one_minus_alpha)))
+        slope = one_minus_alpha * (1 - one_minus_alpha)
+        error = float(stderr.logit_one_minus_alpha) * slope
+        numbers["alpha"] = Number(1 - one_minus_alpha, error)
+    if np.any(fit.free.log_eps):
+        numbers["eps"] = _exponentiate(x.log_eps, stderr.log_eps)
+    elif has_decaying_moment(v) or v.accumulates:
+        numbers["eps"] = Number(0.0, np.inf)
+    numbers["momentum"] = Number(float(x.momentum), float(stderr.momentum))
+    decays, decay = _read_decay(fit, stderr)
+    if not decay.value and not v.takes_sign:
+        decay = Number(0.0, _bound_decay(found, fit) / SIGMAS)
+    numbers["weight_decay"] = Number(sign * decay.value, decay.stderr)
+    numbers["initial_scale"] = Number(0.0, 0.0)
+    if x.log_initial_scale > NOTHING / 2:
+        scale = _exponentiate(x.log_initial_scale, stderr.log_initial_scale)
+        numbers["initial_scale"] = scale
+    if has_clip(fit):
+        numbers["clip"] = _exponentiate(x.log_clip_norm, stderr.log_clip_norm)
+    return Reading(fit, numbers, sign, decays[found.group_of])
+
+
+def _bound_decay(found: Found, fit: Candidate) -> float:
+    """Return the largest decoupled weight decay that explains as much as none."""
+    decays = np.geomspace(1e-5, 1.0, 26)
+    tried = found.problem.evaluate(
+        [fit._replace(x=fit.x._replace(decoupled_weight_decay=x)) for x in decays]
+    )
+    limit = found.ratio * fit.cost
+    alike = [x for x, other in zip(decays, tried, strict=True) if other.cost <= limit]
+    return max(alike, default=0.0)
+
+
+def _exponentiate(logarithm: Array, stderr: Array) -> Number:
+    value = float(np.exp(logarithm))
+    return Number(value, value * float(stderr))
+
+
+def _read_decay(fit: Candidate, stderr: Theta) -> tuple[np.ndarray, Number]:
+    """Return which groups decay, and how much."""
+    name = _get_decay_name(fit)
+    value, error = float(getattr(fit.x, name)), float(getattr(stderr, name))
+    factors = fit.x.decay_factor
+    decays = np.ones(len(factors), bool)
+    if not np.any(fit.free.decay_factor):
+        return decays, Number(value, error)
+    errors = np.maximum(stderr.decay_factor, 1e-9)
+    least = SHARE_OF_DECAY * np.max(np.abs(factors))
+    decays = np.abs(factors) > np.maximum(SIGMAS * errors, least)
+    if not np.any(decays):
+        decays = np.abs(factors) > least
+    weights = decays / np.square(errors)
+    mean = float(np.sum(weights * factors) / np.sum(weights))
+    return decays, Number(value * mean, abs(value) / float(np.sqrt(np.sum(weights))))
+
+
+def _get_decay_name(fit: Candidate) -> str:
+    return "weight_decay" if fit.x.weight_decay else "decoupled_weight_decay"
+
+
+def shorten_numbers(found: Found, reading: Reading) -> dict[str, float]:
+    """Return the numbers in the fewest digits that explain as much together."""
+    brief: dict[str, float] = {}
+    for reach in (1.0, 0.2, 0.04, 0.0):
+        brief = {
+            name: _shorten_number(name, number, reach)
+            for name, number in reading.numbers.items()
+        }
+        (tried,) = found.problem.evaluate([put_numbers(reading, brief)])
+        if tried.cost <= found.ratio * reading.fit.cost:
+            break
+    return brief
+
+
+def _shorten_number(name: str, number: Number, reach: float) -> float:
+    stderr = reach * number.stderr
+    if name == "alpha":  # 0.999 has one digit, and 0.9990 two
+        return float(f"{1 - shorten(1 - number.value, stderr):.12g}")
+    return shorten(number.value, stderr)
+
+
+def put_numbers(reading: Reading, numbers: dict[str, float]) -> Candidate:
+    """Return the fit with other numbers, and the same decay on all that decay."""
+    fit, x = reading.fit, reading.fit.x
+    if "alpha" in numbers:
+        one_minus_alpha = np.clip(1 - numbers["alpha"], 1e-13, 0.999)
+        logit = np.log(one_minus_alpha / (1 - one_minus_alpha))
+        x = x._replace(logit_one_minus_alpha=logit)
+    if "eps" in numbers:
+        x = x._replace(log_eps=_take_log(numbers["eps"]))
+    if "clip" in numbers:
+        x = x._replace(log_clip_norm=_take_log(numbers["clip"]))
+    decay = np.array(reading.sign * numbers["weight_decay"])
+    x = x._replace(
+        momentum=np.array(numbers["momentum"]),
+        log_initial_scale=_take_log(numbers["initial_scale"]),
+        **{_get_decay_name(fit): decay},
+    )
+    if np.any(fit.free.decay_factor):
+        largest = np.max(np.abs(x.decay_factor))
+        is_on = np.abs(x.decay_factor) > SHARE_OF_DECAY * largest
+        x = x._replace(decay_factor=is_on.astype(float))
+    return fit._replace(x=x)
+
+
+def _take_log(value: float) -> np.ndarray:
+    return np.array(np.log(value) if value > 0 else NOTHING)
+
+
+def put_config(reading: Reading, brief: dict[str, float], config: Config) -> Candidate:
+    """Return the fit with the numbers of a dialect's call, and its place of ε."""
+    numbers = dict(brief)
+    for name in ("alpha", "eps", "momentum", "weight_decay"):
+        value = getattr(config.hyperparams, name)
+        # Without a decay of its own, the rule comes after one.
+        if isinstance(value, float) and (name != "weight_decay" or value):
+            numbers[name] = value
+    numbers["initial_scale"] = float(config.initial_scale)
+    fit = put_numbers(reading, numbers)
+    variant = fit.variant._replace(eps_in_sqrt=config.rule.eps_in_sqrt)
+    return fit._replace(variant=variant)
+
+
+def read_rates(found: Found, fit: Candidate, sign: float) -> Rates:
+    """Return the learning rates of a fit at its numbers."""
+    recording = found.recording
+    (made,) = found.problem.predict([fit])
+    rates, errors = read_learning_rates(made)
+    rates = sign * rates
+    holds = fit.variant.learning_rate_in_momentum
+    if holds:  # an error remains in the buffer for the next steps
+        errors = errors / np.sqrt(1 - np.square(fit.x.momentum))
+    if holds and fit.x.mu.size:
+        # The buffer from before the recording, which is fitted, makes up for it.
+        errors = np.concatenate([np.full_like(errors[:1], np.inf), errors[1:]])
+        rates = np.concatenate([rates[1:2], rates[1:]])
+    factors: np.ndarray | None = np.ones(rates.shape[1])
+    if fit.variant.learning_rate_by_leaf:
+        factors = _compare_groups(rates, errors)
+    values, stderr = (np.full(recording.num_steps, np.nan) for _ in range(2))
+    values[recording.kept], stderr[recording.kept] = rates[:, 0], errors[:, 0]
+    by_leaf = None if factors is None else factors[found.group_of]
+    return Rates(values, stderr, by_leaf, sign * np.asarray(made.varying))
+
+
+def _compare_groups(rates: np.ndarray, errors: np.ndarray) -> np.ndarray | None:
+    """Return the learning rates of groups over the first's, if that is constant."""
+    first = rates[:, :1]
+    weights = 1 / np.square(errors + 1e-9 * np.abs(rates) + 1e-30)
+    square = np.sum(weights * np.square(first), axis=0)
+    factors = np.sum(weights * first * rates, axis=0) / square
+    off = np.abs(rates - factors * first)
+    reach = SIGMAS * (errors + np.abs(factors) * errors[:, :1]) + 1e-3 * np.abs(rates)
+    if np.mean(off > reach) > 0.1:
+        return None
+    stderr = 1 / np.sqrt(square)
+    return np.array([shorten(*both) for both in zip(factors, stderr, strict=True)])

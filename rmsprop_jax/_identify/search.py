@@ -1,0 +1,330 @@
+"""The search: every family from a few starts, then what few runs have, then rivals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+
+from rmsprop_jax._identify.extending import (
+    list_extensions,
+    list_variations,
+    raise_eps,
+)
+from rmsprop_jax._identify.families import (
+    NOTHING,
+    Family,
+    has_decaying_moment,
+    list_families,
+    list_starts,
+)
+from rmsprop_jax._identify.fitting import Candidate, Problem, make_problem
+from rmsprop_jax._identify.recording import Recording
+from rmsprop_jax._identify.simplifying import (
+    Ratios,
+    drop_decay,
+    drop_imitations,
+    find_ratios,
+    fix_scale,
+    is_below,
+    simplify,
+)
+from rmsprop_jax._identify.thresholds import (
+    CLEAR,
+    FINE_ROUNDING,
+    GREEDY,
+    HIDING_ROUNDING,
+    MAX_LEAVES,
+    ROUNDINGS,
+    ROUNDINGS_OF_CANCELLATION,
+)
+
+Raced: TypeAlias = list[tuple[Family, Candidate]]
+Report: TypeAlias = Callable[[], object]  # called after each part of the search
+
+
+class Found(NamedTuple):
+    """What the search found.
+
+    Attributes:
+        problem: What the fits were fitted to.
+        recording: The same, as it was recorded.
+        group_of: [leaves], the group of each leaf in the problem.
+        fits: The simplest rules that explain as much as the best, best first.
+        others: The next best, if there is one.
+        ratio: A rule explains as much as another with a cost up to so many times as
+            large.
+    """
+
+    problem: Problem
+    recording: Recording
+    group_of: np.ndarray
+    fits: list[Candidate]
+    others: list[Candidate]
+    ratio: float
+
+    @property
+    def is_explained(self) -> bool:
+        """Whether the best leaves no more than rounding may, which is not much."""
+        if self.recording.rounding > HIDING_ROUNDING:
+            return False
+        best = min(self.fits, key=_get_cost)
+        return explains(self.problem, self.recording, best)
+
+
+def explains(problem: Problem, recording: Recording, fit: Candidate) -> bool:
+    """Whether a fit leaves no more unexplained than rounding may."""
+    rounding = max(
+        ROUNDINGS * recording.rounding,
+        ROUNDINGS_OF_CANCELLATION * recording.precision,
+    )
+    return is_below(problem, fit, rounding**2)
+
+
+def find_rules(
+    recording: Recording,
+    learning_rate: np.ndarray,
+    count: int,
+    *,
+    report: Report,
+    is_quick: bool = False,
+) -> Found:
+    """Find the rules that explain a recording.
+
+    Args:
+        recording: The recording.
+        learning_rate: [T], NaN where it is unknown.
+        count: The steps before the first.
+        report: What to call after each part of the search.
+        is_quick: Whether to leave out what few runs have.
+    """
+    group_of = _group_leaves(recording)
+    problem = make_problem(recording, group_of, count)
+    ratios = find_ratios(recording)
+    raced = _race(problem, recording, learning_rate, count)
+    report()
+    fits = _sort(fit for _, fit in raced)
+    # What a clip does may look like an odd initial scale.
+    first = next(fit for fit in fits if not np.any(fit.free.log_initial_scale))
+    if not (is_quick or _is_clear(recording, first)):
+        fits = _extend(problem, recording, fits, ratios)
+        report()
+        best = simplify(problem, fits[:1], ratios)[0]
+        fits = _sort([*fits, *_vary(problem, recording, raced, best)])
+    report()
+    near = [fit for fit in fits if fit.cost <= GREEDY * fits[0].cost]
+    if is_quick and not explains(problem, recording, fits[0]):
+        return Found(problem, recording, group_of, fits[:1], fits[1:2], ratios.rule)
+    chosen = _choose_alike(problem, recording, near, ratios)
+    chosen = _choose_alike(
+        problem, recording, [*chosen, *_find_rivals(problem, chosen)], ratios
+    )
+    limit = ratios.rule * max(fit.cost for fit in chosen)
+    others = [fit for fit in fits if fit.cost > limit]
+    return Found(
+        problem=problem,
+        recording=recording,
+        group_of=group_of,
+        fits=drop_imitations(chosen, problem),
+        others=simplify(problem, others[:1], ratios),
+        ratio=ratios.rule,
+    )
+
+
+def _choose_alike(
+    problem: Problem, recording: Recording, fits: list[Candidate], ratios: Ratios
+) -> list[Candidate]:
+    """Return the simplest fits that explain as much as the best of them."""
+    limit = ratios.rule * min(fit.cost for fit in fits)
+    alike = [fix_scale(recording, fit) for fit in fits if is_below(problem, fit, limit)]
+    simple = simplify(problem, alike, ratios)
+    # A simpler fit may explain much more, if the other had lost its way.
+    limit = ratios.rule**2 * min(fit.cost for fit in simple)
+    return [fit for fit in simple if is_below(problem, fit, limit)]
+
+
+def _is_clear(recording: Recording, fit: Candidate) -> bool:
+    """Whether nothing else needs to be looked for."""
+    rounding = recording.rounding
+    return rounding < FINE_ROUNDING and fit.residual <= CLEAR * rounding
+
+
+def _group_leaves(recording: Recording) -> np.ndarray:
+    """Return the group of each leaf: itself, or matrices and vectors if too many."""
+    if len(recording.names) <= MAX_LEAVES:
+        return np.arange(len(recording.names))
+    _, groups = np.unique([ndim > 1 for ndim in recording.ndims], return_inverse=True)
+    return groups
+
+
+def _race(
+    problem: Problem, recording: Recording, learning_rate: np.ndarray, count: int
+) -> Raced:
+    """Return the best of every family, from starts that drop out in three rounds."""
+    families = list_families()
+    if count:  # what the second moment was initialized to is forgotten
+        families = [family for family in families if family.start == "zero"]
+    starts = [
+        list_starts(family, recording, problem.num_groups, learning_rate, count)
+        for family in families
+    ]
+    evaluated = iter(_apply(problem.evaluate, [x for some in starts for x in some]))
+    runners = [
+        _sort(min(next(evaluated), key=_get_cost) for _ in some)[:4] for some in starts
+    ]
+    for max_steps, tolerance, kept in ((3, 1e-3, 2), (8, 1e-3, 1), (40, 1e-6, 1)):
+        fitted = _apply(
+            partial(problem.fit, max_steps=max_steps, tolerance=tolerance), runners
+        )
+        runners = [_sort(some)[:kept] for some in fitted]
+    winners = [some[0] for some in runners]
+    others = _share_numbers(problem, winners) if count else []
+    best = _restart(problem, recording, winners, others)
+    return list(zip(families, best, strict=True))
+
+
+def _restart(
+    problem: Problem,
+    recording: Recording,
+    fits: list[Candidate],
+    others: Iterable[Candidate] = (),
+) -> list[Candidate]:
+    """Return the fits, or what is better if they start again.
+
+    Args:
+        problem: The recording.
+        recording: The same, as it was recorded.
+        fits: The fits.
+        others: Where else each starts, if anywhere.
+    """
+    starts = [_list_restarts(fit, recording) for fit in fits]
+    for some, other in zip(starts, others, strict=False):
+        some.append(other)
+    again = _apply(problem.fit, starts)
+    return [
+        min([fit, *some], key=_get_cost) for fit, some in zip(fits, again, strict=True)
+    ]
+
+
+def _list_restarts(fit: Candidate, recording: Recording) -> list[Candidate]:
+    """Return where a fit starts again, because it may have lost its way."""
+    raised = raise_eps(fit, recording)
+    restarts = [] if raised is fit else [raised]
+    if np.any(fit.free.weight_decay):
+        # If a gradient is 0, the least decay makes a whole step. Once a fit has some,
+        # it can hardly move.
+        restarts.append(drop_decay(raised, "weight_decay"))
+    return restarts
+
+
+def _share_numbers(problem: Problem, fits: list[Candidate]) -> list[Candidate]:
+    """Return the fits with the numbers and the state of the best among them.
+
+    With a state or a clip to fit, a rule may not find its own.
+    """
+    if not fits:
+        return []
+    best = min(fits, key=_get_cost)
+    (made,) = problem.predict([best])
+    learning_rate = np.median(made.learning_rate)
+    shared: list[Candidate] = []
+    for fit in fits:
+        v, x, theirs = fit.variant, best.x, best.variant
+        power = 2.0 ** (int(v.eps_in_sqrt) - int(theirs.eps_in_sqrt))
+        holds = int(v.learning_rate_in_momentum) - int(theirs.learning_rate_in_momentum)
+        x = x._replace(
+            log_eps=power * x.log_eps,
+            log_initial_scale=fit.x.log_initial_scale,
+            mu=x.mu * learning_rate**holds,
+        )
+        shared.append(fit._replace(x=x))
+    return shared
+
+
+def _extend(
+    problem: Problem, recording: Recording, fits: list[Candidate], ratios: Ratios
+) -> list[Candidate]:
+    """Return the fits, and those with what few runs have, one thing after another."""
+    beam = _choose_different(fits)[:8]
+    for _ in range(3):
+        starts = [x for fit in beam for x in list_extensions(fit, recording)]
+        evaluated = _apply(problem.evaluate, starts)
+        more = [x for some in evaluated for x in _sort(some)[:3]]
+        more = _sort(problem.fit(more, 4, 1e-2))[:32]
+        more = _sort(problem.fit(more, 12, 1e-3))[:8]
+        more = _sort(problem.fit(more))
+        if not more:
+            break
+        is_better = more[0].cost * ratios.number < fits[0].cost
+        fits = _sort([*fits, *more])
+        if not is_better or _is_clear(recording, fits[0]):
+            break
+        beam = more
+    return fits
+
+
+def _vary(
+    problem: Problem, recording: Recording, raced: Raced, best: Candidate
+) -> list[Candidate]:
+    """Return every family with what the best fit has."""
+    starts = list_variations(best, raced, recording)
+    fitted = _apply(partial(problem.fit, max_steps=4, tolerance=1e-2), starts)
+    fits = problem.fit([min(some, key=_get_cost) for some in fitted])
+    return _restart(problem, recording, fits, _share_numbers(problem, fits))
+
+
+def _find_rivals(problem: Problem, fits: list[Candidate]) -> list[Candidate]:
+    """Return the fits, each with one of its equations changed."""
+    rivals: list[Candidate] = []
+    for fit in fits:
+        v, x = fit.variant, fit.x
+        has_buffer = np.any(fit.free.momentum) and not v.averages_gradient
+        changes = ["nesterov"] if has_buffer else []
+        if has_buffer and not v.momentum_varies:
+            changes.append("learning_rate_in_momentum")
+        if has_decaying_moment(v) and x.log_initial_scale < NOTHING / 2:
+            changes.append("bias_correction")
+        for name in changes:
+            rivals.append(
+                fit._replace(variant=v._replace(**{name: not getattr(v, name)}))
+            )
+        if np.any(fit.free.log_eps) and not v.eps_is_floor:
+            log_eps = x.log_eps * (0.5 if v.eps_in_sqrt else 2.0)
+            rivals.append(
+                fit._replace(
+                    variant=v._replace(eps_in_sqrt=not v.eps_in_sqrt),
+                    x=x._replace(log_eps=log_eps),
+                )
+            )
+    return problem.fit(rivals)
+
+
+def _choose_different(fits: list[Candidate]) -> list[Candidate]:
+    """Return the two best, and of those that differ in little else the best."""
+    chosen: dict[object, Candidate] = {}
+    for i, fit in enumerate(fits):
+        v = fit.variant._replace(
+            eps_in_sqrt=False, learning_rate_in_momentum=False, nesterov=False
+        )
+        has_start = bool(fit.x.log_initial_scale > -1)
+        key = v, bool(np.any(fit.free.log_initial_scale)), has_start
+        chosen.setdefault(i if i < 2 else key, fit)
+    return list(chosen.values())
+
+
+def _apply(
+    function: Callable[[list[Candidate]], list[Candidate]], lists: list[list[Candidate]]
+) -> list[list[Candidate]]:
+    """Apply a function to the candidates of several lists at once."""
+    results = iter(function([x for some in lists for x in some]))
+    return [[next(results) for _ in some] for some in lists]
+
+
+def _get_cost(fit: Candidate) -> float:
+    return fit.cost
+
+
+def _sort(fits: Iterable[Candidate]) -> list[Candidate]:
+    return sorted(fits, key=_get_cost)
