@@ -14,7 +14,7 @@ With bias correction, optax stores the moments uncorrected, and we store them co
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,9 @@ from rmsprop_jax._optimizer.state import RMSPropState
 from rmsprop_jax.checkpoints._convert.arrays import NumpyArray, to_numpy
 from rmsprop_jax.checkpoints._convert.second_moment import to_variance
 
-# optax's states, by name: not all of them are public, and Adam's has the same fields.
+# optax's states have no common type, and not all of them are public.
+State: TypeAlias = Any
+# Their names, because Adam's has the same fields.
 _MOMENTS = {
     "ScaleByRmsState",
     "ScaleByRmsWithCountState",
@@ -99,7 +101,7 @@ def from_optax(
             "of JAX: call from_optax outside of jax.jit and jax.vmap. It takes the "
             "state of a whole population at once."
         )
-    found: dict[str, Any] = {}  # optax's classes of states are not public
+    found: dict[str, State] = {}
     _collect_states("opt_state", opt_state, found)
     moments = next((found[name] for name in _MOMENTS if name in found), None)
     if moments is None:
@@ -134,10 +136,10 @@ def from_optax(
     def negate(x: NumpyArray) -> NumpyArray:
         return 0 - x  # not −0 for 0
 
-    means: Any = getattr(moments, "mu", None)
-    trace: Any = found.get(_TRACE)
-    mu: Any = None if trace is None else _map_leaves(negate, trace.trace)
-    grad_mean: Any = None if means is None else _map_leaves(correct, means)
+    means: State = getattr(moments, "mu", None)
+    trace: State = found.get(_TRACE)
+    mu: State = None if trace is None else _map_leaves(negate, trace.trace)
+    grad_mean: State = None if means is None else _map_leaves(correct, means)
     return RMSPropState(
         count=jnp.asarray(step_count, jnp.int32),
         nu=_map_leaves(correct, moments.nu)
@@ -181,7 +183,7 @@ def _agree_on_count(own: list[jax.Array], given: int | jax.Array | None) -> Nump
     return np.minimum(first, _LARGEST_INT32)
 
 
-def _collect_states(where: str, state: object, found: dict[str, Any]) -> None:
+def _collect_states(where: str, state: object, found: dict[str, State]) -> None:
     """Collect the states of optax.rmsprop by the names of their classes.
 
     Raises:

@@ -214,7 +214,7 @@ def _collect_moments(what: str, content: object) -> dict[str, dict[Moment, Numpy
     return found
 
 
-def _read_count(what: str, content: Mapping[str, Any]) -> int:
+def _read_count(what: str, content: StateDict) -> int:
     scheduler = content.get(_SCHEDULER, {})
     count = scheduler.get("last_epoch", 0) if isinstance(scheduler, Mapping) else None
     if not isinstance(count, int) or count < 0:

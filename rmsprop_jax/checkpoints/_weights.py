@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from rmsprop_jax.checkpoints._convert.arrays import NumpyArray
@@ -12,11 +12,11 @@ from rmsprop_jax.checkpoints._keras_family.tensorflow import load_tensorflow_wei
 from rmsprop_jax.checkpoints._paddle import find_paddle_weights
 from rmsprop_jax.checkpoints._readers import materialize, read_file
 from rmsprop_jax.checkpoints._readers.source import File, explain_content_errors
-from rmsprop_jax.checkpoints._torch_family.locate import find_weights
+from rmsprop_jax.checkpoints._torch_family.locate import StateDict, find_weights
 
 
 def load_weights(
-    checkpoint: Mapping[str, Any] | File,
+    checkpoint: StateDict | File,
     *,
     names: Sequence[str] | None = None,
     ema: bool = False,

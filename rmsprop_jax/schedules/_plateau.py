@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,8 @@ from rmsprop_jax.schedules._arguments import (
     validate_real,
 )
 
+# optax's states have no common type.
+State: TypeAlias = Any
 # 1 minus this is 1, so that the relative threshold is 0, which optax refuses.
 _NO_THRESHOLD = 1e-300
 
@@ -131,16 +133,16 @@ def _maximize(
     where it is: so its own comparison comes to the same.
     """
 
-    def init(params: optax.Params) -> Any:
-        state: Any = plateau.init(params)
+    def init(params: optax.Params) -> State:
+        state: State = plateau.init(params)
         return state._replace(best_value=-state.best_value)
 
     def update(
         updates: optax.Updates,
-        state: Any,
+        state: State,
         params: optax.Params | None = None,
         **extra_args: Any,
-    ) -> tuple[optax.Updates, Any]:
+    ) -> tuple[optax.Updates, State]:
         if "value" not in extra_args:
             raise TypeError(
                 "value must be given to update: the metric, which reduce_lr_on_plateau "
@@ -150,7 +152,7 @@ def _maximize(
         value = jnp.asarray(extra_args["value"], best.dtype)
         limit = best * (1 + bound) if is_relative else best + bound
         is_better = value > limit
-        made: Any = plateau.update(
+        made: tuple[optax.Updates, State] = plateau.update(
             updates,
             state._replace(best_value=jnp.full_like(best, jnp.inf)),
             params,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -30,8 +30,10 @@ from rmsprop_jax.schedules._torch_classes import (
     LAMBDA,
     PLATEAU,
     READERS,
+    ParamGroups,
     Source,
     StateDict,
+    Unchecked,
     describe_plateau,
     recognize,
     to_number,
@@ -76,7 +78,7 @@ def from_torch(
     *,
     updates_per_step: int = 1,
     offset: int = 0,
-    param_groups: Sequence[Mapping[str, Any]] | None = None,
+    param_groups: ParamGroups | None = None,
     lambdas: Sequence[MakeSchedule] = (),
 ) -> ResumedSchedules:
     """Resume a scheduler of PyTorch: make its schedules from its state_dict.
@@ -143,7 +145,7 @@ def from_torch(
 def read_scheduler(
     what: str,
     state_dict: StateDict,
-    param_groups: Sequence[Mapping[str, Any]] | None,
+    param_groups: ParamGroups | None,
     lambdas: Sequence[MakeSchedule] = (),
 ) -> Scheduler:
     """Return the schedules of a scheduler, of how often it stepped.
@@ -254,7 +256,7 @@ class _Reader:
     """
 
     what: str
-    param_groups: Sequence[Mapping[str, Any]] | None
+    param_groups: ParamGroups | None
     lambdas: list[MakeSchedule]
     schedulers: int = 0
 
@@ -317,7 +319,7 @@ class _Reader:
         return Scheduler(name, epochs.pop(), groups)
 
     def _read_lambda(
-        self, source: Source, bases: Sequence[Any]
+        self, source: Source, bases: Sequence[Unchecked]
     ) -> list[LearningRateAndMomentum]:
         if not self.lambdas:
             raise ValueError(
@@ -334,7 +336,7 @@ class _Reader:
 
 
 def _join(
-    parts: Sequence[LearningRateAndMomentum], milestones: Sequence[Any]
+    parts: Sequence[LearningRateAndMomentum], milestones: Sequence[Unchecked]
 ) -> LearningRateAndMomentum:
     schedulers = [x if x.momentum is not None else x.learning_rate for x in parts]
     made = sequential_lr(schedulers, milestones)

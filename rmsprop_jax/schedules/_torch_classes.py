@@ -46,8 +46,10 @@ from rmsprop_jax.schedules._factors import (
 )
 from rmsprop_jax.schedules._schedule import LearningRateAndMomentum, Schedule
 
-# From a file, so that its keys may be anything.
-StateDict: TypeAlias = Mapping[Any, Any]
+# A value from a file, which may be anything until it is validated.
+Unchecked: TypeAlias = Any
+StateDict: TypeAlias = Mapping[Unchecked, Unchecked]
+ParamGroups: TypeAlias = Sequence[Mapping[str, Unchecked]]
 
 LAMBDA = "LambdaLR or MultiplicativeLR"
 PLATEAU = "ReduceLROnPlateau"
@@ -112,7 +114,7 @@ class Source:
     what: str
     name: str
     state_dict: StateDict
-    param_groups: Sequence[Mapping[str, Any]] | None
+    param_groups: ParamGroups | None
 
     def make(
         self, function: Callable[[], LearningRateAndMomentum]
@@ -127,13 +129,13 @@ class Source:
         except ValueError as error:
             raise ValueError(f"{self.what}, a {self.name}: {error}") from error
 
-    def read(self, key: str) -> Any:
+    def read(self, key: str) -> Unchecked:
         """Return a value, a tensor or an array of one number as a Python number."""
         if key not in self.state_dict:
             raise NamedError(f"{self.what}, a {self.name}, has no {key!r}.")
         return to_number(self.state_dict[key])
 
-    def read_list(self, key: str) -> list[Any]:
+    def read_list(self, key: str) -> list[Unchecked]:
         """Return a list of such values, which has one at least if it is of groups."""
         values = self.state_dict.get(key)
         if not isinstance(values, list | tuple) or (
@@ -145,7 +147,7 @@ class Source:
             )
         return [to_number(value) for value in values]
 
-    def read_of_group(self, key: str, g: int) -> Any:
+    def read_of_group(self, key: str, g: int) -> Unchecked:
         """Return the value of a group from a list of one for each."""
         values = self.read_list(key)
         if g >= len(values):
@@ -155,7 +157,7 @@ class Source:
             )
         return values[g]
 
-    def read_setting(self, key: str, g: int) -> Any:
+    def read_setting(self, key: str, g: int) -> Unchecked:
         """Return what a scheduler put into the optimizer's group."""
         if self.param_groups is None:
             raise NamedError(
@@ -182,7 +184,7 @@ class Source:
             )
         return int(value)
 
-    def read_real(self, key: str, value: Any) -> float:
+    def read_real(self, key: str, value: Unchecked) -> float:
         """Return a finite number, not negative."""
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not is_number or not 0 <= value <= sys.float_info.max:
@@ -228,7 +230,7 @@ def describe_plateau(what: str, state_dict: StateDict) -> str:
     )
 
 
-def to_number(value: Any) -> Any:
+def to_number(value: Unchecked) -> Unchecked:
     """Return an array or a tensor of one number as a Python number."""
     if not hasattr(value, "shape"):
         return value
@@ -266,7 +268,7 @@ def _read_plain(
 def _read_multi_step(source: Source, g: int, depth: int) -> LearningRateAndMomentum:
     del depth
     milestones: object = source.state_dict["milestones"]
-    counts: list[tuple[Any, Any]] = []
+    counts: list[tuple[Unchecked, Unchecked]] = []
     if isinstance(milestones, Mapping):  # a Counter
         counts = [(place, n) for place, n in milestones.items()]
     elif isinstance(milestones, list | tuple):
@@ -302,7 +304,7 @@ def _read_cyclic(source: Source, g: int, depth: int) -> LearningRateAndMomentum:
     up = size * source.read_real("step_ratio", source.read("step_ratio"))
     # torch keeps the quotient, whose product is the integer again but for rounding.
     is_rounded = abs(up - round(up)) <= 1e-9 * max(size, 1.0)
-    rounded: Any = round(up) if is_rounded else up
+    rounded: Unchecked = round(up) if is_rounded else up
     moves = source.read("cycle_momentum")
     _check_momentum(source, moves)
     low, high = (
@@ -363,7 +365,7 @@ def _read_one_cycle(source: Source, g: int, depth: int) -> LearningRateAndMoment
     )
     steps = source.read("total_steps")
     phases = source.state_dict["_schedule_phases"]
-    ends: list[Any] = []
+    ends: list[Unchecked] = []
     if isinstance(phases, list | tuple):
         ends = [to_number(x.get("end_step")) for x in phases if isinstance(x, Mapping)]
     if len(ends) not in (2, 3) or not all(isinstance(x, int | float) for x in ends):

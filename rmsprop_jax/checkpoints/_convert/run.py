@@ -332,7 +332,7 @@ def merge_equal_groups(
         A label for each distinct group, the distinct groups, and for each group the
         index of the distinct one that it became.
     """
-    indices: dict[Any, int] = {}
+    indices: dict[object, int] = {}
     labels: list[str] = []
     distinct: list[Group] = []
     group_of: list[int] = []

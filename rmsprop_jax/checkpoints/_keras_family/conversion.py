@@ -142,7 +142,7 @@ def make_keras_run(
         "them under a key of their own.",
         to_join="",  # there is one group
     )
-    state: Any
+    state: optax.OptState
     tx, state = make_run(saved.what, params, [group], to_params, hints)
     for name, make_clip in _CLIPS.items():
         if settings.get(name):
@@ -320,7 +320,9 @@ _CLIPS: dict[str, Callable[[float], optax.GradientTransformation]] = {
 }
 
 
-def _check_one_leaf_per_variable(params: Sequence[ParamState], state: Any) -> None:
+def _check_one_leaf_per_variable(
+    params: Sequence[ParamState], state: optax.OptState
+) -> None:
     """Raise if a leaf is not one variable, each of which clipnorm clips by itself."""
     sizes = sorted(leaf.size for leaf in jax.tree.leaves(optax.tree.get(state, "nu")))
     if sizes != sorted(np.prod(np.shape(param.nu), dtype=int) for param in params):
@@ -334,7 +336,7 @@ def _accumulate(
     saved: SavedOptimizer,
     every: int,
     tx: optax.GradientTransformation,
-    state: Any,
+    state: optax.OptState,
     to_params: ToParams | None,
 ) -> Run:
     """Return the run in the middle of gradients that are being accumulated."""

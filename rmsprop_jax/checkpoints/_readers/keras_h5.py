@@ -31,6 +31,8 @@ from rmsprop_jax.checkpoints._readers.source import (
 
 # The configuration of a model, a layer or an optimizer, from JSON.
 Config: TypeAlias = dict[str, Any]
+# A group or a dataset of h5py, which has no types.
+H5Object: TypeAlias = Any
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _WEIGHTS, _CONFIG, _METADATA = "model.weights.h5", "config.json", "metadata.json"
@@ -180,7 +182,7 @@ def _check_heaps(part: Source) -> None:
 class _Dataset:
     """A dataset whose place and size were checked."""
 
-    dataset: Any
+    dataset: H5Object
     path: str
 
     def read(self, shape: tuple[int, ...], dtype: DType) -> NumpyArray:
@@ -207,9 +209,9 @@ class _Walk:
     def __init__(self, source: Source) -> None:
         self.size = 0
         self._source = source
-        self._seen: set[Any] = set()
+        self._seen: set[object] = set()
 
-    def walk_group(self, group: Any, path: str, depth: int) -> Group:
+    def walk_group(self, group: H5Object, path: str, depth: int) -> Group:
         """Return a group, with all that is below it."""
         import h5py
 
@@ -231,16 +233,16 @@ class _Walk:
                 arrays[name] = self._check_dataset(child, below)
         return Group(path, groups, arrays, *self._read_attributes(group, path))
 
-    def _check_new(self, child: Any, path: str) -> None:
+    def _check_new(self, child: H5Object, path: str) -> None:
         import h5py
 
-        h5: Any = h5py  # its low-level modules have no types
+        h5: H5Object = h5py
         address = h5.h5o.get_info(child.id).addr
         if address in self._seen:
             raise UnsupportedError(f"{path} is in the file twice")
         self._seen.add(address)
 
-    def _check_dataset(self, dataset: Any, path: str) -> StoredArray:
+    def _check_dataset(self, dataset: H5Object, path: str) -> StoredArray:
         plist = dataset.id.get_create_plist()
         filters = {plist.get_filter(i)[0] for i in range(plist.get_nfilters())}
         if dataset.external or dataset.is_virtual:
@@ -260,7 +262,7 @@ class _Walk:
         return StoredArray(self._source.path, dataset.shape, dtype, layout)
 
     def _read_attributes(
-        self, group: Any, path: str
+        self, group: H5Object, path: str
     ) -> tuple[dict[str, str], dict[str, list[str]]]:
         texts: dict[str, str] = {}
         lists: dict[str, list[str]] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy.typing as npt
 import optax
@@ -24,6 +24,8 @@ from rmsprop_jax.checkpoints._convert.run import (
 from rmsprop_jax.checkpoints._readers import read_file
 from rmsprop_jax.checkpoints._readers.source import File, explain_content_errors
 from rmsprop_jax.checkpoints._torch_family.locate import (
+    Id,
+    NewStateDict,
     StateDict,
     find_state_dict,
     find_weights_beside,
@@ -33,6 +35,7 @@ from rmsprop_jax.checkpoints._torch_family.locate import (
 from rmsprop_jax.checkpoints._torch_family.optimizers import (
     MOMENT_KEYS,
     SCHEDULER_TRACES,
+    Buffers,
     OptimizerSpec,
 )
 from rmsprop_jax.checkpoints._torch_family.schedulers import (
@@ -133,7 +136,7 @@ def export(
     from_params: FromParams | None,
     like: StateDict,
     names: Names | None,
-) -> dict[str, Any]:
+) -> NewStateDict:
     """Return a state_dict of the form of `like`, with which a run resumes there."""
     names = validate_names(names)
     with explain_content_errors("like"):
@@ -141,7 +144,7 @@ def export(
         state = read_state_dict("like", state_dict, wanted, names, {})
     group_of = {param.name: param.group for param in state.params}
     params = split_run(opt_state, from_params, group_of)
-    made: dict[Any, Any] = {}
+    made: dict[Id, Buffers] = {}
     for param, new in zip(state.params, params, strict=True):
         check_fits(state, param, new)
         moments = [x for x in (new.nu, new.mu, new.grad_mean) if x is not None]

@@ -21,6 +21,7 @@ from rmsprop_jax.checkpoints._torch_family.optimizers import Buffers
 
 # Dictionaries of dictionaries of tensors, lists and numbers, as torch itself types it.
 StateDict: TypeAlias = Mapping[str, Any]
+NewStateDict: TypeAlias = dict[str, Any]
 # torch's own are numbers. torch.distributed.checkpoint puts the names there.
 Id: TypeAlias = int | str
 
@@ -131,7 +132,7 @@ def split_state_dict(what: str, state_dict: StateDict) -> Parts:
             )
         return Parts(own_state, groups)
     ids = {str(i): i for group in groups for i in group["params"]}
-    state: dict[Id, dict[str, Any]] = {}
+    state: dict[Id, NewStateDict] = {}
     for path, value in state_dict.items():
         prefix, i, key = _split_path(str(path))
         if prefix == "state" and i in ids:
@@ -146,7 +147,7 @@ def split_state_dict(what: str, state_dict: StateDict) -> Parts:
 
 def replace_state(
     state_dict: StateDict, state: Mapping[Id, Buffers], groups: list[Settings]
-) -> dict[str, Any]:
+) -> NewStateDict:
     """Return a state_dict of the same form with another state."""
     if "state" in state_dict:
         return {**state_dict, "state": state, "param_groups": groups}
@@ -193,7 +194,7 @@ def _read_groups(what: str, groups: object) -> list[Settings]:
 
 def _split_flattened(what: str, state_dict: StateDict) -> Parts:
     """Split the form in which torch.distributed.checkpoint has settings by name too."""
-    found: dict[str, dict[Id, dict[str, Any]]] = {"state": {}, "param_groups": {}}
+    found: dict[str, dict[Id, NewStateDict]] = {"state": {}, "param_groups": {}}
     for path, value in state_dict.items():
         prefix, name, key = _split_path(str(path))
         if prefix not in found:

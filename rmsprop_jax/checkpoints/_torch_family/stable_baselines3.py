@@ -12,7 +12,6 @@ whose ν is initialized to 1 and has ε inside the root.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import optax
 
@@ -26,7 +25,11 @@ from rmsprop_jax.checkpoints._convert.run import (
 )
 from rmsprop_jax.checkpoints._readers.source import File
 from rmsprop_jax.checkpoints._torch_family.conversion import export, resume
-from rmsprop_jax.checkpoints._torch_family.locate import StateDict, find_trainable_names
+from rmsprop_jax.checkpoints._torch_family.locate import (
+    NewStateDict,
+    StateDict,
+    find_trainable_names,
+)
 from rmsprop_jax.checkpoints._torch_family.optimizers import (
     STABLE_BASELINES3,
 )
@@ -98,7 +101,7 @@ def to_stable_baselines3(
     *,
     like: StateDict,
     names: Names | None = None,
-) -> dict[str, Any]:
+) -> NewStateDict:
     """Export the state, so that a Stable-Baselines3 agent resumes the run.
 
     Args:

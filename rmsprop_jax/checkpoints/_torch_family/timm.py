@@ -17,7 +17,6 @@ order.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import optax
@@ -32,7 +31,11 @@ from rmsprop_jax.checkpoints._convert.run import (
 )
 from rmsprop_jax.checkpoints._readers.source import File
 from rmsprop_jax.checkpoints._torch_family.conversion import export, resume
-from rmsprop_jax.checkpoints._torch_family.locate import StateDict, find_trainable_names
+from rmsprop_jax.checkpoints._torch_family.locate import (
+    NewStateDict,
+    StateDict,
+    find_trainable_names,
+)
 from rmsprop_jax.checkpoints._torch_family.optimizers import TIMM
 from rmsprop_jax.checkpoints._torch_family.state_dict import Names
 
@@ -95,7 +98,7 @@ def to_timm(
     *,
     like: StateDict,
     names: Names | None = None,
-) -> dict[str, Any]:
+) -> NewStateDict:
     """Export the state, so that ``timm.optim.RMSpropTF`` resumes the run.
 
     Args:

@@ -24,14 +24,14 @@ A state_dict has one of three forms:
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import optax
 
 from rmsprop_jax.checkpoints._convert.run import FromParams, Override, Run, ToParams
 from rmsprop_jax.checkpoints._readers.source import File
 from rmsprop_jax.checkpoints._torch_family.conversion import export, resume
-from rmsprop_jax.checkpoints._torch_family.locate import StateDict
+from rmsprop_jax.checkpoints._torch_family.locate import NewStateDict, StateDict
 from rmsprop_jax.checkpoints._torch_family.optimizers import TORCH
 from rmsprop_jax.checkpoints._torch_family.schedulers import Counting
 from rmsprop_jax.checkpoints._torch_family.state_dict import Names
@@ -153,7 +153,7 @@ def to_torch(
     *,
     like: StateDict,
     names: Names | None = None,
-) -> dict[str, Any]:
+) -> NewStateDict:
     """Export the state, so that ``torch.optim.RMSprop`` resumes the run.
 
     Args:
