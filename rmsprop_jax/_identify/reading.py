@@ -35,20 +35,25 @@ class Reading(NamedTuple):
         fit: The fit.
         numbers: Its numbers; "clip" is the largest norm of a gradient.
         sign: −1 if it goes up the gradient.
+        group_decays: [groups], whether each decays.
         decays: [leaves], whether each decays.
+        is_unseen: [leaves], whether nothing is known of its learning rate and decay.
     """
 
     fit: Candidate
     numbers: dict[str, Number]
     sign: float
+    group_decays: np.ndarray
     decays: np.ndarray
+    is_unseen: np.ndarray
 
 
 class Rates(NamedTuple):
     """The learning rates of a fit, and what else varies.
 
     Attributes:
-        values: [T of the user's], those of the first leaf; NaN where nothing moved.
+        values: [T of the user's], those of the first leaf of which something is known;
+            NaN where nothing moved.
         stderr: [T of the user's], their standard errors, likewise.
         factors: [leaves], those of each leaf over these; None if that changes.
         varying: [T], the momentum or the decay of each step, where it varies.
@@ -81,7 +86,8 @@ def read_fit(found: Found, fit: Candidate) -> Reading:
     elif has_decaying_moment(v) or v.accumulates:
         numbers["eps"] = Number(0.0, np.inf)
     numbers["momentum"] = Number(float(x.momentum), float(stderr.momentum))
-    decays, decay = _read_decay(fit, stderr)
+    is_unseen = find_unseen_groups(found, fit)
+    decays, decay = _read_decay(fit, stderr, is_unseen)
     if not decay.value and not v.takes_sign:
         decay = Number(0.0, _bound_decay(found, fit) / SIGMAS)
     numbers["weight_decay"] = Number(sign * decay.value, decay.stderr)
@@ -91,7 +97,19 @@ def read_fit(found: Found, fit: Candidate) -> Reading:
         numbers["initial_scale"] = scale
     if has_clip(fit):
         numbers["clip"] = _exponentiate(x.log_clip_norm, stderr.log_clip_norm)
-    return Reading(fit, numbers, sign, decays[found.group_of])
+    of_leaf = found.group_of
+    return Reading(fit, numbers, sign, decays, decays[of_leaf], is_unseen[of_leaf])
+
+
+def find_unseen_groups(found: Found, fit: Candidate) -> np.ndarray:
+    """Return of each group whether its learning rate explains whatever it does.
+
+    If each leaf has a learning rate of its own in each step, this is so for a leaf of
+    one element: nothing else is known of that leaf.
+    """
+    elements = np.bincount(found.group_of[found.recording.leaf])
+    is_unseen = np.asarray(fit.variant.learning_rate_by_leaf & (elements < 2))
+    return is_unseen & ~np.all(is_unseen)
 
 
 def _bound_decay(found: Found, fit: Candidate) -> float:
@@ -110,12 +128,14 @@ def _exponentiate(logarithm: Array, stderr: Array) -> Number:
     return Number(value, value * float(stderr))
 
 
-def _read_decay(fit: Candidate, stderr: Theta) -> tuple[np.ndarray, Number]:
+def _read_decay(
+    fit: Candidate, stderr: Theta, is_unseen: np.ndarray
+) -> tuple[np.ndarray, Number]:
     """Return which groups decay, and how much."""
     name = _get_decay_name(fit)
     value, error = float(getattr(fit.x, name)), float(getattr(stderr, name))
-    factors = fit.x.decay_factor
-    decays = np.ones(len(factors), bool)
+    factors = np.where(is_unseen, 0.0, fit.x.decay_factor)
+    decays = ~is_unseen
     if not np.any(fit.free.decay_factor):
         return decays, Number(value, error)
     errors = np.maximum(stderr.decay_factor, 1e-9)
@@ -171,9 +191,7 @@ def put_numbers(reading: Reading, numbers: dict[str, float]) -> Candidate:
         **{_get_decay_name(fit): decay},
     )
     if np.any(fit.free.decay_factor):
-        largest = np.max(np.abs(x.decay_factor))
-        is_on = np.abs(x.decay_factor) > SHARE_OF_DECAY * largest
-        x = x._replace(decay_factor=is_on.astype(float))
+        x = x._replace(decay_factor=reading.group_decays.astype(float))
     return fit._replace(x=x)
 
 
@@ -210,15 +228,24 @@ def read_rates(found: Found, fit: Candidate, sign: float) -> Rates:
         rates = np.concatenate([rates[1:2], rates[1:]])
     factors: np.ndarray | None = np.ones(rates.shape[1])
     if fit.variant.learning_rate_by_leaf:
-        factors = _compare_groups(rates, errors)
+        factors = _compare_groups(rates, errors, find_unseen_groups(found, fit))
+    first = int(np.argmin(find_unseen_groups(found, fit)))
     values, stderr = (np.full(recording.num_steps, np.nan) for _ in range(2))
-    values[recording.kept], stderr[recording.kept] = rates[:, 0], errors[:, 0]
+    values[recording.kept], stderr[recording.kept] = rates[:, first], errors[:, first]
     by_leaf = None if factors is None else factors[found.group_of]
     return Rates(values, stderr, by_leaf, sign * np.asarray(made.varying))
 
 
-def _compare_groups(rates: np.ndarray, errors: np.ndarray) -> np.ndarray | None:
-    """Return the learning rates of groups over the first's, if that is constant."""
+def _compare_groups(
+    rates: np.ndarray, errors: np.ndarray, is_unseen: np.ndarray
+) -> np.ndarray | None:
+    """Return the learning rates of groups over the first's, if that is constant.
+
+    It is 1 for groups of which nothing is known.
+    """
+    seen = np.flatnonzero(~is_unseen)
+    all_factors = np.ones(len(is_unseen))
+    rates, errors = rates[:, seen], errors[:, seen]
     first = rates[:, :1]
     weights = 1 / np.square(errors + 1e-9 * np.abs(rates) + 1e-30)
     square = np.sum(weights * np.square(first), axis=0)
@@ -228,4 +255,5 @@ def _compare_groups(rates: np.ndarray, errors: np.ndarray) -> np.ndarray | None:
     if np.mean(off > reach) > 0.1:
         return None
     stderr = 1 / np.sqrt(square)
-    return np.array([shorten(*both) for both in zip(factors, stderr, strict=True)])
+    all_factors[seen] = [shorten(*x) for x in zip(factors, stderr, strict=True)]
+    return all_factors

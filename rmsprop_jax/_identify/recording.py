@@ -205,13 +205,16 @@ def make_recording(
 
 
 def _read_trees(params: optax.Params, gradients: optax.Updates) -> tuple[_Tree, _Tree]:
-    # If their roots are lists of leaves, both are equally long.
-    if (
-        isinstance(params, list | tuple)
-        and isinstance(gradients, list | tuple)
-        and len(params) == len(gradients) + 1 > 1
-    ):
-        return _stack_steps("params", params), _stack_steps("gradients", gradients)
+    if isinstance(params, list | tuple) and isinstance(gradients, list | tuple):
+        # If their roots are lists of leaves, both are equally long.
+        if len(params) == len(gradients) + 1 > 1:
+            return _stack_steps("params", params), _stack_steps("gradients", gradients)
+        if any(isinstance(x, Mapping) for x in (*params[:1], *gradients[:1])):
+            raise ValueError(
+                "params must be one tree more than gradients, because the parameters "
+                "before the first step come first, but there were "
+                f"{len(params)} trees of params and {len(gradients)} of gradients."
+            )
     return _read_tree("params", params), _read_tree("gradients", gradients)
 
 

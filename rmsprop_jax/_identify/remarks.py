@@ -42,13 +42,18 @@ def list_remarks(
         yield "Elements whose step has not the gradient's sign do not move (caution)."
     if fit.x.weight_decay and fit.x.decoupled_weight_decay:
         yield "Weights decay both through the gradient and directly."
-    if not np.all(reading.decays):
-        names = np.array(found.recording.names)[reading.decays]
-        yield f"Weight decay on some leaves only: {', '.join(names)}."
+    names = np.array(found.recording.names)
+    if not np.all(reading.decays | reading.is_unseen):
+        yield f"Weight decay on some leaves only: {', '.join(names[reading.decays])}."
+    if np.any(reading.is_unseen):
+        yield (
+            f"Nothing is known of {', '.join(names[reading.is_unseen])}: with learning "
+            "rates of their own, leaves of one element show neither that nor a decay."
+        )
     if has_clip(fit):
         yield from _describe_clip(found, reading, brief)
     if v.learning_rate_by_leaf and not v.is_factored:
-        yield from _describe_factors(found, rates)
+        yield from _describe_factors(found, reading, rates)
     if v.momentum_varies:
         least, most = np.min(rates.varying[1:]), np.max(rates.varying[1:])
         yield (
@@ -124,10 +129,16 @@ def _describe_clip(
         )
 
 
-def _describe_factors(found: Found, rates: Rates) -> Iterator[str]:
+def _describe_factors(found: Found, reading: Reading, rates: Rates) -> Iterator[str]:
     if rates.factors is None:
         yield "The learning rates of the leaves change by themselves, as in LAMB."
         return
-    both = zip(found.recording.names, rates.factors, strict=True)
-    listed = ", ".join(f"{name} {factor:.6g}" for name, factor in both)
-    yield f"Leaves have learning rates of their own, with these factors: {listed}."
+    leaves = zip(found.recording.names, rates.factors, reading.is_unseen, strict=True)
+    known = [
+        f"{name} {factor:.6g}" for name, factor, is_unseen in leaves if not is_unseen
+    ]
+    if len(known) > 1:
+        yield (
+            "Leaves have learning rates of their own, with these factors: "
+            f"{', '.join(known)}."
+        )

@@ -84,6 +84,7 @@ def match_trees(
     def flatten(what: str, tree: optax.Params | None) -> list[Any]:
         return _flatten_as(structure, what, tree, like=state.nu)
 
+    _check_not_lost(config, state)
     g = flatten("The tree of the gradients", updates)
     p, mu, grad_mean, decays = absent, absent, absent, absent
     if config.rule.has_momentum:
@@ -117,6 +118,21 @@ def match_trees(
         if is_updated[i]:
             _check_leaf(config, leaf, name)
     return Matched(leaves, is_updated, structure)
+
+
+def _check_not_lost(config: Config, state: RMSPropState) -> None:
+    """Raise if the state has a moment that the rule does not keep."""
+    if not config.rule.has_momentum and jax.tree.leaves(state.mu):
+        field, option = "mu", "momentum"
+    elif not config.rule.centered and jax.tree.leaves(state.grad_mean):
+        field, option = "grad_mean", "centered"
+    else:
+        return
+    raise ValueError(
+        f"state.{field} must be None without {option}, because update would drop it, "
+        f"but the state has one. Give the optimizer the {option} of the run that the "
+        f"state is of, or drop it yourself: state._replace({field}=None)."
+    )
 
 
 def _describe_weight_decay(config: Config) -> str:

@@ -152,7 +152,7 @@ REFUSED = {
     "another word": (
         {},
         {"learning_rate": "file"},
-        "learning_rate must be 'checkpoint'",
+        r"learning_rate must be a number, a schedule, .* or .checkpoint.",
     ),
     "updates of nothing": (
         {"scheduler": step_lr(7)},

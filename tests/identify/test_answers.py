@@ -273,6 +273,50 @@ def test_leaves_have_learning_rates_of_their_own():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("sizes", [(96, 16, 1), (64, 1)])
+def test_nothing_is_claimed_of_a_leaf_that_shows_nothing(sizes):
+    """With a learning rate of its own in each step, one element explains itself."""
+    rng = np.random.default_rng(0)
+    names = ["kernel", "bias", "scale"][: len(sizes)]
+    start = {
+        name: jnp.asarray(0.3 * rng.normal(size=size), jnp.float32)
+        for name, size in zip(names, sizes, strict=True)
+    }
+    decayed = dialects.torch(0.01, weight_decay=0.01, momentum=0.5)
+    plain = dialects.torch(0.02, momentum=0.5)
+    tx = optax.partition(
+        {"kernel": decayed, "other": plain},
+        {name: "kernel" if name == "kernel" else "other" for name in names},
+    )
+    params: list[Any] = [start]
+    state, gradients = tx.init(start), []
+    for _ in range(60):
+        g = {
+            name: 0.1 * jnp.asarray(rng.normal(size=p.shape), jnp.float32) + 0.1 * p
+            for name, p in params[-1].items()
+        }
+        updates, state = tx.update(g, state, params[-1])
+        params.append(optax.apply_updates(params[-1], updates))
+        gradients.append(g)
+    match = identify(params, gradients)
+    print(match)
+    assert match.explains
+    assert match.arguments_for("torch")["weight_decay"] == 0.01
+    text = " ".join(str(match).split())
+    one_element = names[-1]
+    assert f"decay on some leaves only: ['{one_element}']" not in text
+    assert "as in LAMB" not in text
+    if len(sizes) == 2:
+        assert f"Nothing is known of ['{one_element}']" in text
+
+
+def test_lists_without_the_parameters_before_the_first_step():
+    tree = {"w": np.ones(2)}
+    with pytest.raises(ValueError, match=r"one tree more .* were 10 trees of params"):
+        identify([tree] * 10, [tree] * 10)
+
+
+@pytest.mark.slow
 def test_a_clip_after_the_decay():
     """MXNet does that, element by element."""
     tx = optax.chain(

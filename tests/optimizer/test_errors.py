@@ -309,6 +309,10 @@ def test_a_state_made_with_other_options():
         rmsprop(momentum=0.9).update(P, plain)
     with refused(ValueError, "state.grad_mean, which centered needs", "missing"):
         rmsprop(centered=True).update(P, plain)
+    with refused(ValueError, "state.mu must be None without momentum", "_replace"):
+        rmsprop().update(P, rmsprop(momentum=0.9).init(P))
+    with refused(ValueError, "state.grad_mean must be None without centered"):
+        rmsprop().update(P, rmsprop(centered=True).init(P))
     broken = rmsprop(momentum=0.9).init(P)
     broken.mu["layer"]["b"] = jnp.ones(1)
     with refused(ValueError, "state.mu", "['layer']['b']", "(3,)", "(1,)"):

@@ -52,7 +52,6 @@ from rmsprop_jax.checkpoints._torch_family.state_dict import (
     read_state_dict,
     validate_names,
 )
-from rmsprop_jax.schedules._arguments import validate_choice
 
 # From the groups and the weights beside them to the names that a framework's own script
 # gives, or None if the groups are others.
@@ -107,7 +106,12 @@ def resume(
         params = make_param_states(state)
         hint = ""
         if isinstance(learning_rate, str):
-            validate_choice("learning_rate", learning_rate, ("checkpoint",))
+            if learning_rate != "checkpoint":
+                raise ValueError(
+                    "learning_rate must be a number, a schedule, a list of one for "
+                    "each group, or 'checkpoint', but it was "
+                    f"{learning_rate!r}."
+                )
             resumed = resume_scheduler(
                 what, content, state.settings, state.step_count, counting or Counting()
             )
