@@ -107,8 +107,9 @@ def find_unseen_groups(found: Found, fit: Candidate) -> np.ndarray:
     If each leaf has a learning rate of its own in each step, this is so for a leaf of
     one element: nothing else is known of that leaf.
     """
-    elements = np.bincount(found.group_of[found.recording.leaf])
-    is_unseen = np.asarray(fit.variant.learning_rate_by_leaf & (elements < 2))
+    groups = found.group_of[found.recording.leaf]
+    elements = np.bincount(groups, minlength=found.problem.num_groups)
+    is_unseen = np.asarray(fit.variant.learning_rate_by_leaf & (elements == 1))
     return is_unseen & ~np.all(is_unseen)
 
 
