@@ -30,6 +30,23 @@ def raise_eps(candidate: Candidate, recording: Recording) -> Candidate:
     return candidate._replace(x=candidate.x._replace(log_eps=least))
 
 
+def raise_moments(candidate: Candidate, recording: Recording) -> Candidate:
+    """Return the candidate with second moments from before the run that matter.
+
+    As with ε, no fit comes back from a second moment that is as good as 0.
+    """
+    count = candidate.x.log_nu.size
+    if not count or not np.any(candidate.free.log_nu):
+        return candidate
+    square = np.mean(np.square(recording.g), axis=0)[:count]
+    usual = np.log(np.maximum(square, 1e-300))
+    is_lost = candidate.x.log_nu < usual + np.log(1e-6)
+    if not np.any(is_lost):
+        return candidate
+    log_nu = np.where(is_lost, usual, candidate.x.log_nu)
+    return candidate._replace(x=candidate.x._replace(log_nu=log_nu))
+
+
 def list_extensions(
     candidate: Candidate, recording: Recording
 ) -> Iterator[list[Candidate]]:

@@ -12,6 +12,7 @@ from rmsprop_jax._identify.extending import (
     list_extensions,
     list_variations,
     raise_eps,
+    raise_moments,
 )
 from rmsprop_jax._identify.families import (
     NOTHING,
@@ -114,6 +115,7 @@ def find_rules(
         best = simplify(problem, fits[:1], ratios)[0]
         fits = _sort([*fits, *_vary(problem, recording, raced, best)])
     report()
+    fits = _recover_moments(problem, recording, fits)
     near = [fit for fit in fits if fit.cost <= GREEDY * fits[0].cost]
     if is_quick and not explains(problem, recording, fits[0]):
         return Found(problem, recording, group_of, fits[:1], fits[1:2], ratios.rule)
@@ -131,6 +133,15 @@ def find_rules(
         others=simplify(problem, others[:1], ratios),
         ratio=ratios.rule,
     )
+
+
+def _recover_moments(
+    problem: Problem, recording: Recording, fits: list[Candidate]
+) -> list[Candidate]:
+    """Return the fits, and the best again if they lost the state before the run."""
+    raised = [(fit, raise_moments(fit, recording)) for fit in fits[:8]]
+    again = problem.fit([other for fit, other in raised if other is not fit])
+    return _sort([*fits, *again])
 
 
 def _choose_alike(
@@ -210,7 +221,7 @@ def _restart(
 
 def _list_restarts(fit: Candidate, recording: Recording) -> list[Candidate]:
     """Return where a fit starts again, because it may have lost its way."""
-    raised = raise_eps(fit, recording)
+    raised = raise_moments(raise_eps(fit, recording), recording)
     restarts = [] if raised is fit else [raised]
     if np.any(fit.free.weight_decay):
         # If a gradient is 0, the least decay makes a whole step. Once a fit has some,
