@@ -49,6 +49,12 @@ def test_versions_agree():
     assert importlib.metadata.version("rmsprop_jax") == project["version"]
 
 
+def test_every_folder_is_a_package():
+    """Otherwise the documentation, and whatever walks packages, passes it by."""
+    for path in SOURCES:
+        assert (path.parent / "__init__.py").exists()
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
 def test_only_public_names_and_declared_packages_are_imported(path):
     for node in ast.walk(ast.parse(path.read_text())):

@@ -1,0 +1,1 @@
+"""Parameters and groups into ``(tx, opt_state)``, and back, for all formats."""
