@@ -169,7 +169,8 @@ def main():
 
         # A .keras file does not hold the names of the variables. A .h5 file does.
         names = [v.path for v in model.trainable_variables]
-        tx, state = from_keras(path, to_params, names=names)
+        # All variables decay: nothing was excluded.
+        tx, state = from_keras(path, to_params, names=names, weight_decay_mask=True)
         params = jax.tree.map(jnp.array, to_params(load_weights(path, names=names)))
 
     in_jax = train_in_jax(tx, params, state, rest)
