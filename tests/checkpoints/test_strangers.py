@@ -22,7 +22,8 @@ from support import mutations
 from support.strangers import FORMATS, Reader, describe, unpack
 from support.untyped import checkpoints
 
-from rmsprop_jax.checkpoints._readers import source
+from rmsprop_jax.checkpoints._readers import source, tensor_bundle
+from rmsprop_jax.checkpoints._readers.source import DamagedError
 
 
 @pytest.fixture(scope="module")
@@ -923,3 +924,9 @@ def test_changed_files(name):
             outcomes,
         )
     changed.close()
+
+
+@pytest.mark.parametrize("data", [b"", b"\x80", b"\x80" * 9])
+def test_a_number_that_goes_beyond_the_end_of_its_bytes(data):
+    with pytest.raises(DamagedError, match="beyond the end"):
+        tensor_bundle._decode_varint(data, 0)

@@ -379,6 +379,8 @@ def _decode_varint(data: bytes, position: int) -> tuple[int, int]:
     """Return a number, 7 bits a byte from the lowest on, and where to read on."""
     number = 0
     for shift in range(0, 70, 7):
+        if position >= len(data):
+            raise DamagedError("a number goes beyond the end of its bytes")
         byte = data[position]
         position += 1
         number |= (byte & 0x7F) << shift
