@@ -1,4 +1,4 @@
-"""What few runs have: clips, leaves of their own, caution, numbers that change."""
+"""Extensions that few runs have: clips, settings by leaf, caution, schedules."""
 
 from __future__ import annotations
 

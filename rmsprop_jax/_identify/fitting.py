@@ -51,7 +51,7 @@ class Candidate(NamedTuple):
 
     @property
     def residual(self) -> float:
-        """What is unexplained, over the updates."""
+        """The share of the updates that is unexplained."""
         return float(np.sqrt(self.cost))
 
 
@@ -250,7 +250,8 @@ def make_problem(recording: Recording, group_of: np.ndarray, count: int) -> Prob
         count: The steps before the first.
     """
     n, num_groups = recording.g.shape[1], int(np.max(group_of)) + 1
-    # As many elements in every problem, so that nothing is compiled again.
+    # All problems have the same number of elements, because another would compile
+    # again.
     missing = 0 if count else max(0, ELEMENTS - n)
 
     def pad(x: np.ndarray) -> np.ndarray:

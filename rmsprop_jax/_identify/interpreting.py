@@ -81,7 +81,8 @@ def _interpret(
     else:
         calls = name_other(optimizer, fit.variant, brief, reading.numbers)
         if optimizer == "Adam" and len(found.recording.names) == 1:
-            # What LAMB multiplies a leaf's update with is then a learning rate.
+            # With one leaf, the factor by which LAMB scales its update can't be told
+            # from a learning rate.
             calls |= name_other("LAMB", fit.variant, brief, reading.numbers)
     rank = min((rank_call(*call) for call in calls.items()), default=(True, 99.0, 99))
     explanation = Explanation(

@@ -19,7 +19,7 @@ _MOST = 5  # rules, or calls of one rule, that are written
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-    """What explains a run. The recording can't tell its explanations apart.
+    """The rules that explain a run, which the recording can't tell apart.
 
     Attributes:
         explanations: The rules that explain as much as the best, the likeliest first.

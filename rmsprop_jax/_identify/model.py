@@ -49,7 +49,7 @@ class Variant(NamedTuple):
     momentum_varies: Flag = False  # every step has a momentum of its own
     decay_varies: Flag = False  # every step has a decoupled weight decay of its own
     cautious: Flag = False
-    # What surrounds the rule
+    # Around the rule
     clips_elements: Flag = False  # each element, not a norm
     clips_leaves: Flag = False  # the norm of each leaf, not of the whole gradient
     clips_after_decay: Flag = False
@@ -83,7 +83,7 @@ class Sums(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """What was observed at each step."""
+    """The observations of each step."""
 
     g: Array  # [T, n]
     p: Array  # [T, n], before the step
@@ -106,7 +106,7 @@ class Observations(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """What a rule makes of the gradients.
+    """The updates that a rule makes of the gradients, compared with the observed.
 
     Attributes:
         residuals: [T, n], the updates less those observed, times their weights.
@@ -261,7 +261,7 @@ def _solve(
     by_group, whole = sums[:, 1:], sums[:, :1]
     scaled_scaled, scaled_goal = where(v.learning_rate_by_leaf, by_group, whole)[:2]
     scaled_other, other_other, other_goal = whole[2:, 0]
-    # What is left of `scaled` beside `other`; nothing if the two are parallel.
+    # `scaled` without its part along `other`; 0 if the two are parallel.
     left = scaled_scaled - divide(jnp.square(scaled_other), other_other)
     left = where(left > 1e-12 * scaled_scaled, left, 0.0)
     fitted = divide(scaled_goal - divide(scaled_other * other_goal, other_other), left)

@@ -20,8 +20,8 @@ Arguments: TypeAlias = dict[str, object]
 # place among these.
 Rank: TypeAlias = tuple[bool, float, int]
 
-# Where most runs come from. The call of another framework comes before theirs if it
-# saves two arguments.
+# Most runs come from these frameworks. The call of another one comes before theirs if
+# it saves two arguments.
 _WIDESPREAD = ("torch", "keras", "tensorflow", "timm", "optax")
 # The modules of dialects that are a framework's rule with a system's settings, which
 # come after the frameworks.
@@ -193,7 +193,7 @@ def _list_arguments(
         if abs(default - value) <= reach:
             within_errors.append(parameter.name)
             eps += [parameter.name] if option == "eps" else []
-    # Where an ε that can't be seen stands can't be seen either.
+    # If ε can't be seen, neither can its place.
     place = [] if rule.eps else [theirs_of.get("eps_in_sqrt", "eps_in_sqrt")]
     listed: list[Arguments] = []
     for left_out in ([*within_errors, *place], within_errors, eps, []):

@@ -75,7 +75,7 @@ class Recording(NamedTuple):
 
     @property
     def rounding(self) -> float:
-        """What rounding leaves unexplained, over the updates."""
+        """The share of the updates that rounding leaves unexplained."""
         noise = np.sum(np.square(self.weight * self.noise))
         return float(np.sqrt(noise / np.sum(np.square(self.weight * self.u))))
 

@@ -1,4 +1,4 @@
-"""What else there is to say of a rule, in sentences."""
+"""Remarks on a rule, in sentences: what is uncertain, and what its calls leave out."""
 
 from __future__ import annotations
 

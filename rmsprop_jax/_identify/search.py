@@ -47,7 +47,7 @@ Report: TypeAlias = Callable[[], object]  # called after each part of the search
 
 
 class Found(NamedTuple):
-    """What the search found.
+    """The result of the search.
 
     Attributes:
         problem: What the fits were fitted to.
@@ -107,7 +107,7 @@ def find_rules(
     raced = _race(problem, recording, learning_rate, count)
     report()
     fits = _sort(fit for _, fit in raced)
-    # What a clip does may look like an odd initial scale.
+    # The effect of a clip may look like an odd initial scale.
     first = next(fit for fit in fits if not np.any(fit.free.log_initial_scale))
     if not (is_quick or _is_clear(recording, first)):
         fits = _extend(problem, recording, fits, ratios)

@@ -7,7 +7,7 @@ import math
 # Fewer steps than there are hyperparameters say nothing.
 LEAST_STEPS = 4
 
-# As many elements are looked at: enough for all hyperparameters and a learning rate of
+# How many elements are looked at: enough for all hyperparameters and a learning rate of
 # each step, and few enough to try tens of thousands of rules and numbers in seconds.
 ELEMENTS = 64
 # With a state from before the recording, each element has three numbers more to fit.
@@ -15,16 +15,16 @@ ELEMENTS_WITH_STATE = 10
 
 # With more leaves than this, matrices are only told from vectors.
 MAX_LEAVES = 16
-# As many leaves are tried by themselves if nothing explains all of them, or fewer if
-# nothing explains so many of them either: each takes a second or two.
+# How many leaves are tried by themselves if nothing explains all of them, and after how
+# many unexplained ones the trials end: each takes a second or two.
 MAX_LEAVES_ALONE = 6
 MAX_LEAVES_UNEXPLAINED = 2
 
-# What is unexplained of an update below this share of it counts the same, whatever the
-# rounding of the parameter. Otherwise a parameter near 0, whose updates are exact,
+# Residuals below this share of an update count the same, whatever the rounding of the
+# parameter. Otherwise a parameter near 0, whose updates are exact,
 # would outweigh all others.
 SHARE_OF_UPDATE = 1e-3
-# What of an update is left in the next one, with the momentum that most runs have.
+# The share of an update that is left in the next one, with the usual momentum.
 KEPT_OF_UPDATE = 0.9
 
 # --- What counts as explained

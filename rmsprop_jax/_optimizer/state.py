@@ -16,6 +16,9 @@ from rmsprop_jax._error_text import Path, path_str
 from rmsprop_jax._optimizer import storage
 from rmsprop_jax._optimizer.storage import DType, Field
 
+# A step count is int32, and stays at its largest value.
+LARGEST_COUNT = 2**31 - 1
+
 
 class RMSPropState(NamedTuple):
     """The state of RMSProp, whatever its options.
@@ -127,5 +130,5 @@ def init_count(params: optax.Params) -> jax.Array:
 
 @jax.jit  # one operation outside of jit too
 def increment_count(count: jax.Array) -> jax.Array:
-    """Add 1, up to the largest int32."""
+    """Add 1, up to `LARGEST_COUNT`."""
     return jnp.asarray(optax.safe_increment(count))

@@ -24,7 +24,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from rmsprop_jax._error_text import Path, join_first, path_str
-from rmsprop_jax._optimizer.state import RMSPropState
+from rmsprop_jax._optimizer.state import LARGEST_COUNT, RMSPropState
 from rmsprop_jax.checkpoints._convert.arrays import NumpyArray, to_numpy
 from rmsprop_jax.checkpoints._convert.second_moment import to_variance
 
@@ -40,7 +40,6 @@ _MOMENTS = {
 _TRACE = "TraceState"
 _SCHEDULE = "ScaleByScheduleState"
 _INJECTED = "InjectStatefulHyperparamsState"
-_LARGEST_INT32 = 2**31 - 1
 
 
 def from_optax(
@@ -180,7 +179,7 @@ def _agree_on_count(own: list[jax.Array], given: int | jax.Array | None) -> Nump
             "count must be the number of updates so far, which optax's state holds "
             f"itself, but they were {' and '.join(found)}: leave it out."
         )
-    return np.minimum(first, _LARGEST_INT32)
+    return np.minimum(first, LARGEST_COUNT)
 
 
 def _collect_states(where: str, state: object, found: dict[str, State]) -> None:

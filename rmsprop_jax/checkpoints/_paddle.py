@@ -24,6 +24,7 @@ import numpy as np
 import optax
 
 from rmsprop_jax import dialects
+from rmsprop_jax._optimizer.state import LARGEST_COUNT
 from rmsprop_jax.checkpoints._convert.arrays import NumpyArray, Value, to_numpy
 from rmsprop_jax.checkpoints._convert.run import (
     ErrorHints,
@@ -222,7 +223,7 @@ def _read_count(what: str, content: StateDict) -> int:
             f"{what} must have a whole number as the last_epoch of its {_SCHEDULER}, "
             f"but it was {scheduler!r}."
         )
-    return min(count, 2**31 - 1)
+    return min(count, LARGEST_COUNT)
 
 
 def _check_centered(

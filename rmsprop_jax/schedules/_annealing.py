@@ -20,13 +20,14 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from rmsprop_jax._optimizer.rule import Number
+from rmsprop_jax._optimizer.state import LARGEST_COUNT
 from rmsprop_jax.schedules._arguments import (
     validate_choice,
     validate_integer,
     validate_learning_rate,
     validate_real,
 )
-from rmsprop_jax.schedules._counting import LARGEST_COUNT, half_cosine, to_real
+from rmsprop_jax.schedules._counting import half_cosine, to_real
 from rmsprop_jax.schedules._factors import validate_function
 from rmsprop_jax.schedules._schedule import (
     CosineSchedule,

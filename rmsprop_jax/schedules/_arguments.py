@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 
 from rmsprop_jax._optimizer.options import validate_number
 from rmsprop_jax._optimizer.rule import Number
-from rmsprop_jax.schedules._counting import LARGEST_COUNT
+from rmsprop_jax._optimizer.state import LARGEST_COUNT
 
 
 def validate_learning_rate(name: str, value: ArrayLike) -> Number:

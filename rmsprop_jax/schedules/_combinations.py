@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import optax
 
 from rmsprop_jax._optimizer.options import is_schedule
+from rmsprop_jax._optimizer.state import LARGEST_COUNT
 from rmsprop_jax.schedules._annealing import fold
 from rmsprop_jax.schedules._arguments import validate_integer
-from rmsprop_jax.schedules._counting import LARGEST_COUNT, half_cosine
+from rmsprop_jax.schedules._counting import half_cosine
 from rmsprop_jax.schedules._schedule import (
     CosineSchedule,
     FactorSchedule,

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-LARGEST_COUNT = 2**31 - 1
+from rmsprop_jax._optimizer.state import LARGEST_COUNT
 
 
 def to_count(count: ArrayLike) -> jax.Array:

@@ -16,13 +16,14 @@ from jax.typing import ArrayLike
 
 from rmsprop_jax._optimizer.options import validate_flag
 from rmsprop_jax._optimizer.rule import Number
+from rmsprop_jax._optimizer.state import LARGEST_COUNT
 from rmsprop_jax.schedules._arguments import (
     validate_choice,
     validate_integer,
     validate_learning_rate,
     validate_real,
 )
-from rmsprop_jax.schedules._counting import LARGEST_COUNT, power, progress, to_real
+from rmsprop_jax.schedules._counting import power, progress, to_real
 from rmsprop_jax.schedules._factors import validate_function
 from rmsprop_jax.schedules._schedule import LearningRateAndMomentum, Schedule, blend
 

@@ -100,15 +100,15 @@ def multi_step_lr(
     gamma = validate_real("gamma", gamma)
     sorted_places = np.array(places, np.int32)
 
-    def passed(count: jax.Array) -> jax.Array:
+    def count_passed(count: jax.Array) -> jax.Array:
         found = jnp.searchsorted(jnp.asarray(sorted_places), count, side="right")
         return found.astype(jnp.int32)
 
     def factor(count: jax.Array) -> jax.Array:
-        return power(gamma, passed(count))
+        return power(gamma, count_passed(count))
 
     def growth(since: jax.Array, count: jax.Array) -> jax.Array:
-        return power(gamma, passed(count) - passed(since))
+        return power(gamma, count_passed(count) - count_passed(since))
 
     call = f"multi_step_lr({base}, milestones={places}, gamma={gamma})"
     return make_factor_schedule(call, base, factor, growth)
@@ -286,7 +286,8 @@ def polynomial_lr(
     def factor(count: jax.Array) -> jax.Array:
         if steps == 0:
             return jnp.ones(count.shape, jnp.result_type(float))
-        # Of integers: in float32, 1 − t/T would lose the last steps' digits.
+        # The difference is taken of integers: in float32, 1 − t/T would lose the digits
+        # of the last steps.
         left = to_real(jnp.maximum(steps - count, 0)) / float(steps)
         return left**exponent
 

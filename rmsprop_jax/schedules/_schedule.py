@@ -1,4 +1,4 @@
-"""What the functions of this folder return."""
+"""The schedules that the functions of this folder return."""
 
 from __future__ import annotations
 

@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from rmsprop_jax._optimizer.state import LARGEST_COUNT
 from rmsprop_jax.schedules._arguments import validate_integer
 from rmsprop_jax.schedules._combinations import chained_scheduler, sequential_lr
-from rmsprop_jax.schedules._counting import LARGEST_COUNT
 from rmsprop_jax.schedules._schedule import (
     LearningRateAndMomentum,
     Schedule,
@@ -48,7 +48,7 @@ _MOST_SCHEDULERS = 100
 
 
 class ResumedSchedules(NamedTuple):
-    """What `from_torch` returns, for the same arguments of an optimizer.
+    """The schedules that `from_torch` returns, for an optimizer's arguments.
 
     Attributes:
         learning_rate: The schedule of the learning rate; for several groups a list.

@@ -29,12 +29,12 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from rmsprop_jax._error_text import warn_user
+from rmsprop_jax._optimizer.state import LARGEST_COUNT
 from rmsprop_jax.schedules._annealing import (
     cosine_annealing_lr,
     cosine_annealing_warm_restarts,
     swa_lr,
 )
-from rmsprop_jax.schedules._counting import LARGEST_COUNT
 from rmsprop_jax.schedules._cycles import cyclic_lr, one_cycle_lr
 from rmsprop_jax.schedules._factors import (
     constant_lr,

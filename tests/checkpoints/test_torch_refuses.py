@@ -25,6 +25,21 @@ def test_refuses_other_optimizers_state():
     refused("parameter 0 holds 'exp_avg'", state_dict)
 
 
+def test_names_are_held_against_the_weights_beside():
+    state_dict = made_up([(3,), (2, 3)])
+    model = {"0.bias": np.zeros(3), "0.weight": np.zeros((2, 3))}
+    whole = {"model": model, "optimizer": state_dict}
+    refused(
+        "has '0.weight', but there was '0.weigth'", whole, names=["0.bias", "0.weigth"]
+    )
+    from_torch(whole, names=["0.bias", "0.weight"])
+    # A loss may have parameters of its own; a slip leaves the shape and the numbers.
+    from_torch(whole, names=["0.bias", "loss.centers"])
+    from_torch(whole, names=["0.bias", "1.weight"])
+    model["0.weight"] = np.zeros((4, 4))
+    from_torch(whole, names=["0.bias", "0.weigth"])
+
+
 def test_says_what_to_do_with_joined_weights():
     """As DeepSpeed's and fairseq's fp16 optimizers join them, with padding."""
     state_dict = made_up([(12,)])

@@ -1,4 +1,4 @@
-"""What `identify` answers to the runs on which it was once wrong, or hard to read."""
+"""Answers of `identify` to runs on which it was once wrong, or hard to read."""
 
 import functools
 import runpy

@@ -411,7 +411,7 @@ def test_plateaus_are_torchs(torch, mode, threshold_mode, patience):
 
 
 def scales(tx, losses):
-    """What a plateau multiplies by after each loss."""
+    """The factor of a plateau after each loss."""
 
     def update(state: Any, loss):
         new: Any = tx.update(jnp.ones(()), state, value=loss)[1]
@@ -485,7 +485,7 @@ RESUMED = [
     ("name", "arguments"), RESUMED, ids=[f"{x[0]}-{n}" for n, x in enumerate(RESUMED)]
 )
 def test_a_state_dict_in_the_middle(torch, name, arguments):
-    """Of two groups, before the first step, after one and after many."""
+    """Two groups, before the first step, after one and after many."""
     for done in (0, 1, 37):
         optimizer = make_optimizer(torch, (0.1, 0.02))
         scheduler = make_theirs(torch, optimizer, name, arguments)
@@ -533,7 +533,7 @@ def test_a_chain_in_the_middle(torch, chain):
 
 
 def test_learning_rates_in_tensors(torch):
-    """As with capturable=True, where the device keeps them."""
+    """With capturable=True the device keeps them."""
     optimizer = make_optimizer(torch, (torch.tensor(0.5), torch.tensor(0.25)))
     scheduler = make_theirs(torch, optimizer, "ExponentialLR", {"gamma": 0.5})
     with warnings.catch_warnings():
@@ -557,7 +557,7 @@ def test_swa_after_another_scheduler(torch):
 
 
 def test_a_class_is_not_guessed(torch):
-    """Where the keys are the same, the last learning rate tells, or the user."""
+    """If the keys are the same, the last learning rate tells, or the user."""
 
     class Halved(torch.optim.lr_scheduler.StepLR):
         def get_lr(self):

@@ -212,7 +212,7 @@ def test_optax_s_schedules_are_parts_too():
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_schedule_shows_its_call(name):
-    """What it shows makes it again, unless a function is in it."""
+    """Its repr makes it again, unless a function is in it."""
     shown = repr(ALL[name])
     if "function" in shown or "lambda" in shown:
         return

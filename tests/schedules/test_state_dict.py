@@ -82,7 +82,7 @@ def test_updates_per_step_and_offset():
 
 
 def test_numbers_of_every_kind():
-    """Of tensors and arrays, as of a learning rate on a device, or out of a file."""
+    """Numbers may be tensors and arrays, as on a device, or in a file."""
     state_dict = step_lr(
         base_lrs=[np.float32(0.5)], gamma=np.array(0.1), _last_lr=(np.array([0.05]),)
     )
@@ -266,6 +266,6 @@ def test_a_stranger_s_values_are_refused_by_a_sentence(
 
 
 def test_json_keeps_what_is_needed():
-    """As in the metadata of a safetensors file."""
+    """The metadata of a safetensors file is such JSON."""
     state_dict = json.loads(json.dumps(sequential()))
     assert from_torch(state_dict).learning_rate(4) == 0.5

@@ -86,9 +86,7 @@ def _momentum(name: str) -> str:
 
 
 def _order(config: Config) -> str:
-    return (
-        "holds the rate" if config.rule.learning_rate_in_momentum else "before the rate"
-    )
+    return "includes η" if config.rule.learning_rate_in_momentum else "before η"
 
 
 def _decay(name: str) -> str:

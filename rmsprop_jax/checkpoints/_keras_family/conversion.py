@@ -23,6 +23,7 @@ import optax
 
 from rmsprop_jax._error_text import named_leaves, warn_user
 from rmsprop_jax._optimizer.options import Mask
+from rmsprop_jax._optimizer.state import LARGEST_COUNT
 from rmsprop_jax.checkpoints._convert.arrays import Value, to_numpy, to_real_number
 from rmsprop_jax.checkpoints._convert.rearrangement import apply_function
 from rmsprop_jax.checkpoints._convert.run import (
@@ -57,7 +58,6 @@ MASK = "weight_decay_mask"
 _OVERRIDABLE = ("learning_rate", "momentum")
 # Arguments that are not settings of a dialect: they say which blocks a file has.
 _LAYOUT = ("use_ema", ACCUMULATION)
-_LARGEST_INT32 = 2**31 - 1
 # What a file may hold.
 _FLAGS = ("centered", "use_ema")
 _LARGEST = {
@@ -131,7 +131,7 @@ def make_keras_run(
         ParamState(
             name,
             0,
-            min(saved.iterations // every, _LARGEST_INT32),
+            min(saved.iterations // every, LARGEST_COUNT),
             **{m: saved.blocks[m][i] for m in MOMENTS if m in saved.blocks},
         )
         for i, name in enumerate(saved.names)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
+from rmsprop_jax._optimizer.state import LARGEST_COUNT
 from rmsprop_jax.checkpoints._convert.arrays import (
     NumpyArray,
     Value,
@@ -33,6 +36,8 @@ from rmsprop_jax.checkpoints._torch_family.optimizers import (
     identify_optimizer,
 )
 
+# Names that are more alike than this differ by a slip of the pen: one letter in ten.
+_SIMILAR = 0.85
 # How to list the names of several groups' parameters, by identity.
 _NAMES_BY_IDENTITY = (
     "[name_of[p] for group in optimizer.param_groups for p in group['params']], where "
@@ -41,7 +46,6 @@ _NAMES_BY_IDENTITY = (
 _WITH_SEVERAL_GROUPS = (
     "(With several groups, put the names of each into it as 'param_names' first.)"
 )
-_LARGEST_INT32 = 2**31 - 1
 
 Names: TypeAlias = Iterable[str] | Mapping[str, Value]
 
@@ -143,6 +147,8 @@ def read_state_dict(
             + (_NAMES_BY_IDENTITY if _count_nonempty(settings) > 1 else example)
             + flat
         )
+    if names is not None:
+        _check_spelling(what, zip(ids, found, strict=True), state, weights)
     group_of = {i: g for g, group in enumerate(settings) for i in group["params"]}
     groups = [
         spec.make_group(group, f"group {g} of {what}")
@@ -182,7 +188,7 @@ def _read_steps(what: str, params: Sequence[Parameter]) -> list[Parameter]:
                 f"not negative, but it was {was!r}."
             )
     return [
-        param._replace(step_count=int(min(step, _LARGEST_INT32)))
+        param._replace(step_count=int(min(step, LARGEST_COUNT)))
         for param, step in zip(params, steps, strict=True)
     ]
 
@@ -335,6 +341,45 @@ def _find_names(
                 f"{position} it has {name!r} where they have {own_name!r}."
             )
     return given
+
+
+def _check_spelling(
+    what: str,
+    names: Iterable[tuple[Id, str]],
+    state: Mapping[Id, Buffers],
+    weights: Mapping[str, Value],
+) -> None:
+    """Raise if a name is nearly that of a weight of the same shape in the checkpoint.
+
+    An optimizer may also have parameters that the model does not, such as those of a
+    loss, so a name that no weight has is not wrong by itself.
+
+    Args:
+        what: How errors call the state_dict.
+        names: The parameters with the names that the user gave.
+        state: The buffers of each parameter.
+        weights: The weights beside the state_dict, if any.
+    """
+    given = dict(names)
+    spare = [name for name in weights if name not in given.values()]
+    for i, name in given.items():
+        nu = state.get(i, {}).get(MOMENT_KEYS["nu"])
+        if nu is None or name in weights:
+            continue
+        # Names that differ in a number are of other layers.
+        numbers = re.findall(r"\d+", name)
+        like = [
+            other
+            for other in spare
+            if np.shape(weights[other]) == np.shape(nu)
+            and re.findall(r"\d+", other) == numbers
+        ]
+        close = difflib.get_close_matches(name, like, 1, _SIMILAR)
+        if close:
+            raise ValueError(
+                f"names must be those of the model's weights, of which {what} has "
+                f"{close[0]!r}, but there was {name!r}."
+            )
 
 
 def _find_own_names(

@@ -28,6 +28,7 @@ from typing import Literal
 
 import optax
 
+from rmsprop_jax._optimizer.state import LARGEST_COUNT
 from rmsprop_jax.checkpoints._convert.run import FromParams, Override, Run, ToParams
 from rmsprop_jax.checkpoints._readers.source import File
 from rmsprop_jax.checkpoints._torch_family.conversion import export, resume
@@ -36,7 +37,6 @@ from rmsprop_jax.checkpoints._torch_family.optimizers import TORCH
 from rmsprop_jax.checkpoints._torch_family.schedulers import Counting
 from rmsprop_jax.checkpoints._torch_family.state_dict import Names
 from rmsprop_jax.schedules._arguments import validate_integer
-from rmsprop_jax.schedules._counting import LARGEST_COUNT
 
 
 def from_torch(
