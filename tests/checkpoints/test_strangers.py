@@ -12,6 +12,7 @@ import random
 import re
 import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -558,6 +559,29 @@ def declare(**options: Any) -> Any:
     return change
 
 
+def deflate(stored: bytes) -> bytes:
+    """A file with a moment whose one chunk is stored as these bytes."""
+
+    def change(root: Any) -> None:
+        del root["optimizer/vars/2"]
+        options = {"chunks": (2,), "compression": "gzip"}
+        moment = root.create_dataset("optimizer/vars/2", (2,), "f4", **options)
+        moment.id.write_direct_chunk((0,), stored)
+
+    return weights_h5(change)
+
+
+def declare_chunk(size: int) -> bytes:
+    """Let the chunk of a moment declare how many bytes it takes in the file."""
+    stored = zlib.compress(np.ones(2, "f4").tobytes())
+    content = deflate(stored)
+    # The size, the mask of filters, and where it begins in two axes; in the file's only
+    # tree of chunks, which has the type 1.
+    start = content.index(b"TREE\1")
+    declared = content.index(struct.pack("<IIQQ", len(stored), 0, 0, 0), start)
+    return content[:declared] + struct.pack("<I", size) + content[declared + 4 :]
+
+
 def virtual(root: Any) -> None:
     layout = h5py.VirtualLayout((2,), "f4")
     layout[:] = h5py.VirtualSource("/etc/passwd", "x", (2,))
@@ -596,6 +620,15 @@ HDF5 = {
         "made to fill the memory",
         weights_h5(declare(chunks=(2**20,), compression="gzip")),
     ),
+    "a chunk of 64 MB, deflated": (
+        "more bytes than it declares",
+        deflate(zlib.compress(bytes(2**26))),
+    ),
+    "a chunk of 4 GB, by its own account": (
+        "it ends at byte",
+        declare_chunk(2**32 - 8),
+    ),
+    "a chunk that is not deflated": ("incorrect header check", deflate(b"abcdefgh")),
     "5,000 levels": ("levels deep", weights_h5(nest)),
     "2³⁰ ways to a group": ("in the file twice", weights_h5(link_twice)),
     "a heap without an end": (

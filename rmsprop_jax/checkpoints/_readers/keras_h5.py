@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import zlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
 
@@ -39,8 +40,9 @@ _WEIGHTS, _CONFIG, _METADATA = "model.weights.h5", "config.json", "metadata.json
 # The attributes that Keras writes. Long lists are in several, with a number at the end.
 _TEXTS = ("backend", "keras_version", "model_config", "name", "training_config")
 _LISTS = ("layer_names", "weight_names")
-# What HDF5 itself can decode: deflate, shuffle and fletcher32.
-_FILTERS = {1, 2, 3}
+# What HDF5 itself can decode: deflate, shuffle and fletcher32, which adds a checksum.
+_DEFLATE, _SHUFFLE, _FLETCHER32 = 1, 2, 3
+_CHECKSUM_SIZE = 4
 _MAX_DEPTH = 100
 
 
@@ -152,7 +154,7 @@ def _read_h5(source: Source, part: Source) -> Group:
     try:
         # It stays open, as the arrays are read later.
         file = h5py.File(part.open() if part is not source else part.path, "r")
-        walk = _Walk(source)
+        walk = _Walk(source, part)
         root = walk.walk_group(file, "", depth=0)
         source.budget.spend(walk.size)
         return root
@@ -182,18 +184,47 @@ def _check_heaps(part: Source) -> None:
 class _Dataset:
     """A dataset whose place and size were checked."""
 
+    part: Source
     dataset: H5Object
     path: str
+    is_deflated: bool
 
     def read(self, shape: tuple[int, ...], dtype: DType) -> NumpyArray:
         # Nobody may need what does not hold numbers, so it is refused only here.
         if dtype.kind not in "biufc" and dtype != jnp.bfloat16:
             raise UnsupportedError(f"{self.path} does not hold numbers, but {dtype}")
         try:
+            if self.dataset.chunks:
+                self._check_chunks()
             value: NumpyArray = np.asarray(self.dataset[()])
-        except (OSError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError, zlib.error) as error:
+            if isinstance(error, DamagedError | UnsupportedError):
+                raise
             raise DamagedError(f"{self.path}: {error}") from error
         return value.view(dtype) if dtype == jnp.bfloat16 else value
+
+    def _check_chunks(self) -> None:
+        """Raise if HDF5 would take more memory for a chunk than its numbers need.
+
+        A chunk declares by itself how many bytes it takes in the file, and a deflated
+        one ends where its last byte says so. HDF5 allocates whatever they ask for.
+        """
+        limit = math.prod(self.dataset.chunks) * self.dataset.dtype.itemsize
+        limit += _CHECKSUM_SIZE
+        chunks: list[H5Object] = []
+        self.dataset.id.chunk_iter(chunks.append)
+        for chunk in chunks:
+            stored = self.part.read_range(chunk.byte_offset, chunk.size)
+            size = len(stored)
+            # A mask that is not 0 names filters that were left out for this chunk.
+            if self.is_deflated and not chunk.filter_mask:
+                decoder = zlib.decompressobj()
+                size = len(decoder.decompress(stored, limit + 1))
+            if size > limit:
+                raise UnsupportedError(
+                    f"a chunk of {self.path} takes more bytes than it declares, as in "
+                    "a file that was made to fill the memory"
+                )
 
     def identify(self) -> object:
         return self.path
@@ -206,9 +237,9 @@ class _Walk:
         size: The bytes of all that it found.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, part: Source) -> None:
         self.size = 0
-        self._source = source
+        self._source, self._part = source, part
         self._seen: set[object] = set()
 
     def walk_group(self, group: H5Object, path: str, depth: int) -> Group:
@@ -244,10 +275,11 @@ class _Walk:
 
     def _check_dataset(self, dataset: H5Object, path: str) -> StoredArray:
         plist = dataset.id.get_create_plist()
-        filters = {plist.get_filter(i)[0] for i in range(plist.get_nfilters())}
+        filters = [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
         if dataset.external or dataset.is_virtual:
             raise UnsupportedError(f"the bytes of {path} are in another file")
-        if not filters <= _FILTERS:
+        known = {_DEFLATE, _SHUFFLE, _FLETCHER32}
+        if not known.issuperset(filters) or len(set(filters)) < len(filters):
             raise UnsupportedError(f"{path} is compressed in a rare way")
         dtype: DType = dataset.dtype
         # HDF5 has no bfloat16, so Keras writes its two bytes.
@@ -258,7 +290,7 @@ class _Walk:
         self.size += size + math.prod(dataset.chunks or (0,)) * dtype.itemsize
         if not filters and dataset.id.get_storage_size() < size:
             raise DamagedError(f"{path} has fewer bytes than it declares")
-        layout = _Dataset(dataset, path)
+        layout = _Dataset(self._part, dataset, path, _DEFLATE in filters)
         return StoredArray(self._source.path, dataset.shape, dtype, layout)
 
     def _read_attributes(
