@@ -592,10 +592,15 @@ def replace(value: Any, path: str = "optimizer/vars/2") -> Any:
     return link(path, np.asarray(value))
 
 
-def damage_heap(content: bytes) -> bytes:
-    """Set the size of an object in a heap of strings to 0."""
-    start = content.index(b"GCOL")
-    return content[: start + 24] + bytes(8) + content[start + 32 :]
+def damage_heap(content: bytes, index: int, size: int) -> bytes:
+    """Set what the first object in a heap of strings says of itself."""
+    start = content.index(b"GCOL") + 16
+    changed = struct.pack("<HHIQ", index, 0, 0, size)
+    return content[:start] + changed + content[start + 16 :]
+
+
+def narrow_addresses(content: bytes) -> bytes:
+    return content[:13] + b"\4" + content[14:]
 
 
 def strings(root: Any) -> None:
@@ -631,10 +636,19 @@ HDF5 = {
     "a chunk that is not deflated": ("incorrect header check", deflate(b"abcdefgh")),
     "5,000 levels": ("levels deep", weights_h5(nest)),
     "2³⁰ ways to a group": ("in the file twice", weights_h5(link_twice)),
-    "a heap without an end": (
-        "an object without a size",
-        damage_heap(weights_h5(strings)),
+    "a heap with free space of no size": (
+        "an object without an end",
+        damage_heap(weights_h5(strings), 0, 0),
     ),
+    "a heap with a size that wraps around": (
+        "an object without an end",
+        damage_heap(weights_h5(strings), 1, 2**64 - 18),
+    ),
+    "a heap with an object beyond its end": (
+        "an object without an end",
+        damage_heap(weights_h5(strings), 1, 2**20),
+    ),
+    "addresses of 4 bytes": ("8 bytes each", narrow_addresses(weights_h5(strings))),
     "a link to itself": (
         "in the file twice",
         weights_h5(lambda root: link("x", root)(root)),

@@ -165,19 +165,29 @@ def _read_h5(source: Source, part: Source) -> Group:
 
 
 def _check_heaps(part: Source) -> None:
-    """Raise if a heap of strings has an object of no size, at which HDF5 never ends."""
+    """Raise if an object in a heap of strings does not end in it.
+
+    HDF5 goes from one object to the next by their sizes. If a size is 0, or is so large
+    that the sum wraps around, it never comes to the end.
+    """
     data = part.map()
-    start = data.find(b"GCOL\x01\0\0\0")
+    # The sizes of addresses and of lengths, where each version of the file has them.
+    sizes = data[13:15] if data[8:9] in (b"\0", b"\1") else data[9:11]
+    if data[:8] == _SIGNATURE and sizes != b"\x08\x08":
+        raise UnsupportedError("its addresses do not have 8 bytes each")
+    start = data.find(b"GCOL\1")
     while start >= 0:
         end = start + int.from_bytes(data[start + 8 : start + 16], "little")
         position = start + 16
-        while position + 16 <= min(end, len(data)):
+        while position + 16 <= end:
             index = int.from_bytes(data[position : position + 2], "little")
             size = int.from_bytes(data[position + 8 : position + 16], "little")
-            position += 16 + -(-size // 8) * 8 if index else size
-            if not index and size < 16:
-                raise DamagedError("a heap of strings has an object without a size")
-        start = data.find(b"GCOL\x01\0\0\0", start + 8)
+            # What is free, which has the index 0, counts its own header.
+            step = 16 + -(-size // 8) * 8 if index else size
+            position += step
+            if step < 16 or position > min(end, len(data)):
+                raise DamagedError("a heap of strings has an object without an end")
+        start = data.find(b"GCOL\1", start + 5)
 
 
 @dataclasses.dataclass(frozen=True)
