@@ -7,7 +7,9 @@
 Many leaves of few shapes, momentum 0.9, one donated training step. It prints Markdown:
 seconds, in brackets as a multiple of optax's in the same run (the least of several),
 the kernels that the step has, and its temporaries. For the CPU also the time of an
-update outside of jit.
+update outside of jit. For the others also how long their compilers expect the kernels
+to take (not measured, and without the launches), the share of arithmetic in that of a
+GPU's memory (of float32 and bfloat16 state), and the bytes that cross a TPU's HBM.
 
 The compilers of the other two run on any x86 machine:
 
@@ -15,6 +17,8 @@ The compilers of the other two run on any x86 machine:
 """
 
 import argparse
+import functools
+import math
 import re
 import time
 from collections.abc import Callable
@@ -27,6 +31,14 @@ import optax
 
 from rmsprop_jax import rmsprop
 
+RULES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "momentum": {"momentum": 0.9},
+    "Nesterov": {"momentum": 0.9, "nesterov": True},
+    "centered": {"centered": True},
+    "centered, momentum": {"centered": True, "momentum": 0.9},
+}
+LARGE = (8192, 4096)
 SHAPES = {10: 10, 100: 10, 1000: 20}  # of so many leaves
 DEVICES = {"tpu": "v5e:2x4", "h100": "h100:1x1x1"}
 
@@ -44,41 +56,61 @@ def parse() -> argparse.Namespace:
     return options
 
 
+def print_estimates_of_rules(makers, lowered):
+    """Print how long the compiler expects one large leaf to take, by each rule."""
+    params = {"kernel": jax.ShapeDtypeStruct(LARGE, "float32")}
+    print("| rule | optax | float32 state | bfloat16 state | arithmetic |")
+    print("| --- | --- | --- | --- | --- |")
+    for rule, options in RULES.items():
+        expected = {
+            state: compilers.estimate(lowered(make(**options), params).compile())
+            for state, make in makers.items()
+        }
+        optax_, ours, smaller = expected.values()
+        on_gpu = not math.isnan(ours.memory)
+        unit = "µs" if on_gpu else "cycles"
+        parts = [f"{x.arithmetic / x.memory:.2f}" for x in (ours, smaller)]
+        print(
+            f"| {rule} | {optax_.time:,.0f} {unit} "
+            f"| {ours.time:,.0f} ({ours.time / optax_.time:.2f}) "
+            f"| {smaller.time:,.0f} ({smaller.time / optax_.time:.2f}) "
+            f"| {', '.join(parts) if on_gpu else ''} |"
+        )
+    print()
+
+
 def main() -> None:
     """Prints the tables."""
     options = parse()
     name = DEVICES.get(options.platform)
     device = compilers.devices(name)[0] if name else jax.devices()[0]
     home = jax.sharding.SingleDeviceSharding(device)
-    makers: dict[str, Callable[[], Any]] = {
-        "optax": lambda: optax.rmsprop(0.01, 0.99, momentum=0.9, eps_in_sqrt=False)
+    makers: dict[str, Callable[..., Any]] = {
+        "optax": lambda **rule: optax.rmsprop(0.01, 0.99, eps_in_sqrt=False, **rule)
     }
     for dtype in ("float32", "bfloat16"):
-        makers[dtype] = lambda dtype=dtype: rmsprop(
-            0.01, momentum=0.9, state_dtype=dtype
-        )
+        makers[dtype] = functools.partial(rmsprop, 0.01, state_dtype=dtype)
 
     def placed(tree):
         return jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=home), tree
         )
 
-    def measured(tx, params):
+    def lowered(tx, params):
         def step(params, state, gradients):
             updates, state = tx.update(gradients, state, params)
             return optax.apply_updates(params, updates), state
 
         trees = map(placed, (params, jax.eval_shape(tx.init, params), params))
+        return jax.jit(step, donate_argnums=(0, 1)).lower(*trees)
+
+    def measured(tx, params):
         jax.clear_caches()
         start = time.perf_counter()
-        lowered = jax.jit(step, donate_argnums=(0, 1)).lower(*trees)
+        program = lowered(tx, params)
         middle = time.perf_counter()
-        program: Any = lowered.compile()
-        end = time.perf_counter()
-        entry = program.as_text().partition("\nENTRY")[2]
-        kernels = len(re.findall(r" fusion\(", entry))
-        held = program.memory_analysis().temp_size_in_bytes
-        return middle - start, end - middle, kernels, held
+        program: Any = program.compile()
+        return middle - start, time.perf_counter() - middle, program
 
     def update_outside_of_jit(tx):
         params = {f"layer_{i}": jnp.ones((64, 64)) for i in range(10)}
@@ -91,8 +123,11 @@ def main() -> None:
         return (time.perf_counter() - start) / 50
 
     print(f"jax {jax.__version__}, optax {optax.__version__}, {device.device_kind}\n")
+    if name:
+        print_estimates_of_rules(makers, lowered)
     print("| leaves of shapes | state | traced, lowered | compiled | kernels | held |")
     print("| --- | --- | --- | --- | --- | --- |")
+    estimates: list[str] = []
     for leaves in options.leaves:
         shapes = SHAPES.get(leaves, 10)
         params = {
@@ -102,23 +137,38 @@ def main() -> None:
         size = sum(p.size for p in params.values())
         best: dict[str, Any] = {}
         for _ in range(options.repeat):
-            for name, make in makers.items():
-                new = measured(make(), params)
-                old = best.get(name, new)
-                best[name] = (min(new[0], old[0]), min(new[1], old[1]), *new[2:])
-        for name, (lowering, compiling, kernels, held) in best.items():
+            for state, make in makers.items():
+                new = measured(make(momentum=0.9), params)
+                old = best.get(state, new)
+                best[state] = (min(new[0], old[0]), min(new[1], old[1]), new[2])
+        for state, (lowering, compiling, program) in best.items():
             first, second, *_ = best["optax"]
+            kernels = len(re.findall(r" fusion\(", compilers.entry_of(program)))
+            held = program.memory_analysis().temp_size_in_bytes
             print(
-                f"| {leaves} of {shapes} | {name} "
+                f"| {leaves} of {shapes} | {state} "
                 f"| {lowering:.2f} s ({lowering / first:.1f}) "
                 f"| {compiling:.2f} s ({compiling / second:.1f}) "
                 f"| {kernels} | {held / size:.2f} bytes |"
             )
+            expected = compilers.estimate(program)
+            moved = compilers.hbm_bytes(program) / size
+            estimates.append(
+                f"| {leaves} of {shapes} | {state} | {expected.time:,.1f} µs "
+                f"| {kernels} |"
+                if options.platform == "h100"
+                else f"| {leaves} of {shapes} | {state} | {expected.time:,.0f} cycles "
+                f"| {moved:.2f} bytes |"
+            )
+    if name:
+        last = "launches" if options.platform == "h100" else "read and written in HBM"
+        print(f"\n| leaves of shapes | state | the compiler's estimate | {last} |")
+        print("| --- | --- | --- | --- |", *estimates, sep="\n")
     if options.platform == "cpu":
         best = {}
         for _ in range(options.repeat):
             for name, make in makers.items():
-                new = update_outside_of_jit(make())
+                new = update_outside_of_jit(make(momentum=0.9))
                 best[name] = min(new, best.get(name, new))
         print("\n| update of ten leaves outside of jit | |\n| --- | --- |")
         for name, seconds in best.items():

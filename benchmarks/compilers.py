@@ -4,15 +4,18 @@
     python benchmarks/compilers.py      which of them are here
 
 They run on any x86 machine. What they make can't be run here, but it can be read: its
-kernels, its temporaries, its collectives. To be imported before JAX is used.
+kernels, its temporaries, its collectives, and the time that the compiler's own model of
+the device expects. To be imported before JAX is used.
 """
 
 import collections
+import json
+import math
 import os
 import re
 import sysconfig
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 NVCC = Path(sysconfig.get_path("purelib"), "nvidia", "cuda_nvcc")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -23,6 +26,7 @@ os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 if NVCC.exists():
     os.environ["PATH"] += f"{os.pathsep}{NVCC / 'bin'}"
     flags = f"--xla_gpu_cuda_data_dir={NVCC} --xla_gpu_autotune_level=0"
+    flags += " --xla_gpu_collect_cost_model_stats=true"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
 
 from jax.experimental import topologies  # noqa: E402
@@ -75,6 +79,74 @@ def collectives(program: Any) -> dict[str, int]:
     scattered = len(re.findall("calls=%all-reduce-scatter", text))
     found.update({"reduce-scatter": scattered, "all-reduce": -scattered})
     return {kind: number for kind, number in sorted(found.items()) if number}
+
+
+class Estimate(NamedTuple):
+    """What a compiler's cost model expects of all kernels, one after the other.
+
+    It is not a measurement, and the launches of the kernels are not in it.
+
+    Attributes:
+        time: Microseconds on a GPU, cycles on a TPU.
+        arithmetic: Microseconds of a GPU that computes and reads nothing, else NaN.
+        memory: Microseconds of a GPU that reads and writes alone, else NaN.
+    """
+
+    time: float
+    arithmetic: float = math.nan
+    memory: float = math.nan
+
+
+def estimate(program: Any) -> Estimate:
+    """Read from a compiled program how long its compiler expects it to take."""
+    entry = entry_of(program)
+    if cycles := re.findall(r'"estimated_cycles":"(\d+)"', entry):
+        return Estimate(sum(map(int, cycles)))
+    kernels: list[dict[str, Any]] = [
+        cost
+        for costs in re.findall(r'"reification_cost":(\[[^\]]*\])', entry)
+        for cost in json.loads(costs)
+        if not cost["name"]  # the others are other models
+    ]
+    keys = ("exec_time_us", "compute_time_us", "memory_access_time_us")
+    return Estimate(*(sum(kernel[key] for kernel in kernels) for key in keys))
+
+
+def hbm_bytes(program: Any) -> int:
+    """Count the bytes that a TPU's program reads from HBM and writes to it.
+
+    `cost_analysis` also counts what is read from VMEM, into which the compiler copies
+    small arrays ahead of their use.
+    """
+    moved, results = 0, dict[str, str]()
+    instruction = r"%(\S+) = (\(.*?\)|\S+) ([\w-]+)\((.*?)\)"
+    for name, result, kind, operands in re.findall(instruction, entry_of(program)):
+        results[name] = result
+        if kind in ("parameter", "constant", "tuple", "get-tuple-element", "copy-done"):
+            continue
+        # The results of a copy-start are the copy, the original and a flag.
+        moved += sum(_hbm_sizes(result)[: 1 if kind == "copy-start" else None])
+        for operand in re.findall(r"%([\w.-]+)", operands):
+            moved += sum(_hbm_sizes(results[operand]))
+    return moved
+
+
+def _hbm_sizes(shapes: str) -> list[int]:
+    """Return the bytes in HBM, where arrays are by default, of each array of a type."""
+    return [
+        0
+        if "S(" in layout
+        else math.prod(map(int, axes.split(",") if axes else []))
+        * (1 if kind == "pred" else int(re.sub(r"\D", "", kind)) // 8)
+        for kind, axes, layout in re.findall(
+            r"(pred|[a-z]+\d+)\[([\d,]*)\](\S*)", shapes
+        )
+    ]
+
+
+def entry_of(program: Any) -> str:
+    """Return the text of a compiled program's main computation."""
+    return program.as_text().partition("\nENTRY")[2]
 
 
 def main() -> None:

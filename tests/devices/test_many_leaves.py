@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from compilers import hbm_bytes
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from support.devices import (
+    bytes_of,
     compiled,
     devices,
     held,
@@ -97,8 +99,13 @@ def test_a_thousand_leaves(state_dtype):
 @each_state
 @pytest.mark.parametrize("device", ["v5e:2x4", "v5p:2x2x2", "v6e:2x4"])
 def test_a_tpu_runs_one_kernel_a_leaf(device, state_dtype):
+    """And moves through HBM what a step has to, though it copies leaves to VMEM."""
+    params = leaves(30, 10)
     for options in ({"momentum": 0.9}, {"bias_correction": True, "centered": True}):
         tx = rmsprop(schedule, state_dtype=state_dtype, **options)
-        program = compiled(tx, leaves(30, 10), home(device))
+        program = compiled(tx, params, home(device))
         assert kernels(program) <= 32
         assert held(program) == 0
+        donated = bytes_of((params, jax.eval_shape(tx.init, params)))
+        least = bytes_of(params) + 2 * donated
+        assert least <= hbm_bytes(program) + 2**10 <= least + 2**12
