@@ -47,6 +47,7 @@ from rmsprop_jax.schedules._keras import (
 from rmsprop_jax.schedules._plateau import reduce_lr_on_plateau
 from rmsprop_jax.schedules._schedule import LearningRateAndMomentum, Schedule
 from rmsprop_jax.schedules._state_dict import ResumedSchedules, from_torch
+from rmsprop_jax.schedules._to_torch import to_torch
 
 __all__ = [
     "LearningRateAndMomentum",
@@ -75,4 +76,5 @@ __all__ = [
     "sequential_lr",
     "step_lr",
     "swa_lr",
+    "to_torch",
 ]

@@ -156,6 +156,9 @@ def to_torch(
 ) -> NewStateDict:
     """Export the state, so that ``torch.optim.RMSprop`` resumes the run.
 
+    `rmsprop_jax.schedules.to_torch` exports its scheduler, and the learning rate that
+    it left in each group: those of ``like`` are kept here.
+
     Args:
         opt_state: An `RMSPropState`, or that of an ``optax.partition`` of `rmsprop`, as
             `from_torch` makes them. (The momentum buffer of a dialect that applies the
