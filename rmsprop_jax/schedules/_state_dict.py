@@ -58,6 +58,15 @@ class ResumedSchedules(NamedTuple):
     learning_rate: Schedule | list[Schedule]
     momentum: Schedule | list[Schedule] | None = None
 
+    @property
+    def groups(self) -> list[LearningRateAndMomentum]:
+        """The same as a list, with the two schedules of each group, also of one."""
+        rates, momenta = self
+        rates = [rates] if isinstance(rates, Schedule) else rates
+        momenta = [momenta] if isinstance(momenta, Schedule) else momenta
+        pairs = zip(rates, momenta or [None] * len(rates), strict=True)
+        return [LearningRateAndMomentum(*pair) for pair in pairs]
+
 
 class Scheduler(NamedTuple):
     """A scheduler that was read.
@@ -105,7 +114,8 @@ def from_torch(
     Returns:
         ``(learning_rate, momentum)``: schedules of the optimizer's step count, for
         several groups lists of them. The momentum is None if the scheduler leaves it
-        alone.
+        alone. Its ``groups`` are always a list, of ``(learning_rate, momentum)`` for
+        each group, which a type checker can follow.
 
     Raises:
         ValueError: If the keys are not those of a scheduler of PyTorch, if a number is

@@ -132,6 +132,23 @@ def test_several_updates_per_step_fit():
             )
 
 
+def test_a_number_near_the_quotient_is_warned_of():
+    """1,200 updates in 12 epochs are 100 each, unless it was saved in the middle."""
+    state_dict = optimizer()
+    state_dict["state"][0]["step"] = 1200
+    checkpoint = {"optimizer": state_dict} | {"scheduler": step_lr(12)}
+    given = {"learning_rate": "checkpoint"}
+    from_torch(checkpoint, **given, updates_per_step=100)
+    sentence = "Give updates_per_step=100, unless .* was saved 24 updates after"
+    with pytest.warns(UserWarning, match=sentence):
+        from_torch(checkpoint, **given, updates_per_step=98)
+    with pytest.warns(UserWarning, match="1212 updates .* are 12 times 101"):
+        from_torch(checkpoint, **given, updates_per_step=100, offset=12)
+    from_torch(checkpoint, **given, updates_per_step=98, offset=1)
+    with pytest.raises(ValueError, match="give updates_per_step=100; if it was"):
+        from_torch(checkpoint, **given, updates_per_step=101)
+
+
 REFUSED = {
     "no scheduler": ({}, {}, "holds no state_dict of a scheduler"),
     "several": (

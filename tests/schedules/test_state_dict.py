@@ -100,6 +100,18 @@ def test_groups_of_one_learning_rate_share_a_schedule():
     np.testing.assert_allclose(two(0), 0.2, rtol=1e-6)
 
 
+def test_groups_are_always_a_list():
+    """Of one group too, so that a type checker knows what they are."""
+    state_dict = step_lr(base_lrs=[0.5, 0.2], _last_lr=[0.05, 0.02])
+    for one in (step_lr(), state_dict):
+        found = from_torch(one)
+        rates = [group.learning_rate for group in found.groups]
+        assert rates == (found.learning_rate if len(rates) > 1 else [found[0]])
+        assert [group.momentum for group in found.groups] == [None] * len(rates)
+    ((rate, momentum),) = from_torch(one_cycle(), param_groups=[GROUP]).groups
+    assert (rate(0), momentum(0)) == (jnp.float32(0.02), jnp.float32(0.95))
+
+
 def test_milestones_of_a_counter_and_of_a_list():
     for milestones in ({30: 2, 50: 1}, [30, 30, 50]):
         state_dict = step_lr(milestones=milestones, _last_lr=[0.005])
