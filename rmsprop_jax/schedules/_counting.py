@@ -101,10 +101,12 @@ class Cycles(NamedTuple):
     Attributes:
         starts: The step count at which each starts, which may have a fraction.
         lengths: How long each takes.
+        firsts: The first step count in each.
     """
 
     starts: NumpyArray
     lengths: NumpyArray
+    firsts: NumpyArray
 
 
 def list_cycles(name: str, first: float, multiplier: float) -> Cycles:
@@ -123,7 +125,7 @@ def list_cycles(name: str, first: float, multiplier: float) -> Cycles:
                 f"{name} must be 1 or larger, because there are more than "
                 f"{_MOST_CYCLES} cycles otherwise, but it was {multiplier}."
             )
-    return Cycles(np.array(starts), np.array(lengths))
+    return Cycles(np.array(starts), np.array(lengths), np.ceil(starts))
 
 
 _MOST_CYCLES = 10_000
@@ -131,13 +133,11 @@ _MOST_CYCLES = 10_000
 
 def find_cycle(count: jax.Array, cycles: Cycles) -> tuple[jax.Array, jax.Array]:
     """Return the number of the cycle, from 0, and which part of it is done."""
-    # A count is past a start where it is past the start's next integer.
-    ceiled = np.ceil(cycles.starts)
-    found = jnp.searchsorted(jnp.asarray(ceiled.astype(np.int32)), count, side="right")
-    cycle = found.astype(jnp.int32) - 1
-    since = count - jnp.asarray(ceiled.astype(np.int32))[cycle]
+    firsts = jnp.asarray(cycles.firsts.astype(np.int32))
+    cycle = jnp.searchsorted(firsts, count, side="right").astype(jnp.int32) - 1
+    since = count - firsts[cycle]
     wide = jnp.result_type(float)
-    before = jnp.asarray((ceiled - cycles.starts).astype(wide))[cycle]
+    before = jnp.asarray((cycles.firsts - cycles.starts).astype(wide))[cycle]
     length = jnp.asarray(cycles.lengths.astype(wide))[cycle]
     return cycle, (to_real(since) + before) / length
 

@@ -146,7 +146,9 @@ def from_torch(
     return count_updates(scheduler, updates_per_step, offset)
 
 
-def validate_arguments(state_dict: StateDict, lambdas: Sequence[MakeSchedule]) -> None:
+def validate_arguments(
+    state_dict: StateDict, lambdas: Sequence[MakeSchedule] = ()
+) -> None:
     """Raise if an argument is of the wrong type."""
     if not _is_mapping(state_dict):
         raise TypeError(
@@ -290,7 +292,7 @@ class _Reader:
             )
         name = recognize(self.what, state_dict)
         if name == PLATEAU:
-            raise ValueError(describe_plateau(self.what, state_dict))
+            raise ValueError(describe_plateau(self.what))
         if "_schedulers" in state_dict:
             return self._read_nested(name, state_dict, depth)
         source = Source(self.what, name, state_dict, self.param_groups)

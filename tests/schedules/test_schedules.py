@@ -26,8 +26,12 @@ ALL |= {
         [schedules.linear_lr(0.1), schedules.cosine_annealing_lr(0.1, 7)]
     ),
 }
-# Keras's.
+# Keras's, and timm's.
 ALL |= {
+    "CosineLRScheduler": schedules.cosine_lr_scheduler(
+        0.1, 9, 0.01, 1.5, 0.5, 3, warmup_t=5
+    ),
+    "StepLRScheduler": schedules.step_lr_scheduler(0.1, 2.4, 0.9, warmup_t=5),
     "ExponentialDecay": schedules.exponential_decay(0.1, 7, 0.9, staircase=True),
     "PiecewiseConstantDecay": schedules.piecewise_constant_decay([9], [0.1, 0.2]),
     "PolynomialDecay": schedules.polynomial_decay(0.1, 7.5, cycle=True),
@@ -330,6 +334,8 @@ REFUSED = [
         lambda: untyped.chained_scheduler([untyped.cosine_annealing_lr(0.1, 5)] * 2),
         "one cosine_annealing_lr",
     ),
+    (lambda: untyped.cosine_lr_scheduler(0.1, 5, cycle_mul=0.5), "cycle_mul must be"),
+    (lambda: untyped.step_lr_scheduler(0.1, 0.5), "decay_t must be .* at least 1"),
     (lambda: untyped.exponential_decay(0.1, 0, 0.5), "decay_steps must be .* least 1"),
     (lambda: untyped.inverse_time_decay(0.1, 5, -1), "decay_rate must be a finite"),
     (lambda: untyped.polynomial_decay(0.1, 5, -1), "end_learning_rate must be a"),

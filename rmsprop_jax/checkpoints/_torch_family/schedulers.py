@@ -15,8 +15,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from rmsprop_jax._error_text import warn_user
+from rmsprop_jax._optimizer.state import LARGEST_COUNT
 from rmsprop_jax.checkpoints._convert.run import Settings
 from rmsprop_jax.checkpoints._torch_family.locate import find_schedulers
+from rmsprop_jax.schedules._arguments import validate_integer
 from rmsprop_jax.schedules._state_dict import (
     ResumedSchedules,
     count_updates,
@@ -34,6 +36,19 @@ class Counting(NamedTuple):
 
     updates_per_step: int = 1
     offset: int = 0
+
+
+def validate_counting(
+    updates_per_step: int | None, offset: int | None
+) -> Counting | None:
+    """Return what the user gave of the two, or None."""
+    if updates_per_step is None and offset is None:
+        return None
+    per_step = 1 if updates_per_step is None else updates_per_step
+    return Counting(
+        validate_integer("updates_per_step", per_step),
+        validate_integer("offset", offset or 0, -LARGEST_COUNT),
+    )
 
 
 def resume_scheduler(
