@@ -75,8 +75,9 @@ def cosine_lr_scheduler(
         >>> schedule = schedules.cosine_lr_scheduler(
         ...     0.5, t_initial=100, warmup_t=10, warmup_prefix=True
         ... )
-        >>> schedule(5), schedule(60)
-        (Array(0.25, dtype=float32), Array(0.25, dtype=float32))
+        >>> schedule(5), schedule(10), schedule(110)
+        (Array(0.25, dtype=float32), Array(0.5, dtype=float32),
+         Array(0., dtype=float32))
 
     References:
         timm 1.0.31, ``timm/scheduler/cosine_lr.py``.
