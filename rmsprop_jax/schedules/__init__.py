@@ -1,4 +1,4 @@
-"""Every scheduler of ``torch.optim.lr_scheduler`` as an optax schedule, by its name.
+"""The schedulers of PyTorch, Keras and timm as optax schedules, by their names.
 
 A schedule is a function from the step count to the learning rate. It takes the place of
 the number:
@@ -9,9 +9,11 @@ the number:
     tx = rmsprop(schedule, momentum=0.9)
 
 The arguments after the base learning rate are PyTorch's, in its order and with its
-defaults. Each value is computed from the step count alone, for every count of int32:
-under ``jit``, ``vmap`` and ``scan``, in float64 if x64 is enabled, and otherwise to a
-millionth of the largest learning rate.
+defaults. Those of ``keras.optimizers.schedules``, such as `cosine_decay`, have Keras's
+arguments; `cosine_lr_scheduler` and `step_lr_scheduler` have timm's. Each value is
+computed from the step count alone, for every count of int32: under ``jit``, ``vmap``
+and ``scan``, in float64 if x64 is enabled, and otherwise to a millionth of the largest
+learning rate.
 
 A scheduler that steps once per epoch is a schedule of the epoch:
 
@@ -35,9 +37,19 @@ from rmsprop_jax.schedules._factors import (
     polynomial_lr,
     step_lr,
 )
-from rmsprop_jax.schedules._plateau import reduce_lr_on_plateau
+from rmsprop_jax.schedules._keras import (
+    cosine_decay,
+    cosine_decay_restarts,
+    exponential_decay,
+    inverse_time_decay,
+    piecewise_constant_decay,
+    polynomial_decay,
+)
+from rmsprop_jax.schedules._plateau import plateau_from_torch, reduce_lr_on_plateau
 from rmsprop_jax.schedules._schedule import LearningRateAndMomentum, Schedule
 from rmsprop_jax.schedules._state_dict import ResumedSchedules, from_torch
+from rmsprop_jax.schedules._timm import cosine_lr_scheduler, step_lr_scheduler
+from rmsprop_jax.schedules._to_torch import to_torch
 
 __all__ = [
     "LearningRateAndMomentum",
@@ -47,17 +59,27 @@ __all__ = [
     "constant_lr",
     "cosine_annealing_lr",
     "cosine_annealing_warm_restarts",
+    "cosine_decay",
+    "cosine_decay_restarts",
+    "cosine_lr_scheduler",
     "cyclic_lr",
+    "exponential_decay",
     "exponential_lr",
     "from_torch",
+    "inverse_time_decay",
     "lambda_lr",
     "linear_lr",
     "multi_step_lr",
     "multiplicative_lr",
     "one_cycle_lr",
+    "piecewise_constant_decay",
+    "plateau_from_torch",
+    "polynomial_decay",
     "polynomial_lr",
     "reduce_lr_on_plateau",
     "sequential_lr",
     "step_lr",
+    "step_lr_scheduler",
     "swa_lr",
+    "to_torch",
 ]

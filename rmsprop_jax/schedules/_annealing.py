@@ -27,7 +27,13 @@ from rmsprop_jax.schedules._arguments import (
     validate_learning_rate,
     validate_real,
 )
-from rmsprop_jax.schedules._counting import half_cosine, to_real
+from rmsprop_jax.schedules._counting import (
+    divide,
+    find_cycle,
+    half_cosine,
+    list_cycles,
+    to_real,
+)
 from rmsprop_jax.schedules._factors import validate_function
 from rmsprop_jax.schedules._schedule import (
     CosineSchedule,
@@ -182,22 +188,13 @@ def cosine_annealing_warm_restarts(
     first = validate_integer("T_0", T_0)
     multiplier = validate_integer("T_mult", T_mult)
     smallest = validate_real("eta_min", eta_min)
-    # With a multiplier of 2 or more, int32's largest is in the 31st cycle or before.
-    starts, lengths = [0], [first]
-    while multiplier > 1 and starts[-1] + lengths[-1] <= LARGEST_COUNT:
-        starts.append(starts[-1] + lengths[-1])
-        lengths.append(lengths[-1] * multiplier)
+    cycles = list_cycles("T_mult", first, multiplier) if multiplier > 1 else None
 
     def formula(count: jax.Array) -> jax.Array:
-        if multiplier == 1:
-            done, length = count % first, to_real(float(first))
-        else:
-            ordered = jnp.asarray(np.array(starts, np.int32))
-            cycle = jnp.searchsorted(ordered, count, side="right") - 1
-            done = count - ordered[cycle]
-            length = to_real(np.array(lengths, np.float64))[cycle]
-        height = (1 + jnp.cos(jnp.pi * (to_real(done) / length))) / 2
-        return blend(smallest, base, height)
+        done = (
+            divide(count, first)[1] if cycles is None else find_cycle(count, cycles)[1]
+        )
+        return blend(smallest, base, half_cosine(done, 1))
 
     call = (
         f"cosine_annealing_warm_restarts({base}, T_0={first}, T_mult={multiplier}, "

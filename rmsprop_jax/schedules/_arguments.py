@@ -38,6 +38,7 @@ def validate_real(
         must = f"a number from {smallest:g} to {largest:g}"
         if largest == math.inf:
             must = "a finite number" + ", not negative" * (smallest == 0)
+            must += f", at least {smallest:g}" * (smallest > 0)
         raise ValueError(f"{name} must be {must}, but it was {value}.")
     return number
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any, Literal, TypeAlias
 
 import jax
@@ -12,6 +13,13 @@ from rmsprop_jax.schedules._arguments import (
     validate_choice,
     validate_integer,
     validate_real,
+)
+from rmsprop_jax.schedules._state_dict import validate_arguments
+from rmsprop_jax.schedules._torch_classes import (
+    PLATEAU,
+    Source,
+    StateDict,
+    recognize,
 )
 
 # optax's states have no common type.
@@ -109,6 +117,84 @@ def reduce_lr_on_plateau(
         bound,
         is_relative=is_relative,
     )
+
+
+def plateau_from_torch(
+    state_dict: StateDict, *, group: int = 0
+) -> optax.GradientTransformationExtraArgs:
+    """Resume a ``ReduceLROnPlateau`` of PyTorch from its state_dict.
+
+    It is what `reduce_lr_on_plateau` makes of the settings, and its ``init`` has the
+    best value, the number of bad values since, and the cooldown of the file. The
+    learning rate is that of the file too, which the optimizer must have: the scale is 1
+    at first.
+
+    Args:
+        state_dict: ``scheduler.state_dict()``.
+        group: The group of the optimizer, of which each has its own smallest learning
+            rate.
+
+    Returns:
+        An optax transformation, as `reduce_lr_on_plateau` does.
+
+    Raises:
+        ValueError: If a value is missing or can't be.
+        TypeError: If ``state_dict`` is not a dictionary.
+
+    Examples:
+        >>> import optax
+        >>> from rmsprop_jax import rmsprop, schedules
+        >>> state_dict = {"mode": "min", "factor": 0.5, "patience": 2, "cooldown": 0}
+        >>> state_dict |= {"threshold": 1e-4, "threshold_mode": "rel", "eps": 1e-8}
+        >>> state_dict |= {"min_lrs": [0], "best": 0.25, "num_bad_epochs": 2}
+        >>> state_dict |= {"cooldown_counter": 0, "last_epoch": 7, "_last_lr": [0.5]}
+        >>> plateau = schedules.plateau_from_torch(state_dict)
+        >>> tx = optax.chain(rmsprop(0.5), plateau)
+        >>> state = tx.init(1.0)
+        >>> _, state = tx.update(1.0, state, value=0.25)
+        >>> state[1].scale
+        Array(0.5, dtype=float32)
+
+    References:
+        torch 2.13.0, ``torch/optim/lr_scheduler.py``.
+    """
+    validate_arguments(state_dict)
+    what = "state_dict"
+    if recognize(what, state_dict) != PLATEAU:
+        raise ValueError(
+            f"{what} must be of a ReduceLROnPlateau, but it was not. "
+            "schedules.from_torch takes those of other schedulers."
+        )
+    source = Source(what, PLATEAU, state_dict, None)
+    words = ("mode", "factor", "patience", "threshold", "threshold_mode", "cooldown")
+    arguments = {key: source.read(key) for key in (*words, "eps")}
+    best = source.read("best")
+    if not isinstance(best, int | float) or (
+        isinstance(best, int) and abs(best) > sys.float_info.max
+    ):
+        raise ValueError(f"{what} must have a number as its 'best', but it was {best}.")
+    counts = {
+        "plateau_count": validate_integer(
+            "num_bad_epochs", source.read("num_bad_epochs"), 0
+        ),
+        "cooldown_count": validate_integer(
+            "cooldown_counter", source.read("cooldown_counter"), 0
+        ),
+    }
+    plateau = reduce_lr_on_plateau(
+        source.read_of_group("_last_lr", group),
+        min_lr=source.read_of_group("min_lrs", group),
+        **arguments,
+    )
+
+    def init(params: optax.Params) -> State:
+        state: State = plateau.init(params)
+        return state._replace(
+            best_value=jnp.full_like(state.best_value, best),
+            **{name: jnp.array(n, jnp.int32) for name, n in counts.items()},
+        )
+
+    return optax.GradientTransformationExtraArgs(init, plateau.update)
 
 
 def _find_smallest_scale(

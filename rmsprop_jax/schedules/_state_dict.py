@@ -58,6 +58,15 @@ class ResumedSchedules(NamedTuple):
     learning_rate: Schedule | list[Schedule]
     momentum: Schedule | list[Schedule] | None = None
 
+    @property
+    def groups(self) -> list[LearningRateAndMomentum]:
+        """The same as a list, with the two schedules of each group, also of one."""
+        rates, momenta = self
+        rates = [rates] if isinstance(rates, Schedule) else rates
+        momenta = [momenta] if isinstance(momenta, Schedule) else momenta
+        pairs = zip(rates, momenta or [None] * len(rates), strict=True)
+        return [LearningRateAndMomentum(*pair) for pair in pairs]
+
 
 class Scheduler(NamedTuple):
     """A scheduler that was read.
@@ -66,11 +75,13 @@ class Scheduler(NamedTuple):
         name: PyTorch's class.
         last_epoch: How often it stepped.
         groups: The schedules of each group, of how often it stepped.
+        parts: The schedulers in it.
     """
 
     name: str
     last_epoch: int
     groups: list[LearningRateAndMomentum]
+    parts: Sequence[Scheduler] = ()
 
 
 def from_torch(
@@ -103,7 +114,8 @@ def from_torch(
     Returns:
         ``(learning_rate, momentum)``: schedules of the optimizer's step count, for
         several groups lists of them. The momentum is None if the scheduler leaves it
-        alone.
+        alone. Its ``groups`` are always a list, of ``(learning_rate, momentum)`` for
+        each group, which a type checker can follow.
 
     Raises:
         ValueError: If the keys are not those of a scheduler of PyTorch, if a number is
@@ -124,9 +136,20 @@ def from_torch(
         step_lr(0.5, step_size=30, gamma=0.5)
         >>> tx = rmsprop(learning_rate)
 
+    `to_torch` goes back.
+
     References:
         torch 2.13.0, ``torch/optim/lr_scheduler.py`` and ``torch/optim/swa_utils.py``.
     """
+    validate_arguments(state_dict, lambdas)
+    scheduler = read_scheduler("state_dict", state_dict, param_groups, lambdas)
+    return count_updates(scheduler, updates_per_step, offset)
+
+
+def validate_arguments(
+    state_dict: StateDict, lambdas: Sequence[MakeSchedule] = ()
+) -> None:
+    """Raise if an argument is of the wrong type."""
     if not _is_mapping(state_dict):
         raise TypeError(
             "state_dict must be a dictionary, such as scheduler.state_dict(), but it "
@@ -138,8 +161,6 @@ def from_torch(
                 "lambdas must be functions from a base learning rate to a schedule, "
                 f"but one was {make!r}."
             )
-    scheduler = read_scheduler("state_dict", state_dict, param_groups, lambdas)
-    return count_updates(scheduler, updates_per_step, offset)
 
 
 def read_scheduler(
@@ -223,7 +244,7 @@ def _check_last(what: str, state_dict: StateDict, scheduler: Scheduler) -> None:
             raise ValueError(
                 f"{what} must have numbers as its '_last_lr', but one was {theirs!r}."
             )
-        ours, start = _evaluate(group.learning_rate, [scheduler.last_epoch, 0])
+        ours, start = evaluate(group.learning_rate, [scheduler.last_epoch, 0])
         if not abs(ours - theirs) <= 1e-5 * max(abs(ours), abs(theirs), abs(start)):
             raise ValueError(
                 f"{what} has the keys of torch's {scheduler.name}, whose learning rate "
@@ -238,7 +259,8 @@ def _is_mapping(value: object) -> bool:
     return isinstance(value, Mapping)
 
 
-def _evaluate(schedule: Schedule, counts: list[int]) -> list[float]:
+def evaluate(schedule: Schedule, counts: list[int]) -> list[float]:
+    """Return the values of a schedule at step counts, as Python numbers."""
     return [
         np.asarray(schedule(jnp.array(count, jnp.int32))).item() for count in counts
     ]
@@ -270,7 +292,7 @@ class _Reader:
             )
         name = recognize(self.what, state_dict)
         if name == PLATEAU:
-            raise ValueError(describe_plateau(self.what, state_dict))
+            raise ValueError(describe_plateau(self.what))
         if "_schedulers" in state_dict:
             return self._read_nested(name, state_dict, depth)
         source = Source(self.what, name, state_dict, self.param_groups)
@@ -308,7 +330,7 @@ class _Reader:
         if name == "SequentialLR":
             milestones = source.read_list("_milestones")
             groups = [source.make(lambda c=c: _join(c, milestones)) for c in columns]
-            return Scheduler(name, source.read_epoch(depth), groups)
+            return Scheduler(name, source.read_epoch(depth), groups, read)
         epochs = {part.last_epoch for part in read}
         if len(epochs) > 1:
             raise ValueError(
@@ -316,7 +338,7 @@ class _Reader:
                 f"'_schedulers' of a ChainedScheduler, but they were {sorted(epochs)}."
             )
         groups = [source.make(lambda c=c: _chain(c)) for c in columns]
-        return Scheduler(name, epochs.pop(), groups)
+        return Scheduler(name, epochs.pop(), groups, read)
 
     def _read_lambda(
         self, source: Source, bases: Sequence[Unchecked]

@@ -218,15 +218,11 @@ def recognize(what: str, state_dict: StateDict) -> str:
     )
 
 
-def describe_plateau(what: str, state_dict: StateDict) -> str:
-    keys = ("mode", "factor", "patience", "threshold", "threshold_mode", "cooldown")
-    given = [
-        f"{key}={to_number(state_dict[key])!r}" for key in keys if key in state_dict
-    ]
+def describe_plateau(what: str) -> str:
     return (
         f"{what} is of a ReduceLROnPlateau, which looks at the loss, so that it is not "
-        "a schedule. Put schedules.reduce_lr_on_plateau(learning_rate, "
-        f"{', '.join(given)}) after the optimizer in optax.chain; it begins anew."
+        "a schedule. Put schedules.plateau_from_torch(state_dict), which resumes it, "
+        "after the optimizer in optax.chain."
     )
 
 

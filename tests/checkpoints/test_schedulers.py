@@ -6,9 +6,11 @@ import jax
 import numpy as np
 import pytest
 from support.state_dicts import GROUP, made_up
-from support.untyped import from_torch
+from support.untyped import checkpoints, from_torch
 
 from rmsprop_jax import schedules
+
+from_timm = checkpoints.from_timm
 
 
 def optimizer(groups=1):
@@ -130,6 +132,42 @@ def test_several_updates_per_step_fit():
             from_torch(
                 checkpoint, learning_rate="checkpoint", updates_per_step=per_step
             )
+
+
+def test_a_number_near_the_quotient_is_warned_of():
+    """1,200 updates in 12 epochs are 100 each, unless it was saved in the middle."""
+    state_dict = optimizer()
+    state_dict["state"][0]["step"] = 1200
+    checkpoint = {"optimizer": state_dict} | {"scheduler": step_lr(12)}
+    given = {"learning_rate": "checkpoint"}
+    from_torch(checkpoint, **given, updates_per_step=100)
+    sentence = "Give updates_per_step=100, unless .* was saved 24 updates after"
+    with pytest.warns(UserWarning, match=sentence):
+        from_torch(checkpoint, **given, updates_per_step=98)
+    with pytest.warns(UserWarning, match="1212 updates .* are 12 times 101"):
+        from_torch(checkpoint, **given, updates_per_step=100, offset=12)
+    from_torch(checkpoint, **given, updates_per_step=98, offset=1)
+    with pytest.raises(ValueError, match="give updates_per_step=100; if it was"):
+        from_torch(checkpoint, **given, updates_per_step=101)
+
+
+def test_timm_s_optimizer_with_a_scheduler_of_torch():
+    """It has the same arguments."""
+    state_dict = optimizer()
+    state_dict["param_groups"][0] |= {"decoupled_decay": False, "lr_in_momentum": True}
+    checkpoint = {"optimizer": state_dict} | {"scheduler": step_lr(2)}
+    given = {"learning_rate": "checkpoint"}
+    with pytest.raises(ValueError, match="give updates_per_step=3; if it was made"):
+        from_timm(checkpoint, **given)
+    tx, state = from_timm(checkpoint, **given, updates_per_step=3)
+    expected, same = from_timm(
+        state_dict, learning_rate=lambda n: schedules.step_lr(0.5, 5, 0.5)(n // 3)
+    )
+    gradients = {"p0": np.ones(3, np.float32)}
+    for _ in range(9):  # the last at 15, where the scheduler makes its 5th step
+        updates, state = tx.update(gradients, state)
+        theirs, same = expected.update(gradients, same)
+        np.testing.assert_array_equal(updates["p0"], theirs["p0"])
 
 
 REFUSED = {

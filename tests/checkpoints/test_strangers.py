@@ -723,7 +723,7 @@ CONFIGS: dict[str, tuple[str, Any]] = {
         },
     ),
     "a schedule that divides by 0": (
-        "'decay_steps' of the InverseTimeDecay in .* positive",
+        "The InverseTimeDecay in .*: decay_steps must be .* at least 1, but it was 0",
         {
             "learning_rate": {
                 "class_name": "InverseTimeDecay",
@@ -736,7 +736,7 @@ CONFIGS: dict[str, tuple[str, Any]] = {
         },
     ),
     "a schedule of more boundaries than values": (
-        "'values' of the PiecewiseConstantDecay in",
+        "The PiecewiseConstantDecay in .*: values must be one more than the bound",
         {
             "learning_rate": {
                 "class_name": "PiecewiseConstantDecay",

@@ -607,10 +607,32 @@ def test_restarts_by_parts_of_an_epoch(torch):
 def test_on_a_plateau(torch):
     optimizer = make_optimizer(torch)
     scheduler = find_class(torch, "ReduceLROnPlateau")(optimizer, patience=3)
-    with pytest.raises(
-        ValueError, match=r"reduce_lr_on_plateau.learning_rate, mode='min"
-    ):
+    with pytest.raises(ValueError, match=r"schedules.plateau_from_torch"):
         resume(optimizer, scheduler)
+
+
+@pytest.mark.usefixtures("x64", "as_users_have_it")
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_a_plateau_in_the_middle(torch, mode):
+    """Within bad values, within the cooldown and after a better one; two groups."""
+    given = {"mode": mode, "factor": 0.5, "patience": 2, "cooldown": 3}
+    given["min_lr"] = [0.0, 0.004]
+    losses = LOSSES[2][:60]
+    for done in (0, 1, 4, 16, 17, 20, 33):
+        optimizer = make_optimizer(torch, (0.1, 0.02))
+        scheduler = find_class(torch, "ReduceLROnPlateau")(optimizer, **given)
+        for loss in losses[:done]:
+            scheduler.step(loss)
+        state_dict = scheduler.state_dict()
+        expected = []
+        for loss in losses[done:]:
+            scheduler.step(loss)
+            expected.append([group["lr"] for group in optimizer.param_groups])
+        for g in range(2):
+            tx = schedules.plateau_from_torch(state_dict, group=g)
+            ours = scales(tx, jnp.array(losses[done:]))
+            found = state_dict["_last_lr"][g] * ours
+            np.testing.assert_allclose(found, np.array(expected)[:, g], rtol=1e-12)
 
 
 # --- With the optimizer, from a file alone.

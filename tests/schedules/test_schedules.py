@@ -26,6 +26,19 @@ ALL |= {
         [schedules.linear_lr(0.1), schedules.cosine_annealing_lr(0.1, 7)]
     ),
 }
+# Keras's, and timm's.
+ALL |= {
+    "CosineLRScheduler": schedules.cosine_lr_scheduler(
+        0.1, 9, 0.01, 1.5, 0.5, 3, warmup_t=5
+    ),
+    "StepLRScheduler": schedules.step_lr_scheduler(0.1, 2.4, 0.9, warmup_t=5),
+    "ExponentialDecay": schedules.exponential_decay(0.1, 7, 0.9, staircase=True),
+    "PiecewiseConstantDecay": schedules.piecewise_constant_decay([9], [0.1, 0.2]),
+    "PolynomialDecay": schedules.polynomial_decay(0.1, 7.5, cycle=True),
+    "InverseTimeDecay": schedules.inverse_time_decay(0.1, 7, 0.5),
+    "CosineDecay": schedules.cosine_decay(0.1, 9, 0.1, 0.2, 5),
+    "CosineDecayRestarts": schedules.cosine_decay_restarts(0.1, 7, 1.5),
+}
 without_loop = pytest.mark.parametrize("name", sorted({*ALL} - {"MultiplicativeLR"}))
 
 
@@ -126,6 +139,30 @@ def test_no_step_is_lost_far_out(count, x64_too, request):
         ): 0.5 * cosine(3 / 7),
         schedules.swa_lr(0.5, 0.25, anneal_epochs=LAST, anneal_strategy="linear"): (
             0.25 + 0.25 * (1 - count / LAST)
+        ),
+        schedules.exponential_decay(0.5, count, 0.5, staircase=True): 0.25,
+        schedules.exponential_decay(0.5, 1e9, 0.5): 0.5 * 0.5 ** (count / 1e9),
+        schedules.exponential_decay(0.5, 2.5, 1 - 1e-9, staircase=True): (
+            0.5 * math.exp(math.log1p(-1e-9) * (count * 2 // 5))
+        ),
+        schedules.piecewise_constant_decay([count - 1, count], [3.0, 0.5, 4.0]): 0.5,
+        schedules.polynomial_decay(0.5, 7, 0.0, power=0.25, cycle=True): (
+            0.5
+            * Fraction(7 - count % 7 if count % 7 else 0, 7 * (count // 7 + 1)) ** 0.25
+        ),
+        schedules.polynomial_decay(0.5, count + 2, 0.0, power=0.25): (
+            0.5 * Fraction(2, count + 2) ** 0.25
+        ),
+        schedules.inverse_time_decay(0.5, 1, 1e-9): 0.5 / (1 + 1e-9 * count),
+        schedules.inverse_time_decay(0.5, count, 1.0, staircase=True): 0.25,
+        schedules.cosine_decay(0.5, LAST): 0.5 * cosine(count / LAST),
+        schedules.cosine_decay(0.0, 10, 0.0, 0.5, count - 4): 0.5 * cosine(0.4),
+        schedules.cosine_decay_restarts(0.5, 7, 1.0): 0.5 * cosine(restart / 7),
+        schedules.cosine_decay_restarts(0.5, 2.5, 1.0): (
+            0.5 * cosine(count * 2 % 5 / 5)
+        ),
+        schedules.cosine_decay_restarts(0.5, 10, 3.0): (
+            0.5 * cosine((count - start) / length)
         ),
     }
     for schedule, value in expected.items():
@@ -297,6 +334,22 @@ REFUSED = [
         lambda: untyped.chained_scheduler([untyped.cosine_annealing_lr(0.1, 5)] * 2),
         "one cosine_annealing_lr",
     ),
+    (lambda: untyped.cosine_lr_scheduler(0.1, 5, cycle_mul=0.5), "cycle_mul must be"),
+    (lambda: untyped.step_lr_scheduler(0.1, 0.5), "decay_t must be .* at least 1"),
+    (lambda: untyped.exponential_decay(0.1, 0, 0.5), "decay_steps must be .* least 1"),
+    (lambda: untyped.inverse_time_decay(0.1, 5, -1), "decay_rate must be a finite"),
+    (lambda: untyped.polynomial_decay(0.1, 5, -1), "end_learning_rate must be a"),
+    (lambda: untyped.cosine_decay(0.1, 5, warmup_target=-1), "warmup_target must be"),
+    (lambda: untyped.cosine_decay_restarts(0.1, 5, 0.5), "t_mul must be .* least 1"),
+    (
+        lambda: untyped.cosine_decay_restarts(0.1, 1, 1 + 1e-9),
+        "t_mul must be 1 or larger, because there are more than 10000 cycles",
+    ),
+    (lambda: untyped.piecewise_constant_decay([3], [0.1]), "values must be one more"),
+    (
+        lambda: untyped.piecewise_constant_decay([3, 2], [0.1] * 3),
+        "boundaries must ascend, but they were",
+    ),
     (lambda: untyped.reduce_lr_on_plateau(0.1, factor=1.0), "factor must be more"),
     (lambda: untyped.reduce_lr_on_plateau(0.1, threshold=2), "from 0 to 1 if it is"),
     (lambda: untyped.reduce_lr_on_plateau(0.1, patience=-1), "patience must be an"),
@@ -313,6 +366,7 @@ MISTYPED = [
     (lambda: untyped.step_lr("0.1", 3), "learning_rate must be a number"),
     (lambda: untyped.step_lr(0.1, "3"), "step_size must be a number"),
     (lambda: untyped.step_lr(0.1, step_size=True), "step_size must be a number"),
+    (lambda: untyped.exponential_decay(0.1, 3, 1, 1), "staircase must be True or"),
     (lambda: untyped.lambda_lr(0.1, 0.5), "lr_lambda must be a function"),
     (lambda: untyped.multiplicative_lr(0.1, 0.5), "lr_lambda must be a function"),
     (lambda: untyped.cyclic_lr(0.1, 0.2, scale_fn=1), "scale_fn must be a function"),

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from rmsprop_jax import schedules
 
 from_torch: Any = schedules.from_torch
+plateau_from_torch: Any = schedules.plateau_from_torch
 COMMON = {"_step_count": 46, "_is_initial": False, "_get_lr_called_within_step": False}
 
 
@@ -55,6 +56,13 @@ def one_cycle(**changes):
     made |= {"cycle_momentum": True, "use_beta1": False}
     made |= {"base_lrs": [0.02], "last_epoch": 29, "_last_lr": [0.5]}
     return COMMON | made | changes
+
+
+def plateau(**changes):
+    made = {"factor": 0.1, "patience": 3, "cooldown": 0, "eps": 1e-8, "mode": "min"}
+    made |= {"threshold": 0.1, "threshold_mode": "abs", "min_lrs": [0]}
+    made |= {"best": 0.5, "num_bad_epochs": 2, "cooldown_counter": 0}
+    return made | {"last_epoch": 3, "_last_lr": [0.5]} | changes
 
 
 GROUP = {"initial_lr": 0.02, "max_lr": 0.5, "min_lr": 2e-6}
@@ -98,6 +106,18 @@ def test_groups_of_one_learning_rate_share_a_schedule():
     assert one is three
     assert one(0) == 0.5
     np.testing.assert_allclose(two(0), 0.2, rtol=1e-6)
+
+
+def test_groups_are_always_a_list():
+    """Of one group too, so that a type checker knows what they are."""
+    state_dict = step_lr(base_lrs=[0.5, 0.2], _last_lr=[0.05, 0.02])
+    for one in (step_lr(), state_dict):
+        found = from_torch(one)
+        rates = [group.learning_rate for group in found.groups]
+        assert rates == (found.learning_rate if len(rates) > 1 else [found[0]])
+        assert [group.momentum for group in found.groups] == [None] * len(rates)
+    ((rate, momentum),) = from_torch(one_cycle(), param_groups=[GROUP]).groups
+    assert (rate(0), momentum(0)) == (jnp.float32(0.02), jnp.float32(0.95))
 
 
 def test_milestones_of_a_counter_and_of_a_list():
@@ -169,11 +189,7 @@ REFUSED = {
     "infinite": (cyclic(total_size=math.inf), "must have finite numbers, not negative"),
     "momentum or not": (cyclic(cycle_momentum="yes"), "as its 'cycle_momentum', but"),
     "no groups given": (one_cycle(), "param_groups must be given, because"),
-    "a plateau": (
-        {"factor": 0.1, "patience": 3, "cooldown": 0, "eps": 1e-8, "mode": "min",
-         "threshold": 0.1, "threshold_mode": "abs", "min_lrs": [0], "last_epoch": 3},
-        r"reduce_lr_on_plateau\(learning_rate, mode='min', factor=0.1, patience=3",
-    ),
+    "a plateau": (plateau(), r"schedules.plateau_from_torch\(state_dict\), which resu"),
     "lambdas": ({**step_lr(), "lr_lambdas": [None]}, "must have the keys of one of"),
 }  # fmt: skip
 
@@ -184,6 +200,25 @@ def test_what_can_t_be_is_refused(problem):
     state_dict, sentence = REFUSED[problem]
     with pytest.raises(ValueError, match=sentence):
         from_torch(state_dict)
+
+
+@pytest.mark.parametrize(
+    ("state_dict", "sentence"),
+    [
+        (step_lr(), "state_dict must be of a ReduceLROnPlateau, but it was not"),
+        (plateau(best="low"), "must have a number as its 'best', but it was low"),
+        (plateau(best=10**400), "must have a number as its 'best', but it was 1000"),
+        (plateau(num_bad_epochs=-1), "num_bad_epochs must be an integer from 0"),
+        (plateau(cooldown_counter=0.5), "cooldown_counter must be an integer from 0"),
+        (plateau(min_lrs=[]), "must have a list of numbers as its 'min_lrs'"),
+        (plateau(factor=1.0), "factor must be more than 0 and less than 1"),
+    ],
+)
+def test_a_plateau_that_can_t_be_is_refused(state_dict, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        schedules.plateau_from_torch(state_dict)
+    with pytest.raises(TypeError, match="state_dict must be a dictionary, such as"):
+        plateau_from_torch([])
 
 
 def test_lambdas_are_asked_for():

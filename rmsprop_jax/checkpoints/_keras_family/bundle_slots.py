@@ -26,9 +26,9 @@ from rmsprop_jax.checkpoints._keras_family.conversion import (
     validate_iterations,
     validate_settings,
 )
-from rmsprop_jax.checkpoints._keras_family.keras_schedules import decay_over_time
 from rmsprop_jax.checkpoints._readers.source import StoredArray
 from rmsprop_jax.checkpoints._readers.tensor_bundle import Bundle, Node
+from rmsprop_jax.schedules import inverse_time_decay
 
 _STEP = "global_step"
 _SLOT = re.compile(r"(.+)/RMSProp(?:_(\d{1,4}))?")
@@ -169,7 +169,9 @@ def _read_slots(
         dialect, block_names = dialects.keras_legacy, LEGACY_BLOCK_NAMES
         validate_settings(what, own)
         if own.get("decay") and "learning_rate" in own:
-            own["learning_rate"] = decay_over_time(own["learning_rate"], own["decay"])
+            own["learning_rate"] = inverse_time_decay(
+                own["learning_rate"], 1, own["decay"]
+            )
     return SavedOptimizer(what, dialect, own, step_count, names, blocks, block_names)
 
 

@@ -119,7 +119,11 @@ def make_keras_run(
     schedule = settings["learning_rate"]
     if callable(schedule) and "learning_rate" not in given:
         # Keras's schedules count the gradients, not the updates.
-        settings["learning_rate"] = lambda count: schedule(count * every + every - 1)
+        size = min(every, LARGEST_COUNT)
+        most = (LARGEST_COUNT + 1 - size) // size  # whose gradients int32 can count
+        settings["learning_rate"] = lambda count: schedule(
+            jnp.minimum(count, most) * size + size - 1
+        )
     learning_rate, *arguments = inspect.signature(saved.dialect).parameters
     group = Group(
         saved.dialect,

@@ -35,12 +35,10 @@ from rmsprop_jax.checkpoints._keras_family.h5_weights import (
     has_names,
     list_names,
 )
-from rmsprop_jax.checkpoints._keras_family.keras_schedules import (
-    decay_over_time,
-    make_schedule,
-)
+from rmsprop_jax.checkpoints._keras_family.keras_schedules import make_schedule
 from rmsprop_jax.checkpoints._readers.keras_h5 import Group, KerasFile, get_config
 from rmsprop_jax.checkpoints._readers.source import StoredArray
+from rmsprop_jax.schedules import inverse_time_decay
 
 
 def read_optimizer(
@@ -211,7 +209,7 @@ def _read_settings(what: str, config: Settings) -> tuple[Dialect, Settings]:
     validate_settings(what, own)
     is_legacy = "decay" in own
     if is_legacy and own["decay"] and isinstance(learning_rate, float):
-        own["learning_rate"] = decay_over_time(learning_rate, own["decay"])
+        own["learning_rate"] = inverse_time_decay(learning_rate, 1, own["decay"])
     own["weight_decay"] = own.get("weight_decay") or 0.0
     return (dialects.keras_legacy if is_legacy else dialects.keras), own
 

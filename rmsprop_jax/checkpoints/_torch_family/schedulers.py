@@ -14,8 +14,11 @@ import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from rmsprop_jax._error_text import warn_user
+from rmsprop_jax._optimizer.state import LARGEST_COUNT
 from rmsprop_jax.checkpoints._convert.run import Settings
 from rmsprop_jax.checkpoints._torch_family.locate import find_schedulers
+from rmsprop_jax.schedules._arguments import validate_integer
 from rmsprop_jax.schedules._state_dict import (
     ResumedSchedules,
     count_updates,
@@ -33,6 +36,19 @@ class Counting(NamedTuple):
 
     updates_per_step: int = 1
     offset: int = 0
+
+
+def validate_counting(
+    updates_per_step: int | None, offset: int | None
+) -> Counting | None:
+    """Return what the user gave of the two, or None."""
+    if updates_per_step is None and offset is None:
+        return None
+    per_step = 1 if updates_per_step is None else updates_per_step
+    return Counting(
+        validate_integer("updates_per_step", per_step),
+        validate_integer("offset", offset or 0, -LARGEST_COUNT),
+    )
 
 
 def resume_scheduler(
@@ -84,7 +100,24 @@ def resume_scheduler(
             f"updates_per_step is the scheduler's 'last_epoch', but they were "
             f"{per_step} and {offset}, and {_suggest(scheduler.last_epoch, step_count)}"
         )
+    _warn_of_near_miss(scheduler.last_epoch, step_count + offset, per_step)
     return schedules
+
+
+def _warn_of_near_miss(last_epoch: int, updates: int, per_step: int) -> None:
+    """Warn if the updates are those of whole epochs, but of other ones.
+
+    This is no proof, because a checkpoint may be saved in the middle of an epoch.
+    """
+    if last_epoch == 0 or updates % last_epoch or updates == last_epoch * per_step:
+        return
+    warn_user(
+        f"updates_per_step is {per_step}, but {updates} updates (with the offset) are "
+        f"{last_epoch} times {updates // last_epoch}, and {last_epoch} is the "
+        f"scheduler's 'last_epoch'. Give updates_per_step={updates // last_epoch}, "
+        f"unless the checkpoint was saved {updates - last_epoch * per_step} updates "
+        "after the scheduler's last step."
+    )
 
 
 def describe_scheduler(

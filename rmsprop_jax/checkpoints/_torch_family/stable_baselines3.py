@@ -57,7 +57,8 @@ def from_stable_baselines3(
         to_params: As in `from_torch`.
         names: As in `from_torch`. By default they are those of the weights in the file,
             in its order, without target networks.
-        learning_rate: As in `from_torch`. The file does not show a schedule.
+        learning_rate: A number or a schedule, as in `from_torch`. The file does not
+            show a schedule, and has no scheduler that could be resumed.
         momentum: As in `from_torch`.
 
     Returns:

@@ -17,6 +17,7 @@ order.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 import optax
@@ -37,6 +38,7 @@ from rmsprop_jax.checkpoints._torch_family.locate import (
     find_trainable_names,
 )
 from rmsprop_jax.checkpoints._torch_family.optimizers import TIMM
+from rmsprop_jax.checkpoints._torch_family.schedulers import validate_counting
 from rmsprop_jax.checkpoints._torch_family.state_dict import Names
 
 
@@ -45,8 +47,10 @@ def from_timm(
     to_params: ToParams | None = None,
     *,
     names: Names | None = None,
-    learning_rate: Override | None = None,
+    learning_rate: Override | Literal["checkpoint"] | None = None,
     momentum: Override | None = None,
+    updates_per_step: int | None = None,
+    offset: int | None = None,
 ) -> Run:
     """Resume a run of ``timm.optim.RMSpropTF`` in JAX.
 
@@ -59,8 +63,13 @@ def from_timm(
             without weight decay, whatever has at most one dimension or is called
             ``bias``. If the groups are others, as with layer decay, names must be
             given.
-        learning_rate: As in `from_torch`. timm's script has a schedule by default.
+        learning_rate: As in `from_torch`. timm's script has a schedule by default,
+            which it does not save: make it with
+            `rmsprop_jax.schedules.cosine_lr_scheduler` or
+            `rmsprop_jax.schedules.step_lr_scheduler`.
         momentum: As in `from_torch`.
+        updates_per_step: As in `from_torch`.
+        offset: As in `from_torch`.
 
     Returns:
         ``(tx, opt_state)`` as in `from_torch`, with `rmsprop_jax.dialects.timm`. The
@@ -88,7 +97,14 @@ def from_timm(
         and ``timm/optim/_param_groups.py``.
     """
     return resume(
-        TIMM, checkpoint, to_params, names, learning_rate, momentum, _guess_names
+        TIMM,
+        checkpoint,
+        to_params,
+        names,
+        learning_rate,
+        momentum,
+        _guess_names,
+        validate_counting(updates_per_step, offset),
     )
 
 

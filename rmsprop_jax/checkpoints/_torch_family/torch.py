@@ -28,15 +28,13 @@ from typing import Literal
 
 import optax
 
-from rmsprop_jax._optimizer.state import LARGEST_COUNT
 from rmsprop_jax.checkpoints._convert.run import FromParams, Override, Run, ToParams
 from rmsprop_jax.checkpoints._readers.source import File
 from rmsprop_jax.checkpoints._torch_family.conversion import export, resume
 from rmsprop_jax.checkpoints._torch_family.locate import NewStateDict, StateDict
 from rmsprop_jax.checkpoints._torch_family.optimizers import TORCH
-from rmsprop_jax.checkpoints._torch_family.schedulers import Counting
+from rmsprop_jax.checkpoints._torch_family.schedulers import validate_counting
 from rmsprop_jax.checkpoints._torch_family.state_dict import Names
-from rmsprop_jax.schedules._arguments import validate_integer
 
 
 def from_torch(
@@ -128,14 +126,6 @@ def from_torch(
     References:
         torch 2.13.0, ``torch/optim/rmsprop.py`` and ``Optimizer.state_dict``.
     """
-    counting = None
-    if updates_per_step is not None or offset is not None:
-        counting = Counting(
-            validate_integer(
-                "updates_per_step", 1 if updates_per_step is None else updates_per_step
-            ),
-            validate_integer("offset", offset or 0, -LARGEST_COUNT),
-        )
     return resume(
         TORCH,
         checkpoint,
@@ -143,7 +133,7 @@ def from_torch(
         names,
         learning_rate,
         momentum,
-        counting=counting,
+        counting=validate_counting(updates_per_step, offset),
     )
 
 
@@ -155,6 +145,9 @@ def to_torch(
     names: Names | None = None,
 ) -> NewStateDict:
     """Export the state, so that ``torch.optim.RMSprop`` resumes the run.
+
+    `rmsprop_jax.schedules.to_torch` exports its scheduler, and the learning rate that
+    it left in each group: those of ``like`` are kept here.
 
     Args:
         opt_state: An `RMSPropState`, or that of an ``optax.partition`` of `rmsprop`, as
