@@ -599,6 +599,12 @@ def damage_heap(content: bytes, index: int, size: int) -> bytes:
     return content[:start] + changed + content[start + 16 :]
 
 
+def damage_names(content: bytes) -> bytes:
+    """Let the first heap of names declare that it takes 4 GB."""
+    start = content.index(b"HEAP") + 8
+    return content[:start] + struct.pack("<Q", 2**32) + content[start + 8 :]
+
+
 def narrow_addresses(content: bytes) -> bytes:
     return content[:13] + b"\4" + content[14:]
 
@@ -647,6 +653,10 @@ HDF5 = {
     "a heap with an object beyond its end": (
         "an object without an end",
         damage_heap(weights_h5(strings), 1, 2**20),
+    ),
+    "a heap of names of 4 GB": (
+        "larger than the file",
+        damage_names(weights_h5(strings)),
     ),
     "addresses of 4 bytes": ("8 bytes each", narrow_addresses(weights_h5(strings))),
     "a link to itself": (

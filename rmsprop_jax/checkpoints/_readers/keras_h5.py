@@ -165,10 +165,12 @@ def _read_h5(source: Source, part: Source) -> Group:
 
 
 def _check_heaps(part: Source) -> None:
-    """Raise if an object in a heap of strings does not end in it.
+    """Raise if a heap, or an object in one, can't be as large as it declares.
 
-    HDF5 goes from one object to the next by their sizes. If a size is 0, or is so large
-    that the sum wraps around, it never comes to the end.
+    HDF5 goes from one string to the next by their sizes. If a size is 0, or is so large
+    that the sum wraps around, it never comes to the end. For a heap of names it takes
+    as much memory as that declares. What was deleted from a file may still be there,
+    and lead beyond its end, so only the sizes are checked.
     """
     data = part.map()
     # The sizes of addresses and of lengths, where each version of the file has them.
@@ -185,9 +187,14 @@ def _check_heaps(part: Source) -> None:
             # What is free, which has the index 0, counts its own header.
             step = 16 + -(-size // 8) * 8 if index else size
             position += step
-            if step < 16 or position > min(end, len(data)):
+            if step < 16 or size > len(data):
                 raise DamagedError("a heap of strings has an object without an end")
         start = data.find(b"GCOL\1", start + 5)
+    start = data.find(b"HEAP\0")
+    while start >= 0:
+        if int.from_bytes(data[start + 8 : start + 16], "little") > len(data):
+            raise DamagedError("a heap of names is larger than the file")
+        start = data.find(b"HEAP\0", start + 5)
 
 
 @dataclasses.dataclass(frozen=True)
