@@ -168,9 +168,10 @@ def _check_heaps(part: Source) -> None:
     """Raise if a heap, or an object in one, can't be as large as it declares.
 
     HDF5 goes from one string to the next by their sizes. If a size is 0, or is so large
-    that the sum wraps around, it never comes to the end. For a heap of names it takes
-    as much memory as that declares. What was deleted from a file may still be there,
-    and lead beyond its end, so only the sizes are checked.
+    that the sum wraps around, it never comes to the end, and where a string goes beyond
+    its heap it reads what is not its own. For a heap of names it takes as much memory
+    as that declares; one that was deleted may still be there, and lead beyond the
+    file's end, so that only its size is checked.
     """
     data = part.map()
     # The sizes of addresses and of lengths, where each version of the file has them.
@@ -187,7 +188,7 @@ def _check_heaps(part: Source) -> None:
             # What is free, which has the index 0, counts its own header.
             step = 16 + -(-size // 8) * 8 if index else size
             position += step
-            if step < 16 or size > len(data):
+            if step < 16 or position > end or end > len(data):
                 raise DamagedError("a heap of strings has an object without an end")
         start = data.find(b"GCOL\1", start + 5)
     start = data.find(b"HEAP\0")
