@@ -30,6 +30,13 @@ def raise_eps(candidate: Candidate, recording: Recording) -> Candidate:
     return candidate._replace(x=candidate.x._replace(log_eps=least))
 
 
+def use_typical_eps(candidate: Candidate, recording: Recording) -> Candidate:
+    """Return the candidate with an ε of the size of a typical gradient."""
+    log_eps = np.log(np.median(np.abs(recording.g[recording.g != 0])))
+    log_eps = log_eps * (2 if candidate.variant.eps_in_sqrt else 1)
+    return candidate._replace(x=candidate.x._replace(log_eps=log_eps))
+
+
 def raise_moments(candidate: Candidate, recording: Recording) -> Candidate:
     """Return the candidate with second moments from before the run that matter.
 
@@ -123,7 +130,7 @@ def _list_clips(
 def _list_by_leaf(candidate: Candidate) -> Iterator[list[Candidate]]:
     """Yield a candidate whose leaves learn or decay by themselves."""
     v, x, free = candidate.variant, candidate.x, candidate.free
-    if not (v.learning_rate_by_leaf or v.momentum_varies or v.decay_varies):
+    if not (v.learning_rate_by_leaf or v.decay_varies):
         yield [candidate._replace(variant=v._replace(learning_rate_by_leaf=True))]
     if np.any(free.decay_factor):
         return

@@ -25,7 +25,7 @@ from rmsprop_jax._identify.model import (
     predict,
 )
 from rmsprop_jax._identify.recording import Recording
-from rmsprop_jax._identify.thresholds import ELEMENTS
+from rmsprop_jax._identify.thresholds import ELEMENTS, SIGMAS
 
 _BATCH = 64  # predictions in one call of the compiled program
 _DIFFERENCE = 1e-6  # of a number's scale
@@ -42,12 +42,15 @@ class Candidate(NamedTuple):
         x: Its numbers.
         free: Which of them are fitted, booleans.
         cost: What is unexplained, squared, over the updates squared.
+        shift: How far its numbers lie from those of fits that explain as much with
+            more numbers; None if it was not simplified.
     """
 
     variant: Variant
     x: Theta
     free: Theta
     cost: float = np.inf
+    shift: Theta | None = None
 
     @property
     def residual(self) -> float:
@@ -71,11 +74,10 @@ class Problem:
         steps = seen.steps
         self.seen: Observations = jax.tree.map(jnp.asarray, seen)
         self.num_groups = seen.columns.shape[1] - 1
-        self._size = float(np.sum(np.square(steps.weight * steps.u)))
+        self.size = float(np.sum(np.square(steps.weight * steps.u)))
         self._scale = _flatten(scale)
         self._bounds = [_flatten(bound) for bound in bounds]
         self._shapes: Shapes = tuple(np.shape(part) for part in scale)
-        self._num_residuals = int(np.sum(steps.weight > 0))
 
     def evaluate(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Return the candidates with their costs."""
@@ -119,7 +121,7 @@ class Problem:
                     flags[moved], x[moved], free[moved], columns
                 )
             _, gains = _find_steps(hessian, gradient, np.full(m, 1e-6))
-            is_active &= gains > tolerance * costs * self._size
+            is_active &= gains > tolerance * costs * self.size
             active = np.flatnonzero(is_active)
             if not len(active):
                 break
@@ -139,23 +141,25 @@ class Problem:
             for c, row, cost in zip(candidates, x, costs, strict=True)
         ]
 
-    def stderr(self, candidate: Candidate) -> Theta:
-        """Return the standard error of each number; infinite where one is not seen."""
+    def stderr(self, candidate: Candidate, ratio: float) -> Theta:
+        """Return the standard error of each number; infinite where one is not seen.
+
+        `SIGMAS` of them are how far a number may be off, the others following, if costs
+        up to `ratio` times as large explain as much. Statistics alone would claim more,
+        because rounding is not independent from one residual to the next. What the
+        numbers have shifted by is part of it: if ε can't be seen, α may be less known.
+        """
         flags, x = _to_arrays([candidate])
         free = _flatten(candidate.free).astype(bool)
         columns = np.flatnonzero(free)
         hessian, _ = self._differentiate(flags, x, free[None], columns)
         stderr = np.zeros(free.size)
         inverse = _inverse_diagonal(hessian[0])
-        stderr[columns] = np.sqrt(self.noise_variance(candidate) * inverse)
+        more = (ratio - 1) * candidate.cost * self.size
+        stderr[columns] = np.sqrt(more * inverse) / SIGMAS
+        if candidate.shift is not None:
+            stderr += np.abs(_flatten(candidate.shift)) / SIGMAS
         return _unflatten(self._shapes, stderr)
-
-    def noise_variance(self, candidate: Candidate) -> float:
-        """Return what is unexplained, squared, per degree of freedom."""
-        num_free = int(np.sum(_flatten(candidate.free)))
-        num_free += int(np.sum(np.isnan(candidate.x.learning_rate)))
-        degrees = max(1, self._num_residuals - num_free)
-        return candidate.cost * self._size / degrees
 
     def fit_learning_rates(self, candidate: Candidate) -> float:
         """Return the cost with the learning rates that explain most together.
@@ -228,7 +232,7 @@ class Problem:
         for rows, (cost, made) in self._predict(flags, x):
             costs.append(np.asarray(cost)[:rows])
             residuals.append(np.asarray(made.residuals)[:rows].reshape(rows, -1))
-        cost = np.concatenate(costs) / self._size
+        cost = np.concatenate(costs) / self.size
         return np.where(np.isfinite(cost), cost, np.inf), np.concatenate(residuals)
 
     def _predict(
@@ -290,6 +294,7 @@ def make_problem(recording: Recording, group_of: np.ndarray, count: int) -> Prob
         decoupled_weight_decay=np.array(decay),
         decay_factor=np.ones(num_groups),
         learning_rate=np.full(len(recording.g), moved),
+        rate_factor=np.ones(num_groups),
         log_nu=np.ones(with_state),
         mu=np.full(with_state, moved),
         grad_mean=np.full(with_state, size),

@@ -10,7 +10,7 @@ import numpy as np
 
 from rmsprop_jax import dialects
 from rmsprop_jax._identify.model import Variant
-from rmsprop_jax._identify.thresholds import NEARLY, SIGMAS
+from rmsprop_jax._identify.thresholds import SIGMAS
 from rmsprop_jax._optimizer.options import Config, Options, validate_options
 from rmsprop_jax._optimizer.transform import get_config
 
@@ -141,17 +141,20 @@ def rank_call(name: str, arguments: Arguments) -> Rank:
     return module in _SYSTEMS, distance, place
 
 
-def write_call(name: str, learning_rate: str, arguments: Arguments) -> str:
-    """Return a call as one pastes it."""
-    words = [f"{key}={write_value(value)}" for key, value in arguments.items()]
+def write_call(
+    name: str, learning_rate: str, arguments: Arguments, momentum: str = "…"
+) -> str:
+    """Return a call as one pastes it; `momentum` stands for a schedule of that."""
+    words = [
+        f"{key}={momentum if callable(value) else write_value(value)}"
+        for key, value in arguments.items()
+    ]
     return f"{name}({', '.join([learning_rate, *words])})"
 
 
 def write_value(value: object) -> str:
-    """Return a number in few digits, a schedule's name, and anything else as it is."""
-    if callable(value):
-        return "momentum"
-    return f"{value:.6g}" if isinstance(value, float) else f"{value}"
+    """Return a number in the digits that it has, and anything else as it is."""
+    return f"{value:.12g}" if isinstance(value, float) else f"{value}"
 
 
 def shorten(value: float, stderr: float) -> float:
@@ -188,9 +191,7 @@ def _list_arguments(
         needed[parameter.name] = value
         if option not in _NUMBERS or not isinstance(default, float) or not default:
             continue
-        size = 1 - default if option == "alpha" else default
-        reach = max(SIGMAS * stderr.get(option, 0.0), NEARLY * size)
-        if abs(default - value) <= reach:
+        if abs(default - value) <= SIGMAS * stderr.get(option, 0.0):
             within_errors.append(parameter.name)
             eps += [parameter.name] if option == "eps" else []
     # If ε can't be seen, neither can its place.

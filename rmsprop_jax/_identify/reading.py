@@ -8,16 +8,15 @@ import numpy as np
 
 from rmsprop_jax._identify.families import NOTHING, has_clip, has_decaying_moment
 from rmsprop_jax._identify.fitting import Candidate
-from rmsprop_jax._identify.learning_rates import read_learning_rates
+from rmsprop_jax._identify.learning_rates import (
+    Piece,
+    find_pieces,
+    read_learning_rates,
+)
 from rmsprop_jax._identify.model import Array, Theta
 from rmsprop_jax._identify.naming import shorten
 from rmsprop_jax._identify.search import Found
-from rmsprop_jax._identify.thresholds import (
-    COARSE_ERRORS,
-    FINE_ROUNDING,
-    SHARE_OF_DECAY,
-    SIGMAS,
-)
+from rmsprop_jax._identify.thresholds import SHARE_OF_DECAY, SIGMAS
 from rmsprop_jax._optimizer.options import Config
 
 
@@ -35,6 +34,7 @@ class Reading(NamedTuple):
         fit: The fit.
         numbers: Its numbers; "clip" is the largest norm of a gradient.
         sign: −1 if it goes up the gradient.
+        rate_error: The relative standard error of a step's learning rate.
         group_decays: [groups], whether each decays.
         decays: [leaves], whether each decays.
         is_unseen: [leaves], whether nothing is known of its learning rate and decay.
@@ -43,6 +43,7 @@ class Reading(NamedTuple):
     fit: Candidate
     numbers: dict[str, Number]
     sign: float
+    rate_error: float
     group_decays: np.ndarray
     decays: np.ndarray
     is_unseen: np.ndarray
@@ -55,12 +56,14 @@ class Rates(NamedTuple):
         values: [T of the user's], those of the first leaf of which something is known;
             NaN where nothing moved.
         stderr: [T of the user's], their standard errors, likewise.
+        pieces: The fewest that explain as much, if they are few; `values` are these.
         factors: [leaves], those of each leaf over these; None if that changes.
         varying: [T], the momentum or the decay of each step, where it varies.
     """
 
     values: np.ndarray
     stderr: np.ndarray
+    pieces: list[Piece]
     factors: np.ndarray | None
     varying: np.ndarray
 
@@ -68,11 +71,12 @@ class Rates(NamedTuple):
 def read_fit(found: Found, fit: Candidate) -> Reading:
     """Return a fit in the names of `rmsprop`."""
     x, v = fit.x, fit.variant
-    stderr = found.problem.stderr(fit)
-    if found.recording.rounding > FINE_ROUNDING:
-        stderr = Theta(*(COARSE_ERRORS * error for error in stderr))
+    stderr = found.problem.stderr(fit, found.ratios.number)
     (made,) = found.problem.predict([fit])
-    moving = made.learning_rate[made.learning_rate != 0]
+    rates, errors = read_learning_rates(made)
+    is_moving = rates != 0
+    moving, error = rates[is_moving], errors[is_moving]
+    rate_error = float(np.median(error / np.abs(moving)))
     # Up the gradient is down it with a negative learning rate, and decay.
     sign = -1.0 if np.median(moving) < 0 else 1.0
     numbers: dict[str, Number] = {}
@@ -98,7 +102,9 @@ def read_fit(found: Found, fit: Candidate) -> Reading:
     if has_clip(fit):
         numbers["clip"] = _exponentiate(x.log_clip_norm, stderr.log_clip_norm)
     of_leaf = found.group_of
-    return Reading(fit, numbers, sign, decays, decays[of_leaf], is_unseen[of_leaf])
+    return Reading(
+        fit, numbers, sign, rate_error, decays, decays[of_leaf], is_unseen[of_leaf]
+    )
 
 
 def find_unseen_groups(found: Found, fit: Candidate) -> np.ndarray:
@@ -119,7 +125,7 @@ def _bound_decay(found: Found, fit: Candidate) -> float:
     tried = found.problem.evaluate(
         [fit._replace(x=fit.x._replace(decoupled_weight_decay=x)) for x in decays]
     )
-    limit = found.ratio * fit.cost
+    limit = found.ratios.number * fit.cost
     alike = [x for x, other in zip(decays, tried, strict=True) if other.cost <= limit]
     return max(alike, default=0.0)
 
@@ -158,17 +164,22 @@ def shorten_numbers(found: Found, reading: Reading) -> dict[str, float]:
     brief: dict[str, float] = {}
     for reach in (1.0, 0.2, 0.04, 0.0):
         brief = {
-            name: _shorten_number(name, number, reach)
+            name: _shorten_number(name, number, reach, reading.rate_error)
             for name, number in reading.numbers.items()
         }
         (tried,) = found.problem.evaluate([put_numbers(reading, brief)])
-        if tried.cost <= found.ratio * reading.fit.cost:
+        if tried.cost <= found.ratios.number * reading.fit.cost:
             break
     return brief
 
 
-def _shorten_number(name: str, number: Number, reach: float) -> float:
+def _shorten_number(
+    name: str, number: Number, reach: float, rate_error: float
+) -> float:
     stderr = reach * number.stderr
+    if name == "clip":
+        # Where it clips, its error is one of the learning rate.
+        stderr = min(stderr, rate_error * number.value / SIGMAS)
     if name == "alpha":  # 0.999 has one digit, and 0.9990 two
         return float(f"{1 - shorten(1 - number.value, stderr):.12g}")
     return shorten(number.value, stderr)
@@ -232,9 +243,20 @@ def read_rates(found: Found, fit: Candidate, sign: float) -> Rates:
         factors = _compare_groups(rates, errors, find_unseen_groups(found, fit))
     first = int(np.argmin(find_unseen_groups(found, fit)))
     values, stderr = (np.full(recording.num_steps, np.nan) for _ in range(2))
-    values[recording.kept], stderr[recording.kept] = rates[:, first], errors[:, first]
+    rates, stderr[recording.kept] = rates[:, first], errors[:, first]
+    pieces: list[Piece] = []
+    if factors is not None:
+        fit = fit._replace(x=fit.x._replace(rate_factor=factors))
+        ratio = found.ratios.rule
+        found_pieces = find_pieces(
+            found.problem, fit, sign * rates, errors[:, first], ratio
+        )
+        pieces = [piece._replace(rate=sign * piece.rate) for piece in found_pieces]
+    if pieces:
+        rates = np.repeat([x.rate for x in pieces], [x.steps for x in pieces])
+    values[recording.kept] = rates
     by_leaf = None if factors is None else factors[found.group_of]
-    return Rates(values, stderr, by_leaf, sign * np.asarray(made.varying))
+    return Rates(values, stderr, pieces, by_leaf, sign * np.asarray(made.varying))
 
 
 def _compare_groups(

@@ -13,6 +13,7 @@ from rmsprop_jax._identify.extending import (
     list_variations,
     raise_eps,
     raise_moments,
+    use_typical_eps,
 )
 from rmsprop_jax._identify.families import (
     NOTHING,
@@ -55,8 +56,8 @@ class Found(NamedTuple):
         group_of: [leaves], the group of each leaf in the problem.
         fits: The simplest rules that explain as much as the best, best first.
         others: The next best, if there is one.
-        ratio: A rule explains as much as another with a cost up to so many times as
-            large.
+        ratios: How many times as large the cost of what explains as much may be.
+        limit: The largest share of the updates that rounding may leave unexplained.
     """
 
     problem: Problem
@@ -64,24 +65,19 @@ class Found(NamedTuple):
     group_of: np.ndarray
     fits: list[Candidate]
     others: list[Candidate]
-    ratio: float
+    ratios: Ratios
+    limit: float
+
+    @property
+    def is_hidden(self) -> bool:
+        """Whether rounding may be so much of the updates that it hides the rule."""
+        return self.limit > HIDING_ROUNDING
 
     @property
     def is_explained(self) -> bool:
         """Whether the best leaves no more than rounding may, which is not much."""
-        if self.recording.rounding > HIDING_ROUNDING:
-            return False
         best = min(self.fits, key=_get_cost)
-        return explains(self.problem, self.recording, best)
-
-
-def explains(problem: Problem, recording: Recording, fit: Candidate) -> bool:
-    """Whether a fit leaves no more unexplained than rounding may."""
-    rounding = max(
-        ROUNDINGS * recording.rounding,
-        ROUNDINGS_OF_CANCELLATION * recording.precision,
-    )
-    return is_below(problem, fit, rounding**2)
+        return not self.is_hidden and is_below(self.problem, best, self.limit**2)
 
 
 def find_rules(
@@ -104,6 +100,10 @@ def find_rules(
     group_of = _group_leaves(recording)
     problem = make_problem(recording, group_of, count)
     ratios = find_ratios(recording)
+    limit = max(
+        ROUNDINGS * recording.rounding,
+        ROUNDINGS_OF_CANCELLATION * recording.precision,
+    )
     raced = _race(problem, recording, learning_rate, count)
     report()
     fits = _sort(fit for _, fit in raced)
@@ -116,23 +116,45 @@ def find_rules(
         fits = _sort([*fits, *_vary(problem, recording, raced, best)])
     report()
     fits = _recover_moments(problem, recording, fits)
+    is_explained = is_below(problem, fits[0], limit**2)
+    if not (is_quick or is_explained):
+        fits = _persist(problem, recording, fits)
     near = [fit for fit in fits if fit.cost <= GREEDY * fits[0].cost]
-    if is_quick and not explains(problem, recording, fits[0]):
-        return Found(problem, recording, group_of, fits[:1], fits[1:2], ratios.rule)
+    if is_quick and not is_explained:
+        return Found(problem, recording, group_of, fits[:1], fits[1:2], ratios, limit)
     chosen = _choose_alike(problem, recording, near, ratios)
     chosen = _choose_alike(
         problem, recording, [*chosen, *_find_rivals(problem, chosen)], ratios
     )
-    limit = ratios.rule * max(fit.cost for fit in chosen)
-    others = [fit for fit in fits if fit.cost > limit]
+    worst = ratios.rule * max(fit.cost for fit in chosen)
+    others = [fit for fit in fits if fit.cost > worst]
     return Found(
         problem=problem,
         recording=recording,
         group_of=group_of,
         fits=drop_imitations(chosen, problem),
         others=simplify(problem, others[:1], ratios),
-        ratio=ratios.rule,
+        ratios=ratios,
+        limit=limit,
     )
+
+
+def _persist(
+    problem: Problem, recording: Recording, fits: list[Candidate]
+) -> list[Candidate]:
+    """Return the fits, and the best of them after more steps, from other ε as well.
+
+    If every step is clipped, α, ε and the clip do nearly the same, so that a fit creeps
+    along a valley, and may leave it for an ε of 0.
+    """
+    starts: list[Candidate] = []
+    for fit in _choose_different(fits)[:8]:
+        starts.append(fit)
+        if np.any(fit.free.log_eps):
+            starts.append(use_typical_eps(fit, recording))
+    again = problem.fit(starts, 200, 1e-9)
+    again = [*again, *_find_rivals(problem, _choose_different(_sort(again))[:4])]
+    return _sort([*fits, *again])
 
 
 def _recover_moments(

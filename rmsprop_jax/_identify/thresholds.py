@@ -41,7 +41,7 @@ ROUNDINGS_OF_CANCELLATION = 32.0
 ROUNDINGS = 1.25
 # Rules differ by less than this in the updates that they make. If rounding leaves more,
 # it hides the rule, so that nothing is said to be explained.
-HIDING_ROUNDING = 0.1
+HIDING_ROUNDING = 0.125
 # With less than this of it, nothing else is looked for.
 CLEAR = 0.75
 # Coarser rounding than this may hide what else there is.
@@ -82,14 +82,12 @@ COMMON_ALPHAS = (0.9, 0.95, 0.99, 0.999)
 # A leaf with less than this share of the largest weight decay has none: what is left is
 # chance.
 SHARE_OF_DECAY = 0.3
-# Coarse rounding is not random: it shifts fitted numbers by more than statistics says.
-# The standard errors are taken to be so many times as large.
-COARSE_ERRORS = 5.0
-# A default that is as near as this, as a share, is tried in place of a fitted number.
-# It is taken if it explains as much.
-NEARLY = 0.2
 # Nobody misses a weight decay below this.
 HIDDEN_DECAY = 1e-4
+# If learning rates change more often than this, they are not written one by one.
+MAX_PIECES = 4
+# At most so many steps are tried as starts of a piece, those where it changes most.
+MAX_STARTS = 200
 # A number with a larger relative error is said to be uncertain.
 UNCERTAIN = 0.02
 # Below this share of the updates, noise in the gradients may be what is left.
