@@ -19,7 +19,8 @@ from rmsprop_jax._identify.explanation import Explanation
 from rmsprop_jax._identify.interpreting import interpret
 from rmsprop_jax._identify.match import Match
 from rmsprop_jax._identify.progress import make_bar
-from rmsprop_jax._identify.recording import Recording, Run, make_recording, read_run
+from rmsprop_jax._identify.recording import Recording, make_recording
+from rmsprop_jax._identify.run import Run, read_run
 from rmsprop_jax._identify.search import Found, find_rules
 from rmsprop_jax._identify.thresholds import (
     ELEMENTS,

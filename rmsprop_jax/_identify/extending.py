@@ -92,7 +92,11 @@ def list_extensions(
         yield [candidate._replace(variant=v._replace(cautious=True))]
     if not has_clip(candidate):
         yield from _list_clips(candidate, recording)
-    elif np.any(free.weight_decay) and not v.clips_after_decay:
+    elif (
+        np.any(free.weight_decay)
+        and not v.clips_after_decay
+        and (v.clips_elements or not recording.is_sampled)  # else that norm is unknown
+    ):
         yield [candidate._replace(variant=v._replace(clips_after_decay=True))]
     if len(recording.names) > 1:
         yield from _list_by_leaf(candidate)

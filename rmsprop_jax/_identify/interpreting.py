@@ -82,9 +82,10 @@ def _interpret(
         if optimizer in ("Adam", "AdamW") and rates.factors is None:
             optimizer = "LAMB"  # its leaves' learning rates change by themselves
         calls = name_other(optimizer, fit.variant, brief, reading.numbers)
-        if optimizer == "Adam" and len(found.recording.names) == 1:
-            # With one leaf, the factor by which LAMB scales its update can't be told
-            # from a learning rate.
+        has_one_leaf = len(found.recording.names) == 1
+        if optimizer == "Adam" and (has_one_leaf or fit.variant.learning_rate_by_leaf):
+            # The factor by which LAMB scales the update of each leaf can't be told from
+            # a learning rate of its own.
             calls |= name_other("LAMB", fit.variant, brief, reading.numbers)
     rank = min((rank_call(*call) for call in calls.items()), default=(True, 99.0, 99))
     explanation = Explanation(

@@ -33,6 +33,7 @@ class Reading(NamedTuple):
     Attributes:
         fit: The fit.
         numbers: Its numbers; "clip" is the largest norm of a gradient.
+        covariance: Theirs, as far as the fit tells.
         sign: −1 if it goes up the gradient.
         rate_error: The relative standard error of a step's learning rate.
         group_decays: [groups], whether each decays.
@@ -42,6 +43,7 @@ class Reading(NamedTuple):
 
     fit: Candidate
     numbers: dict[str, Number]
+    covariance: np.ndarray
     sign: float
     rate_error: float
     group_decays: np.ndarray
@@ -71,7 +73,8 @@ class Rates(NamedTuple):
 def read_fit(found: Found, fit: Candidate) -> Reading:
     """Return a fit in the names of `rmsprop`."""
     x, v = fit.x, fit.variant
-    stderr = found.problem.stderr(fit, found.ratios.number)
+    covariance = found.problem.covariance(fit, found.ratios.number)
+    stderr = found.problem.stderr(fit, covariance)
     (made,) = found.problem.predict([fit])
     rates, errors = read_learning_rates(made)
     is_moving = rates != 0
@@ -103,8 +106,43 @@ def read_fit(found: Found, fit: Candidate) -> Reading:
         numbers["clip"] = _exponentiate(x.log_clip_norm, stderr.log_clip_norm)
     of_leaf = found.group_of
     return Reading(
-        fit, numbers, sign, rate_error, decays, decays[of_leaf], is_unseen[of_leaf]
+        fit,
+        numbers,
+        _transform_covariance(found, fit, numbers, covariance),
+        sign,
+        rate_error,
+        decays,
+        decays[of_leaf],
+        is_unseen[of_leaf],
     )
+
+
+def _transform_covariance(
+    found: Found, fit: Candidate, numbers: dict[str, Number], covariance: np.ndarray
+) -> np.ndarray:
+    """Return the covariance of numbers in the names of `rmsprop`."""
+    fields = {
+        "alpha": "logit_one_minus_alpha",
+        "eps": "log_eps",
+        "momentum": "momentum",
+        "weight_decay": _get_decay_name(fit),
+        "initial_scale": "log_initial_scale",
+        "clip": "log_clip_norm",
+    }
+    columns = [found.problem.find_column(fields[name]) for name in numbers]
+    slopes = np.array(
+        [_differentiate_number(name, number.value) for name, number in numbers.items()]
+    )
+    chosen = covariance[np.ix_(columns, columns)]
+    chosen = np.where(np.isfinite(chosen), chosen, 0.0)
+    return chosen * np.outer(slopes, slopes)
+
+
+def _differentiate_number(name: str, value: float) -> float:
+    """Return the derivative of a number by its coordinate in a fit."""
+    if name == "alpha":
+        return -value * (1 - value)
+    return value if name in ("eps", "initial_scale", "clip") else 1.0
 
 
 def find_unseen_groups(found: Found, fit: Candidate) -> np.ndarray:
@@ -163,26 +201,47 @@ def shorten_numbers(found: Found, reading: Reading) -> dict[str, float]:
     """Return the numbers in the fewest digits that explain as much together."""
     brief: dict[str, float] = {}
     for reach in (1.0, 0.2, 0.04, 0.0):
-        brief = {
-            name: _shorten_number(name, number, reach, reading.rate_error)
-            for name, number in reading.numbers.items()
-        }
+        brief = _shorten_one_by_one(reading, reach)
         (tried,) = found.problem.evaluate([put_numbers(reading, brief)])
         if tried.cost <= found.ratios.number * reading.fit.cost:
             break
     return brief
 
 
-def _shorten_number(
-    name: str, number: Number, reach: float, rate_error: float
-) -> float:
-    stderr = reach * number.stderr
-    if name == "clip":
-        # Where it clips, its error is one of the learning rate.
-        stderr = min(stderr, rate_error * number.value / SIGMAS)
+def _shorten_one_by_one(reading: Reading, reach: float) -> dict[str, float]:
+    """Return the numbers in few digits, each with what the ones before imply for it.
+
+    Where α and ε make up for each other, α in few digits tells what ε is.
+
+    Args:
+        reading: The numbers.
+        reach: The share of their errors that shortening may use up.
+    """
+    covariance = reading.covariance.copy()
+    values = np.array([number.value for number in reading.numbers.values()])
+    left = reach**2  # of the square of the errors, in `SIGMAS` standard errors
+    brief: dict[str, float] = {}
+    for i, (name, number) in enumerate(reading.numbers.items()):
+        variance = covariance[i, i]
+        stderr = np.sqrt(left / 2 * variance) if variance else reach * number.stderr
+        if name == "clip":
+            # Where it clips, its error is one of the learning rate.
+            stderr = min(stderr, reading.rate_error * number.value / SIGMAS)
+        brief[name] = _shorten_number(name, float(values[i]), float(stderr))
+        if variance:
+            change = (brief[name] - values[i]) / variance
+            left -= min(left, change**2 * variance / SIGMAS**2)
+            row = covariance[i].copy()
+            values = values + change * row
+            covariance -= np.outer(row, row) / variance
+            np.fill_diagonal(covariance, np.maximum(np.diagonal(covariance), 0.0))
+    return brief
+
+
+def _shorten_number(name: str, value: float, stderr: float) -> float:
     if name == "alpha":  # 0.999 has one digit, and 0.9990 two
-        return float(f"{1 - shorten(1 - number.value, stderr):.12g}")
-    return shorten(number.value, stderr)
+        return float(f"{1 - shorten(1 - value, stderr):.12g}")
+    return shorten(value, stderr)
 
 
 def put_numbers(reading: Reading, numbers: dict[str, float]) -> Candidate:

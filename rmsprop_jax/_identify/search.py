@@ -35,6 +35,7 @@ from rmsprop_jax._identify.simplifying import (
 )
 from rmsprop_jax._identify.thresholds import (
     CLEAR,
+    FEW,
     FINE_ROUNDING,
     GREEDY,
     HIDING_ROUNDING,
@@ -119,9 +120,11 @@ def find_rules(
     is_explained = is_below(problem, fits[0], limit**2)
     if not (is_quick or is_explained):
         fits = _persist(problem, recording, fits)
+        is_explained = is_below(problem, fits[0], limit**2)
     near = [fit for fit in fits if fit.cost <= GREEDY * fits[0].cost]
     if is_quick and not is_explained:
         return Found(problem, recording, group_of, fits[:1], fits[1:2], ratios, limit)
+    near = near if is_explained else near[:FEW]
     chosen = _choose_alike(problem, recording, near, ratios)
     chosen = _choose_alike(
         problem, recording, [*chosen, *_find_rivals(problem, chosen)], ratios

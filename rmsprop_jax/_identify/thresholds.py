@@ -69,6 +69,9 @@ SYSTEMATIC = 0.25
 # there are elements.
 GREEDY = 3.0
 
+# If nothing explains the run, so many of the nearest rules are enough.
+FEW = 4
+
 # --- Numbers that nobody uses
 
 # An ε of e² times the largest gradient leaves nothing of an RMSProp but SGD.
