@@ -82,11 +82,15 @@ class Explanation:
         """
         if not self.is_importable:
             return self.brief_call
-        if not self.pieces:
-            return self._write_call("match.best.schedule", "match.best.momentum")
+        return self._write_call(self._write_learning_rate(), "match.best.momentum")
+
+    def _write_learning_rate(self) -> str:
+        """Return the learning rate, or an expression of its schedule."""
+        if not self.pieces or not all(rate for _, rate in self.pieces[:-1]):
+            return "match.best.schedule"
         (_, first), *others = self.pieces
         if not others:
-            return self._write_call(write_value(first), "match.best.momentum")
+            return write_value(first)
         before = np.cumsum([steps for steps, _ in self.pieces])
         factors = [
             f"{count}: {write_value(shorten(rate / previous, 1e-8))}"
@@ -94,10 +98,9 @@ class Explanation:
                 before, self.pieces, others, strict=False
             )
         ]
-        return self._write_call(
+        return (
             f"optax.piecewise_constant_schedule({write_value(first)}, "
-            f"{{{', '.join(factors)}}})",
-            "match.best.momentum",
+            f"{{{', '.join(factors)}}})"
         )
 
     @property
@@ -109,9 +112,7 @@ class Explanation:
     def brief_call(self) -> str:
         """The same with "…" for what changes from step to step."""
         is_constant = len(self.pieces) == 1
-        return self._write_call(
-            write_value(self.pieces[0].rate) if is_constant else "…"
-        )
+        return self._write_call(self._write_learning_rate() if is_constant else "…")
 
     def _write_call(self, learning_rate: str, momentum: str = "…") -> str:
         name, arguments = next(iter(self.calls.items()))

@@ -323,7 +323,7 @@ def _measure_scale(recording: Recording, num_groups: int, *, has_state: bool) ->
         decoupled_weight_decay=decay,
         decay_factor=np.ones(num_groups),
         learning_rate=np.full(len(recording.g), moved),
-        rate_factor=np.ones(num_groups),
+        learning_rate_factor=np.ones(num_groups),
         log_nu=np.ones(num_states),
         mu=np.full(num_states, moved),
         grad_mean=np.full(num_states, size),

@@ -17,7 +17,7 @@ class Piece(NamedTuple):
     """A learning rate that stays the same for some steps."""
 
     steps: int
-    rate: float
+    learning_rate: float
 
 
 def read_learning_rates(made: Prediction) -> tuple[np.ndarray, np.ndarray]:
@@ -63,7 +63,7 @@ def find_pieces(
         stderr: [T], their standard errors; infinite where a learning rate is not seen.
         ratio: How many times as large the cost of what explains as much may be.
     """
-    for lengths in _split(rates, stderr):
+    for lengths in split(rates, stderr):
         start = [np.median(x) for x in np.split(rates, np.cumsum(lengths)[:-1])]
         values = _fit_pieces(
             problem, fit, np.array(start), lengths, np.isfinite(stderr), ratio
@@ -73,7 +73,7 @@ def find_pieces(
     return []
 
 
-def _split(rates: np.ndarray, stderr: np.ndarray) -> Iterator[Sequence[int]]:
+def split(rates: np.ndarray, stderr: np.ndarray) -> Iterator[Sequence[int]]:
     """Yield the lengths of one piece, of the best two, and so on."""
     weights = 1 / np.square(stderr + 1e-9 * np.abs(rates) + 1e-300)
     jumps = np.abs(np.diff(rates)) / (stderr[1:] + stderr[:-1] + 1e-300)

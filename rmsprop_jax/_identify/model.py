@@ -68,7 +68,7 @@ class Theta(NamedTuple):
     decoupled_weight_decay: Array
     decay_factor: Array  # [leaves], what both are multiplied with; 1 where all decay
     learning_rate: Array  # [T], NaN where `predict` takes what explains most
-    rate_factor: (
+    learning_rate_factor: (
         Array  # [groups], what a learning rate that is known is multiplied with
     )
     # [n], the state before the first step; size 0 if the recording starts with the run
@@ -218,7 +218,7 @@ def predict(v: Variant, x: Theta, seen: Observations) -> Prediction:
             fixed=moves * fixed_share * state.buffer,
             other=where(v.momentum_varies, state.buffer, other),
         )
-        known = known_rate * x.rate_factor
+        known = known_rate * x.learning_rate_factor
         learning_rate, precision, varying = _solve(v, now, terms, known, seen)
         rate = learning_rate[seen.group]
         u = -rate * terms.scaled - terms.fixed - varying * terms.other

@@ -35,7 +35,7 @@ class Reading(NamedTuple):
         numbers: Its numbers; "clip" is the largest norm of a gradient.
         covariance: Theirs, as far as the fit tells.
         sign: −1 if it goes up the gradient.
-        rate_error: The relative standard error of a step's learning rate.
+        learning_rate_error: The relative standard error of a step's learning rate.
         group_decays: [groups], whether each decays.
         decays: [leaves], whether each decays.
         is_unseen: [leaves], whether nothing is known of its learning rate and decay.
@@ -45,7 +45,7 @@ class Reading(NamedTuple):
     numbers: dict[str, Number]
     covariance: np.ndarray
     sign: float
-    rate_error: float
+    learning_rate_error: float
     group_decays: np.ndarray
     decays: np.ndarray
     is_unseen: np.ndarray
@@ -79,7 +79,7 @@ def read_fit(found: Found, fit: Candidate) -> Reading:
     rates, errors = read_learning_rates(made)
     is_moving = rates != 0
     moving, error = rates[is_moving], errors[is_moving]
-    rate_error = float(np.median(error / np.abs(moving)))
+    learning_rate_error = float(np.median(error / np.abs(moving)))
     # Up the gradient is down it with a negative learning rate, and decay.
     sign = -1.0 if np.median(moving) < 0 else 1.0
     numbers: dict[str, Number] = {}
@@ -110,7 +110,7 @@ def read_fit(found: Found, fit: Candidate) -> Reading:
         numbers,
         _transform_covariance(found, fit, numbers, covariance),
         sign,
-        rate_error,
+        learning_rate_error,
         decays,
         decays[of_leaf],
         is_unseen[of_leaf],
@@ -201,14 +201,14 @@ def shorten_numbers(found: Found, reading: Reading) -> dict[str, float]:
     """Return the numbers in the fewest digits that explain as much together."""
     brief: dict[str, float] = {}
     for reach in (1.0, 0.2, 0.04, 0.0):
-        brief = _shorten_one_by_one(reading, reach)
+        brief = shorten_one_by_one(reading, reach)
         (tried,) = found.problem.evaluate([put_numbers(reading, brief)])
         if tried.cost <= found.ratios.number * reading.fit.cost:
             break
     return brief
 
 
-def _shorten_one_by_one(reading: Reading, reach: float) -> dict[str, float]:
+def shorten_one_by_one(reading: Reading, reach: float) -> dict[str, float]:
     """Return the numbers in few digits, each with what the ones before imply for it.
 
     Where α and ε make up for each other, α in few digits tells what ε is.
@@ -226,7 +226,7 @@ def _shorten_one_by_one(reading: Reading, reach: float) -> dict[str, float]:
         stderr = np.sqrt(left / 2 * variance) if variance else reach * number.stderr
         if name == "clip":
             # Where it clips, its error is one of the learning rate.
-            stderr = min(stderr, reading.rate_error * number.value / SIGMAS)
+            stderr = min(stderr, reading.learning_rate_error * number.value / SIGMAS)
         brief[name] = _shorten_number(name, float(values[i]), float(stderr))
         if variance:
             change = (brief[name] - values[i]) / variance
@@ -305,14 +305,17 @@ def read_rates(found: Found, fit: Candidate, sign: float) -> Rates:
     rates, stderr[recording.kept] = rates[:, first], errors[:, first]
     pieces: list[Piece] = []
     if factors is not None:
-        fit = fit._replace(x=fit.x._replace(rate_factor=factors))
+        fit = fit._replace(x=fit.x._replace(learning_rate_factor=factors))
         ratio = found.ratios.rule
         found_pieces = find_pieces(
             found.problem, fit, sign * rates, errors[:, first], ratio
         )
-        pieces = [piece._replace(rate=sign * piece.rate) for piece in found_pieces]
+        pieces = [
+            piece._replace(learning_rate=sign * piece.learning_rate)
+            for piece in found_pieces
+        ]
     if pieces:
-        rates = np.repeat([x.rate for x in pieces], [x.steps for x in pieces])
+        rates = np.repeat([x.learning_rate for x in pieces], [x.steps for x in pieces])
     values[recording.kept] = rates
     by_leaf = None if factors is None else factors[found.group_of]
     return Rates(values, stderr, pieces, by_leaf, sign * np.asarray(made.varying))
