@@ -18,6 +18,7 @@ from rmsprop_jax._identify.naming import (
     name_other,
     rank_call,
     shorten,
+    use_defaults,
 )
 from rmsprop_jax._identify.reading import (
     Rates,
@@ -78,15 +79,18 @@ def _interpret(
         recipe = _add_factors(found, fit, recipe, rates)
         recipe, calls = _add_schedule(fit, recipe, calls, rates)
     else:
-        rates = read_rates(found, put_numbers(reading, brief), reading.sign)
+        numbers = use_defaults(optimizer, brief, reading.numbers)
+        rates = read_rates(found, put_numbers(reading, numbers), reading.sign)
         if optimizer in ("Adam", "AdamW") and rates.factors is None:
             optimizer = "LAMB"  # its leaves' learning rates change by themselves
-        calls = name_other(optimizer, fit.variant, brief, reading.numbers)
+            numbers = use_defaults(optimizer, brief, reading.numbers)
+        calls = name_other(optimizer, fit.variant, numbers)
         has_one_leaf = len(found.recording.names) == 1
         if optimizer == "Adam" and (has_one_leaf or fit.variant.learning_rate_by_leaf):
             # The factor by which LAMB scales the update of each leaf can't be told from
             # a learning rate of its own.
-            calls |= name_other("LAMB", fit.variant, brief, reading.numbers)
+            numbers = use_defaults("LAMB", brief, reading.numbers)
+            calls |= name_other("LAMB", fit.variant, numbers)
     rank = min((rank_call(*call) for call in calls.items()), default=(True, 99.0, 99))
     explanation = Explanation(
         optimizer=optimizer,

@@ -49,7 +49,7 @@ def find_pieces(
     fit: Candidate,
     rates: np.ndarray,
     stderr: np.ndarray,
-    ratio: float,
+    limit: float,
 ) -> list[Piece]:
     """Return the fewest learning rates, in few digits, that explain as much.
 
@@ -61,12 +61,12 @@ def find_pieces(
         fit: The fit, whose learning rates are free.
         rates: [T], its learning rates.
         stderr: [T], their standard errors; infinite where a learning rate is not seen.
-        ratio: How many times as large the cost of what explains as much may be.
+        limit: The largest cost of what explains as much.
     """
     for lengths in split(rates, stderr):
         start = [np.median(x) for x in np.split(rates, np.cumsum(lengths)[:-1])]
         values = _fit_pieces(
-            problem, fit, np.array(start), lengths, np.isfinite(stderr), ratio
+            problem, fit, np.array(start), lengths, np.isfinite(stderr), limit
         )
         if values is not None:
             return [Piece(*both) for both in zip(lengths, values, strict=True)]
@@ -106,7 +106,7 @@ def _fit_pieces(
     start: np.ndarray,
     lengths: Sequence[int],
     is_seen: np.ndarray,
-    ratio: float,
+    limit: float,
 ) -> list[float] | None:
     """Return the learning rate of each piece, or None if they explain less.
 
@@ -126,7 +126,6 @@ def _fit_pieces(
     inverse = np.linalg.pinv(hessian, hermitian=True)
     values = start - inverse @ (slopes @ base)
     (exact,) = problem.evaluate([put(values)])
-    limit = ratio * fit.cost
     if not exact.cost <= limit:
         return None
     more = (limit - exact.cost) * problem.size

@@ -98,11 +98,31 @@ def list_calls(
                 yield f"dialects.{name}", arguments, config
 
 
-def name_other(
+def use_defaults(
     optimizer: str,
-    v: Variant,
     numbers: Mapping[str, float],
     fitted: Mapping[str, tuple[float, float]],
+) -> dict[str, float]:
+    """Return numbers with the defaults of another optimizer where errors allow them.
+
+    Args:
+        optimizer: Its name.
+        numbers: Its numbers in few digits.
+        fitted: The same as they were fitted, with their standard errors.
+    """
+    _, parameters = _OTHERS.get(optimizer, ("", {}))
+    near = {
+        name: default
+        for name, default in parameters.values()
+        if name in fitted
+        and abs(fitted[name][0] - default)
+        <= SIGMAS * fitted[name][1] + 1e-6 * abs(default)
+    }
+    return {**numbers, **near}
+
+
+def name_other(
+    optimizer: str, v: Variant, numbers: Mapping[str, float]
 ) -> dict[str, Arguments]:
     """Return the call of another optimizer, with arguments that aren't its defaults.
 
@@ -110,7 +130,6 @@ def name_other(
         optimizer: Its name.
         v: Its equations.
         numbers: Its numbers in few digits.
-        fitted: The same as they were fitted, with their standard errors.
     """
     if optimizer not in _OTHERS:
         return {}
@@ -118,12 +137,11 @@ def name_other(
     expressed = {name for name, _ in parameters.values()} | {"eps", "clip"}
     if any(numbers[name] and name not in expressed for name in numbers):
         return {}
-    arguments: Arguments = {}
-    for argument, (name, default) in parameters.items():
-        if name in fitted:
-            value, stderr = fitted[name]
-            if not abs(value - default) <= SIGMAS * stderr + 1e-6 * abs(default):
-                arguments[argument] = numbers[name]
+    arguments: Arguments = {
+        argument: numbers[name]
+        for argument, (name, default) in parameters.items()
+        if name in numbers and numbers[name] != default
+    }
     if v.nesterov:
         arguments["nesterov"] = True
     return {function: arguments}

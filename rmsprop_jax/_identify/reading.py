@@ -16,7 +16,11 @@ from rmsprop_jax._identify.learning_rates import (
 from rmsprop_jax._identify.model import Array, Theta
 from rmsprop_jax._identify.naming import shorten
 from rmsprop_jax._identify.search import Found
-from rmsprop_jax._identify.thresholds import SHARE_OF_DECAY, SIGMAS
+from rmsprop_jax._identify.thresholds import (
+    ROUNDINGS_OF_CANCELLATION,
+    SHARE_OF_DECAY,
+    SIGMAS,
+)
 from rmsprop_jax._optimizer.options import Config
 
 
@@ -306,9 +310,13 @@ def read_rates(found: Found, fit: Candidate, sign: float) -> Rates:
     pieces: list[Piece] = []
     if factors is not None:
         fit = fit._replace(x=fit.x._replace(learning_rate_factor=factors))
-        ratio = found.ratios.rule
+        limit = found.ratios.rule * fit.cost
+        if fit.variant.bias_correction:
+            # In float32 a correction, 1 − α^t, loses digits, and with it the rates do.
+            off = SIGMAS * ROUNDINGS_OF_CANCELLATION * recording.precision
+            limit = max(limit, off**2)
         found_pieces = find_pieces(
-            found.problem, fit, sign * rates, errors[:, first], ratio
+            found.problem, fit, sign * rates, errors[:, first], limit
         )
         pieces = [
             piece._replace(learning_rate=sign * piece.learning_rate)
