@@ -30,11 +30,22 @@ def raise_eps(candidate: Candidate, recording: Recording) -> Candidate:
     return candidate._replace(x=candidate.x._replace(log_eps=least))
 
 
-def use_typical_eps(candidate: Candidate, recording: Recording) -> Candidate:
-    """Return the candidate with an ε of the size of a typical gradient."""
-    log_eps = np.log(np.median(np.abs(recording.g[recording.g != 0])))
-    log_eps = log_eps * (2 if candidate.variant.eps_in_sqrt else 1)
-    return candidate._replace(x=candidate.x._replace(log_eps=log_eps))
+def list_typical_eps(candidate: Candidate, recording: Recording) -> list[Candidate]:
+    """Return the candidate with an ε of a typical gradient's size, in both places."""
+    v, log_eps = candidate.variant, _measure_typical_gradient(recording)
+    inside = v._replace(eps_in_sqrt=True, eps_is_floor=False)
+    return [
+        candidate._replace(variant=variant, x=candidate.x._replace(log_eps=place))
+        for variant, place in (
+            (v._replace(eps_in_sqrt=False), log_eps),
+            (inside, 2 * log_eps),
+        )
+    ]
+
+
+def _measure_typical_gradient(recording: Recording) -> np.ndarray:
+    """Return the logarithm of an element's typical size."""
+    return np.log(np.median(np.abs(recording.g[recording.g != 0])))
 
 
 def raise_moments(candidate: Candidate, recording: Recording) -> Candidate:
@@ -68,7 +79,7 @@ def list_extensions(
     if np.any(free.log_eps) and not v.eps_is_floor:
         floor = v._replace(eps_in_sqrt=False, eps_is_floor=True)
         outside = x.log_eps / 2 if v.eps_in_sqrt else x.log_eps
-        typical = np.log(np.median(np.abs(recording.g[recording.g != 0])))
+        typical = _measure_typical_gradient(recording)
         yield [
             candidate._replace(variant=floor, x=x._replace(log_eps=log_eps))
             for log_eps in (outside, typical)

@@ -192,11 +192,6 @@ class Problem:
         costs, _ = self._predict_residuals(flags, flat)
         return min(candidate.cost, float(costs[0]))
 
-    def residuals(self, candidate: Candidate) -> np.ndarray:
-        """Return the weighted residuals [T, n]."""
-        (made,) = self.predict([candidate])
-        return np.asarray(made.residuals)
-
     def predict(self, candidates: Sequence[Candidate]) -> list[Prediction]:
         """Return what candidates make of the gradients, as NumPy arrays."""
         flags, x = _to_arrays(candidates)

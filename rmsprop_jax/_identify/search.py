@@ -10,10 +10,10 @@ import numpy as np
 
 from rmsprop_jax._identify.extending import (
     list_extensions,
+    list_typical_eps,
     list_variations,
     raise_eps,
     raise_moments,
-    use_typical_eps,
 )
 from rmsprop_jax._identify.families import (
     NOTHING,
@@ -108,38 +108,55 @@ def find_rules(
     raced = _race(problem, recording, learning_rate, count)
     report()
     fits = _sort(fit for _, fit in raced)
-    # The effect of a clip may look like an odd initial scale.
-    first = next(fit for fit in fits if not np.any(fit.free.log_initial_scale))
-    if not (is_quick or _is_clear(recording, first)):
-        fits = _extend(problem, recording, fits, ratios)
-        report()
-        best = simplify(problem, fits[:1], ratios)[0]
-        fits = _sort([*fits, *_vary(problem, recording, raced, best)])
+    if not is_quick:
+        fits = _explore(problem, recording, raced, ratios, report)
     report()
     fits = _recover_moments(problem, recording, fits)
     is_explained = is_below(problem, fits[0], limit**2)
     if not (is_quick or is_explained):
         fits = _persist(problem, recording, fits)
         is_explained = is_below(problem, fits[0], limit**2)
-    near = [fit for fit in fits if fit.cost <= GREEDY * fits[0].cost]
-    if is_quick and not is_explained:
-        return Found(problem, recording, group_of, fits[:1], fits[1:2], ratios, limit)
-    near = near if is_explained else near[:FEW]
+    chosen, others = fits[:1], fits[1:2]
+    if is_explained or not is_quick:
+        most = len(fits) if is_explained else FEW
+        chosen, others = _simplify_best(problem, recording, fits, ratios, most)
+    return Found(problem, recording, group_of, chosen, others, ratios, limit)
+
+
+def _explore(
+    problem: Problem,
+    recording: Recording,
+    raced: Raced,
+    ratios: Ratios,
+    report: Report,
+) -> list[Candidate]:
+    """Return the fits of all families, and those with what few runs have."""
+    fits = _sort(fit for _, fit in raced)
+    # The effect of a clip may look like an odd initial scale.
+    first = next(fit for fit in fits if not np.any(fit.free.log_initial_scale))
+    if _is_clear(recording, first):
+        return fits
+    fits = _extend(problem, recording, fits, ratios)
+    report()
+    best = simplify(problem, fits[:1], ratios)[0]
+    return _sort([*fits, *_vary(problem, recording, raced, best)])
+
+
+def _simplify_best(
+    problem: Problem,
+    recording: Recording,
+    fits: list[Candidate],
+    ratios: Ratios,
+    most: int,
+) -> tuple[list[Candidate], list[Candidate]]:
+    """Return the simplest rules that explain as much as the best, and the next best."""
+    near = [fit for fit in fits if fit.cost <= GREEDY * fits[0].cost][:most]
     chosen = _choose_alike(problem, recording, near, ratios)
-    chosen = _choose_alike(
-        problem, recording, [*chosen, *_find_rivals(problem, chosen)], ratios
-    )
+    rivals = _find_rivals(problem, chosen)
+    chosen = _choose_alike(problem, recording, [*chosen, *rivals], ratios)
     worst = ratios.rule * max(fit.cost for fit in chosen)
-    others = [fit for fit in fits if fit.cost > worst]
-    return Found(
-        problem=problem,
-        recording=recording,
-        group_of=group_of,
-        fits=drop_imitations(chosen, problem),
-        others=simplify(problem, others[:1], ratios),
-        ratios=ratios,
-        limit=limit,
-    )
+    others = [fit for fit in fits if fit.cost > worst][:1]
+    return drop_imitations(chosen, problem), simplify(problem, others, ratios)
 
 
 def _persist(
@@ -148,13 +165,13 @@ def _persist(
     """Return the fits, and the best of them after more steps, from other ε as well.
 
     If every step is clipped, α, ε and the clip do nearly the same, so that a fit creeps
-    along a valley, and may leave it for an ε of 0.
+    along a valley, and may leave it for an ε of 0, whose place can't be seen.
     """
     starts: list[Candidate] = []
-    for fit in _choose_different(fits)[:8]:
+    for fit in _choose_different(fits)[:FEW]:
         starts.append(fit)
         if np.any(fit.free.log_eps):
-            starts.append(use_typical_eps(fit, recording))
+            starts += list_typical_eps(fit, recording)
     again = problem.fit(starts, 200, 1e-9)
     again = [*again, *_find_rivals(problem, _choose_different(_sort(again))[:4])]
     return _sort([*fits, *again])

@@ -274,16 +274,11 @@ def _drop_caution(fit: Candidate) -> list[Candidate]:
     return [fit._replace(variant=fit.variant._replace(cautious=False))]
 
 
-def _drop_decoupled_decay(fit: Candidate) -> list[Candidate]:
-    if not fit.x.decoupled_weight_decay:
-        return []
-    return [drop_decay(fit, "decoupled_weight_decay")]
+def _make_drop_decay(name: str) -> Change:
+    def change(fit: Candidate) -> list[Candidate]:
+        return [drop_decay(fit, name)] if getattr(fit.x, name) else []
 
-
-def _drop_coupled_decay(fit: Candidate) -> list[Candidate]:
-    if not fit.x.weight_decay:
-        return []
-    return [drop_decay(fit, "weight_decay")]
+    return change
 
 
 def drop_decay(fit: Candidate, name: str) -> Candidate:
@@ -349,8 +344,8 @@ _CHANGES: tuple[Change, ...] = (
     _share_learning_rate,
     _fix_varying,
     _drop_caution,
-    _drop_decoupled_decay,
-    _drop_coupled_decay,
+    _make_drop_decay("decoupled_weight_decay"),
+    _make_drop_decay("weight_decay"),
     _drop_momentum,
     _drop_eps,
     _use_common_alpha,

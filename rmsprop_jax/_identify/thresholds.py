@@ -71,7 +71,8 @@ SYSTEMATIC = 0.25
 # there are elements.
 GREEDY = 3.0
 
-# If nothing explains the run, so many of the nearest rules are enough.
+# If nothing explains the run, so many of the nearest rules are enough, to be shown and
+# to be tried again.
 FEW = 4
 
 # --- Numbers that nobody uses
