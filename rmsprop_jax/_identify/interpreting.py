@@ -31,7 +31,7 @@ from rmsprop_jax._identify.reading import (
 )
 from rmsprop_jax._identify.remarks import list_remarks
 from rmsprop_jax._identify.search import Found
-from rmsprop_jax._identify.thresholds import MAX_PIECES
+from rmsprop_jax._identify.thresholds import FINE_ROUNDING, MAX_PIECES
 from rmsprop_jax._optimizer.options import Options
 
 Calls: TypeAlias = dict[str, Arguments]
@@ -85,10 +85,7 @@ def _interpret(
             optimizer = "LAMB"  # its leaves' learning rates change by themselves
             numbers = use_defaults(optimizer, brief, reading.numbers)
         calls = name_other(optimizer, fit.variant, numbers)
-        has_one_leaf = len(found.recording.names) == 1
-        if optimizer == "Adam" and (has_one_leaf or fit.variant.learning_rate_by_leaf):
-            # The factor by which LAMB scales the update of each leaf can't be told from
-            # a learning rate of its own.
+        if optimizer == "Adam" and _may_be_lamb(found, fit, rates):
             numbers = use_defaults("LAMB", brief, reading.numbers)
             calls |= name_other("LAMB", fit.variant, numbers)
     rank = min((rank_call(*call) for call in calls.items()), default=(True, 99.0, 99))
@@ -126,6 +123,17 @@ def _name_optimizer(fit: Candidate) -> str:
     if v.averages_gradient:
         return "AdamW" if fit.x.decoupled_weight_decay else "Adam"
     return "RMSProp with a floor" if v.eps_is_floor else "RMSProp"
+
+
+def _may_be_lamb(found: Found, fit: Candidate, rates: Rates) -> bool:
+    """Whether LAMB's factor of each leaf's update may be in Adam's learning rates.
+
+    It can't be told from a learning rate of a leaf's own. If it is nearly the same for
+    all leaves, coarse rounding hides the difference.
+    """
+    has_one_leaf = len(found.recording.names) == 1
+    may_hide = found.recording.rounding > FINE_ROUNDING and not rates.pieces
+    return bool(has_one_leaf or fit.variant.learning_rate_by_leaf or may_hide)
 
 
 def _list_before(

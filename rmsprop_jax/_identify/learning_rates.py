@@ -91,7 +91,9 @@ def split(rates: np.ndarray, stderr: np.ndarray) -> Iterator[Sequence[int]]:
     costs = of_square - np.square(of_mean) / np.where(of_weight > 0, of_weight, np.inf)
     costs = np.where(starts[None, :] > starts[:, None], costs, np.inf)
     best, ways = costs[0], [[0, i] for i in range(len(starts))]
-    for _ in range(min(MAX_PIECES, len(rates))):
+    for _ in range(MAX_PIECES):
+        if not np.isfinite(best[-1]):  # there are not as many steps
+            return
         yield [int(n) for n in np.diff(starts[ways[-1]])]
         # One piece more: the last of them starts where the others end.
         both = best[:, None] + costs

@@ -203,13 +203,12 @@ def _get_decay_name(fit: Candidate) -> str:
 
 def shorten_numbers(found: Found, reading: Reading) -> dict[str, float]:
     """Return the numbers in the fewest digits that explain as much together."""
-    brief: dict[str, float] = {}
-    for reach in (1.0, 0.2, 0.04, 0.0):
+    for reach in (1.0, 0.2, 0.04):
         brief = shorten_one_by_one(reading, reach)
         (tried,) = found.problem.evaluate([put_numbers(reading, brief)])
         if tried.cost <= found.ratios.number * reading.fit.cost:
-            break
-    return brief
+            return brief
+    return {name: number.value for name, number in reading.numbers.items()}
 
 
 def shorten_one_by_one(reading: Reading, reach: float) -> dict[str, float]:

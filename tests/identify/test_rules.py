@@ -306,6 +306,7 @@ def test_learning_rates_in_pieces():
     assert three == lengths
     assert sum(four) == 30
     assert len(list(split(noisy[:2], stderr[:2]))) == 2
+    assert not list(split(np.full(5, np.nan), np.ones(5)))
 
 
 def test_numbers_are_shortened_with_what_the_others_imply():
