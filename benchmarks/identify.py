@@ -244,6 +244,8 @@ def judge(case: Case, match: Match) -> str:
         return RIGHT if case.noise else UNSURE
     if case.rule in OTHERS:
         names = [explanation.optimizer for explanation in match.explanations]
+        # One leaf, or leaves with learning rates of their own, may be LAMB's.
+        names += ["LAMB" for x in match.explanations if "optax.lamb" in x.calls]
         # A weight decay that rounding hides is said to be hidden.
         decay = 5 * match.best.stderr.get("weight_decay", 0.0)
         if case.rule == "AdamW" and decay >= case.arguments.get("weight_decay", 1e-4):
@@ -274,6 +276,8 @@ def has_numbers(case: Case, explanation: Explanation, found: dict[str, Any]) -> 
             continue
         if name == "decoupled_decay" and not found.get("weight_decay"):
             continue
+        if name == "eps_in_sqrt" and np.isinf(explanation.stderr.get("eps", 0.0)):
+            continue  # an ε that can't be seen has no place
         if isinstance(asked, bool):
             if asked != answered:
                 return False
@@ -337,12 +341,14 @@ def print_table(cases: list[Case]) -> None:
     print("| the run | the answer | verdict |\n|---|---|---|")
     for case in tqdm(cases, unit="run"):
         match = identify(*make_run(case))
-        answer = match.best.call
+        answer = match.best.brief_call
         if not match.is_explained:
             share = 100 * match.best.residual
             answer = f"nothing; nearest is {answer}, which leaves {share:.2g}%"
         elif len(match.explanations) > 1:
-            answer += "; or " + "; or ".join(x.call for x in match.explanations[1:4])
+            answer += "; or " + "; or ".join(
+                x.brief_call for x in match.explanations[1:4]
+            )
         print(f"| {case.describe()} | {answer} | {judge(case, match)} |")
 
 

@@ -19,12 +19,12 @@ from rmsprop_jax._identify.explanation import Explanation
 from rmsprop_jax._identify.interpreting import interpret
 from rmsprop_jax._identify.match import Match
 from rmsprop_jax._identify.progress import make_bar
-from rmsprop_jax._identify.recording import Recording, Run, make_recording, read_run
+from rmsprop_jax._identify.recording import Recording, make_recording
+from rmsprop_jax._identify.run import Run, read_run
 from rmsprop_jax._identify.search import Found, find_rules
 from rmsprop_jax._identify.thresholds import (
     ELEMENTS,
     ELEMENTS_WITH_STATE,
-    HIDING_ROUNDING,
     MAX_LEAVES_ALONE,
     MAX_LEAVES_UNEXPLAINED,
 )
@@ -122,8 +122,7 @@ def identify(
                 break
         _, skips, found = min(tries, key=lambda x: x[0])
         by_leaf: dict[str, Match] = {}
-        is_hidden = found.recording.rounding > HIDING_ROUNDING
-        if not (found.is_explained or is_hidden) and len(run.params) > 1:
+        if not (found.is_explained or found.is_hidden) and len(run.params) > 1:
             for i in _choose_leaves(run):
                 recording = make(skips=skips, leaf=i)
                 rates = _evaluate_learning_rate(learning_rate, recording, count)
@@ -163,7 +162,7 @@ def _make_match(found: Found, by_leaf: dict[str, Match]) -> Match:
         explanations=tuple(interpret(found, found.fits)),
         is_explained=found.is_explained,
         others=tuple(interpret(found, found.others)),
-        rounding=recording.rounding,
+        rounding=found.limit,
         by_leaf=by_leaf,
         remarks=tuple(remarks),
     )

@@ -11,8 +11,13 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from rmsprop_jax._identify.learning_rates import find_pieces
-from rmsprop_jax._identify.naming import Arguments, write_call, write_value
+from rmsprop_jax._identify.learning_rates import Piece
+from rmsprop_jax._identify.naming import (
+    Arguments,
+    shorten,
+    write_call,
+    write_value,
+)
 from rmsprop_jax._optimizer.options import Options
 from rmsprop_jax._optimizer.transform import make_transformation
 
@@ -48,7 +53,9 @@ class Explanation:
             ``"clip"`` is the largest norm of a gradient.
         stderr: Their standard errors; infinite where a number can't be seen.
         learning_rates: Those of the steps, float64 [T]; NaN where nothing moved.
-        learning_rates_stderr: Their standard errors, likewise.
+        learning_rates_stderr: The standard errors of each step by itself, likewise.
+        pieces: For how many steps each learning rate stays the same, if up to four
+            explain as much as those of all steps by themselves; otherwise empty.
         residual: What it leaves unexplained of the updates: its root mean square over
             theirs. Updates of which rounding is a large part count less.
         remarks: What else there is to say of it, in sentences.
@@ -61,22 +68,70 @@ class Explanation:
     stderr: dict[str, float]
     learning_rates: np.ndarray
     learning_rates_stderr: np.ndarray
+    pieces: tuple[Piece, ...]
     residual: float
     remarks: tuple[str, ...] = dataclasses.field(repr=False)
     recipe: Recipe = dataclasses.field(repr=False)
 
     @property
     def call(self) -> str:
-        """The first of its calls, as one pastes it."""
-        pieces = find_pieces(self.learning_rates, self.learning_rates_stderr)
-        learning_rate = f"{pieces[0][1]:.4g}" if len(pieces) == 1 else "learning_rate"
+        """The first of its calls, as one pastes it.
+
+        It runs where the answer is called ``match`` and this is its best explanation,
+        whose schedules have no shorter name.
+        """
+        if not self.is_importable:
+            return self.brief_call
+        return self._write_call(self._write_learning_rate(), "match.best.momentum")
+
+    def _write_learning_rate(self) -> str:
+        """Return the learning rate, or an expression of its schedule."""
+        if not self.pieces or not all(rate for _, rate in self.pieces[:-1]):
+            return "match.best.schedule"
+        (_, first), *others = self.pieces
+        if not others:
+            return write_value(first)
+        before = np.cumsum([steps for steps, _ in self.pieces])
+        factors = [
+            f"{count}: {write_value(shorten(rate / previous, 1e-8))}"
+            for count, (_, previous), (_, rate) in zip(
+                before, self.pieces, others, strict=False
+            )
+        ]
+        return (
+            f"optax.piecewise_constant_schedule({write_value(first)}, "
+            f"{{{', '.join(factors)}}})"
+        )
+
+    @property
+    def is_importable(self) -> bool:
+        """Whether its call is one of a function that there is, not only its name."""
+        return next(iter(self.calls)) != self.optimizer
+
+    @property
+    def brief_call(self) -> str:
+        """The same with "…" for what changes from step to step."""
+        is_constant = len(self.pieces) == 1
+        return self._write_call(self._write_learning_rate() if is_constant else "…")
+
+    def _write_call(self, learning_rate: str, momentum: str = "…") -> str:
         name, arguments = next(iter(self.calls.items()))
-        rule = write_call(name, learning_rate, arguments)
+        rule = write_call(name, learning_rate, arguments, momentum)
         if not self.recipe.before:
             return rule
         before = self.recipe.before.items()
         links = [f"optax.{name}({write_value(x)})" for name, x in before]
         return f"optax.chain({', '.join([*links, rule])})"
+
+    @property
+    def schedule(self) -> optax.Schedule:
+        """The learning rates that were found, and the last of them from then on."""
+        return make_table(self.learning_rates[np.isfinite(self.learning_rates)])
+
+    @property
+    def momentum(self) -> optax.ScalarOrSchedule | None:
+        """The momentum, a schedule if it changes; None if no rule of ours is it."""
+        return self.recipe.options and self.recipe.options.momentum
 
     def transformation(
         self, learning_rate: optax.ScalarOrSchedule | None = None
@@ -84,11 +139,10 @@ class Explanation:
         """Return the optimizer, with its clip and with what it decays.
 
         Args:
-            learning_rate: The learning rate, or a schedule. If None, those that were
-                found, and the last of them from then on.
+            learning_rate: The learning rate, or a schedule. If None, `schedule`.
 
         Raises:
-            ValueError: If the optimizer is no RMSProp of ours.
+            ValueError: If the optimizer is not an RMSProp that this package has.
         """
         options, before, leaf_norm, factors = self.recipe
         if options is None:
@@ -97,8 +151,7 @@ class Explanation:
                 f"{self.call}."
             )
         if learning_rate is None:
-            found = self.learning_rates
-            learning_rate = make_table(found[np.isfinite(found)])
+            learning_rate = self.schedule
         links: list[optax.GradientTransformation] = []
         for name, number in before.items():
             if name == "add_decayed_weights":

@@ -30,6 +30,24 @@ def raise_eps(candidate: Candidate, recording: Recording) -> Candidate:
     return candidate._replace(x=candidate.x._replace(log_eps=least))
 
 
+def list_typical_eps(candidate: Candidate, recording: Recording) -> list[Candidate]:
+    """Return the candidate with an ε of a typical gradient's size, in both places."""
+    v, log_eps = candidate.variant, _measure_typical_gradient(recording)
+    inside = v._replace(eps_in_sqrt=True, eps_is_floor=False)
+    return [
+        candidate._replace(variant=variant, x=candidate.x._replace(log_eps=place))
+        for variant, place in (
+            (v._replace(eps_in_sqrt=False), log_eps),
+            (inside, 2 * log_eps),
+        )
+    ]
+
+
+def _measure_typical_gradient(recording: Recording) -> np.ndarray:
+    """Return the logarithm of an element's typical size."""
+    return np.log(np.median(np.abs(recording.g[recording.g != 0])))
+
+
 def raise_moments(candidate: Candidate, recording: Recording) -> Candidate:
     """Return the candidate with second moments from before the run that matter.
 
@@ -61,7 +79,7 @@ def list_extensions(
     if np.any(free.log_eps) and not v.eps_is_floor:
         floor = v._replace(eps_in_sqrt=False, eps_is_floor=True)
         outside = x.log_eps / 2 if v.eps_in_sqrt else x.log_eps
-        typical = np.log(np.median(np.abs(recording.g[recording.g != 0])))
+        typical = _measure_typical_gradient(recording)
         yield [
             candidate._replace(variant=floor, x=x._replace(log_eps=log_eps))
             for log_eps in (outside, typical)
@@ -85,7 +103,11 @@ def list_extensions(
         yield [candidate._replace(variant=v._replace(cautious=True))]
     if not has_clip(candidate):
         yield from _list_clips(candidate, recording)
-    elif np.any(free.weight_decay) and not v.clips_after_decay:
+    elif (
+        np.any(free.weight_decay)
+        and not v.clips_after_decay
+        and (v.clips_elements or not recording.is_sampled)  # else that norm is unknown
+    ):
         yield [candidate._replace(variant=v._replace(clips_after_decay=True))]
     if len(recording.names) > 1:
         yield from _list_by_leaf(candidate)
@@ -123,7 +145,7 @@ def _list_clips(
 def _list_by_leaf(candidate: Candidate) -> Iterator[list[Candidate]]:
     """Yield a candidate whose leaves learn or decay by themselves."""
     v, x, free = candidate.variant, candidate.x, candidate.free
-    if not (v.learning_rate_by_leaf or v.momentum_varies or v.decay_varies):
+    if not (v.learning_rate_by_leaf or v.decay_varies):
         yield [candidate._replace(variant=v._replace(learning_rate_by_leaf=True))]
     if np.any(free.decay_factor):
         return

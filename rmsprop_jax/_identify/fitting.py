@@ -25,11 +25,12 @@ from rmsprop_jax._identify.model import (
     predict,
 )
 from rmsprop_jax._identify.recording import Recording
-from rmsprop_jax._identify.thresholds import ELEMENTS
+from rmsprop_jax._identify.thresholds import ELEMENTS, SIGMAS
 
 _BATCH = 64  # predictions in one call of the compiled program
 _DIFFERENCE = 1e-6  # of a number's scale
 _LARGEST_DAMPING = 1e8
+_LARGEST_LOG = 690.0  # its exponential is finite
 
 Shapes: TypeAlias = tuple[tuple[int, ...], ...]
 
@@ -42,12 +43,15 @@ class Candidate(NamedTuple):
         x: Its numbers.
         free: Which of them are fitted, booleans.
         cost: What is unexplained, squared, over the updates squared.
+        shift: How far its numbers lie from those of fits that explain as much with
+            more numbers; None if it was not simplified.
     """
 
     variant: Variant
     x: Theta
     free: Theta
     cost: float = np.inf
+    shift: Theta | None = None
 
     @property
     def residual(self) -> float:
@@ -71,11 +75,10 @@ class Problem:
         steps = seen.steps
         self.seen: Observations = jax.tree.map(jnp.asarray, seen)
         self.num_groups = seen.columns.shape[1] - 1
-        self._size = float(np.sum(np.square(steps.weight * steps.u)))
+        self.size = float(np.sum(np.square(steps.weight * steps.u)))
         self._scale = _flatten(scale)
         self._bounds = [_flatten(bound) for bound in bounds]
         self._shapes: Shapes = tuple(np.shape(part) for part in scale)
-        self._num_residuals = int(np.sum(steps.weight > 0))
 
     def evaluate(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Return the candidates with their costs."""
@@ -119,7 +122,7 @@ class Problem:
                     flags[moved], x[moved], free[moved], columns
                 )
             _, gains = _find_steps(hessian, gradient, np.full(m, 1e-6))
-            is_active &= gains > tolerance * costs * self._size
+            is_active &= gains > tolerance * costs * self.size
             active = np.flatnonzero(is_active)
             if not len(active):
                 break
@@ -139,23 +142,37 @@ class Problem:
             for c, row, cost in zip(candidates, x, costs, strict=True)
         ]
 
-    def stderr(self, candidate: Candidate) -> Theta:
-        """Return the standard error of each number; infinite where one is not seen."""
+    def covariance(self, candidate: Candidate, ratio: float) -> np.ndarray:
+        """Return the covariance of all numbers; infinite where one is not seen.
+
+        `SIGMAS` standard errors are how far a number may be off, the others following,
+        if costs up to `ratio` times as large explain as much. Statistics alone would
+        claim more, because rounding is not independent from one residual to the next.
+        """
         flags, x = _to_arrays([candidate])
         free = _flatten(candidate.free).astype(bool)
         columns = np.flatnonzero(free)
         hessian, _ = self._differentiate(flags, x, free[None], columns)
-        stderr = np.zeros(free.size)
-        inverse = _inverse_diagonal(hessian[0])
-        stderr[columns] = np.sqrt(self.noise_variance(candidate) * inverse)
+        more = (ratio - 1) * candidate.cost * self.size / SIGMAS**2
+        covariance = np.zeros((free.size, free.size))
+        covariance[np.ix_(columns, columns)] = more * _invert(hessian[0])
+        return covariance
+
+    def stderr(self, candidate: Candidate, covariance: np.ndarray) -> Theta:
+        """Return the standard error of each number; infinite where one is not seen.
+
+        What simplifying has shifted them by is part of it: if ε can't be seen, α may be
+        less known.
+        """
+        stderr = np.sqrt(np.diagonal(covariance))
+        if candidate.shift is not None:
+            stderr = stderr + np.abs(_flatten(candidate.shift)) / SIGMAS
         return _unflatten(self._shapes, stderr)
 
-    def noise_variance(self, candidate: Candidate) -> float:
-        """Return what is unexplained, squared, per degree of freedom."""
-        num_free = int(np.sum(_flatten(candidate.free)))
-        num_free += int(np.sum(np.isnan(candidate.x.learning_rate)))
-        degrees = max(1, self._num_residuals - num_free)
-        return candidate.cost * self._size / degrees
+    def find_column(self, name: str) -> int:
+        """Return the index of a number among all."""
+        sizes = [int(np.prod(shape)) for shape in self._shapes]
+        return sum(sizes[: Theta._fields.index(name)])
 
     def fit_learning_rates(self, candidate: Candidate) -> float:
         """Return the cost with the learning rates that explain most together.
@@ -174,11 +191,6 @@ class Problem:
         flat[:, columns] += steps
         costs, _ = self._predict_residuals(flags, flat)
         return min(candidate.cost, float(costs[0]))
-
-    def residuals(self, candidate: Candidate) -> np.ndarray:
-        """Return the weighted residuals [T, n]."""
-        (made,) = self.predict([candidate])
-        return np.asarray(made.residuals)
 
     def predict(self, candidates: Sequence[Candidate]) -> list[Prediction]:
         """Return what candidates make of the gradients, as NumPy arrays."""
@@ -228,7 +240,7 @@ class Problem:
         for rows, (cost, made) in self._predict(flags, x):
             costs.append(np.asarray(cost)[:rows])
             residuals.append(np.asarray(made.residuals)[:rows].reshape(rows, -1))
-        cost = np.concatenate(costs) / self._size
+        cost = np.concatenate(costs) / self.size
         return np.where(np.isfinite(cost), cost, np.inf), np.concatenate(residuals)
 
     def _predict(
@@ -249,17 +261,28 @@ def make_problem(recording: Recording, group_of: np.ndarray, count: int) -> Prob
         group_of: [leaves], the group of each leaf.
         count: The steps before the first.
     """
-    n, num_groups = recording.g.shape[1], int(np.max(group_of)) + 1
     # All problems have the same number of elements, because another would compile
     # again.
-    missing = 0 if count else max(0, ELEMENTS - n)
+    missing = 0 if count else max(0, ELEMENTS - recording.g.shape[1])
+    leaf = np.pad(recording.leaf, (0, missing))
+    group = group_of[leaf]
+    num_groups = int(np.max(group_of)) + 1
+    columns = np.column_stack([np.ones(len(group)), np.eye(num_groups)[group]])
+    steps = _make_steps(recording, missing)
+    seen = Observations(steps, leaf, group, columns, np.array(float(count)))
+    scale = _measure_scale(recording, num_groups, has_state=count > 0)
+    return Problem(seen, scale, _make_bounds(scale))
+
+
+def _make_steps(recording: Recording, missing: int) -> Steps:
+    """Return the observations of each step, with zeros for elements that miss."""
 
     def pad(x: np.ndarray) -> np.ndarray:
         return np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)])
 
-    sums, leaf = recording.sums, recording.leaf
-    moved_share = np.maximum(recording.moved_share[:, leaf], 1e-9)
-    steps = Steps(
+    sums = recording.sums
+    moved_share = np.maximum(recording.moved_share[:, recording.leaf], 1e-9)
+    return Steps(
         g=pad(recording.g),
         p=pad(recording.p),
         u=pad(recording.u),
@@ -273,39 +296,50 @@ def make_problem(recording: Recording, group_of: np.ndarray, count: int) -> Prob
         caution=pad((recording.u != 0) / moved_share),
         adafactor_nu=pad(recording.adafactor_nu),
     )
-    group = pad(group_of[leaf])
-    columns = np.column_stack([np.ones(len(group)), np.eye(num_groups)[group]])
-    seen = Observations(steps, pad(leaf), group, columns, np.array(float(count)))
-    size = np.sqrt(np.mean(np.square(recording.g)))
-    decay = size / max(np.sqrt(np.mean(np.square(recording.p))), 1e-30)
-    moved = np.sqrt(np.mean(np.square(recording.u)))
-    with_state = n if count else 0
-    scale = Theta(
-        logit_one_minus_alpha=np.ones(()),
-        log_eps=np.ones(()),
-        momentum=np.ones(()),
-        log_initial_scale=np.ones(()),
-        log_clip_norm=np.ones(()),
-        weight_decay=np.array(decay),
-        decoupled_weight_decay=np.array(decay),
+
+
+def _measure_scale(recording: Recording, num_groups: int, *, has_state: bool) -> Theta:
+    """Return what is neither a large nor a tiny change of each number."""
+
+    def measure(x: np.ndarray) -> float:
+        return float(np.sqrt(np.mean(np.square(x))))
+
+    size, moved = measure(recording.g), measure(recording.u)
+    decay = np.array(size / max(measure(recording.p), 1e-30))
+    num_states = recording.g.shape[1] if has_state else 0
+    one = np.ones(())
+    return Theta(
+        logit_one_minus_alpha=one,
+        log_eps=one,
+        momentum=one,
+        log_initial_scale=one,
+        log_clip_norm=one,
+        weight_decay=decay,
+        decoupled_weight_decay=decay,
         decay_factor=np.ones(num_groups),
         learning_rate=np.full(len(recording.g), moved),
-        log_nu=np.ones(with_state),
-        mu=np.full(with_state, moved),
-        grad_mean=np.full(with_state, size),
+        learning_rate_factor=np.ones(num_groups),
+        log_nu=np.ones(num_states),
+        mu=np.full(num_states, moved),
+        grad_mean=np.full(num_states, size),
     )
+
+
+def _make_bounds(scale: Theta) -> tuple[Theta, Theta]:
+    """Return the smallest and the largest value of each number."""
     far = Theta(*(np.full_like(x, np.inf) for x in scale))
-    far = far._replace(
-        log_eps=np.array(690.0),
-        log_initial_scale=np.array(690.0),
-        log_clip_norm=np.array(690.0),
-        log_nu=np.full(with_state, 690.0),
+    most = far._replace(
+        logit_one_minus_alpha=np.array(7.0),
+        log_eps=np.array(_LARGEST_LOG),
+        momentum=np.array(0.9999),
+        log_initial_scale=np.array(_LARGEST_LOG),
+        log_clip_norm=np.array(_LARGEST_LOG),
+        log_nu=np.full_like(scale.log_nu, _LARGEST_LOG),
     )
-    least = Theta(*(-x for x in far))._replace(
+    least = Theta(*(-x for x in most))._replace(
         logit_one_minus_alpha=np.array(-30.0), momentum=np.array(-0.5)
     )
-    most = far._replace(logit_one_minus_alpha=np.array(7.0), momentum=np.array(0.9999))
-    return Problem(seen, scale, (least, most))
+    return least, most
 
 
 def _to_arrays(candidates: Sequence[Candidate]) -> tuple[np.ndarray, np.ndarray]:
@@ -345,16 +379,18 @@ def _find_steps(
     return steps[..., 0] / scale, gains[:, 0, 0]
 
 
-def _inverse_diagonal(hessian: np.ndarray) -> np.ndarray:
-    """Return the diagonal of the inverse, infinite where a number is not seen."""
+def _invert(hessian: np.ndarray) -> np.ndarray:
+    """Return the inverse, whose diagonal is infinite where a number is not seen."""
     scale = np.sqrt(np.diagonal(hessian))
     is_seen = scale > 0
     scale = scale[is_seen]
-    scaled = hessian[np.ix_(is_seen, is_seen)] / np.outer(scale, scale)
-    values, vectors = np.linalg.eigh(scaled)
-    inverse = np.full(len(hessian), np.inf)
-    inverse[is_seen] = np.sum(np.square(vectors) / np.maximum(values, 1e-12), axis=1)
-    inverse[is_seen] /= np.square(scale)
+    values, vectors = np.linalg.eigh(
+        hessian[np.ix_(is_seen, is_seen)] / np.outer(scale, scale)
+    )
+    inverse = np.diag(np.where(is_seen, 0.0, np.inf))
+    inverse[np.ix_(is_seen, is_seen)] = (
+        vectors / np.maximum(values, 1e-12) @ vectors.T / np.outer(scale, scale)
+    )
     return inverse
 
 

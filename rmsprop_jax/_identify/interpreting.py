@@ -10,7 +10,6 @@ import numpy as np
 from rmsprop_jax._identify.explanation import Explanation, Recipe, make_table
 from rmsprop_jax._identify.families import has_clip
 from rmsprop_jax._identify.fitting import Candidate
-from rmsprop_jax._identify.learning_rates import find_pieces
 from rmsprop_jax._identify.model import Variant
 from rmsprop_jax._identify.naming import (
     Arguments,
@@ -19,6 +18,7 @@ from rmsprop_jax._identify.naming import (
     name_other,
     rank_call,
     shorten,
+    use_defaults,
 )
 from rmsprop_jax._identify.reading import (
     Rates,
@@ -31,6 +31,7 @@ from rmsprop_jax._identify.reading import (
 )
 from rmsprop_jax._identify.remarks import list_remarks
 from rmsprop_jax._identify.search import Found
+from rmsprop_jax._identify.thresholds import FINE_ROUNDING, MAX_PIECES
 from rmsprop_jax._optimizer.options import Options
 
 Calls: TypeAlias = dict[str, Arguments]
@@ -68,8 +69,7 @@ def _interpret(
     """Return what a fit means, with a key to sort by."""
     reading = read_fit(found, fit)
     brief = shorten_numbers(found, reading)
-    rates = read_rates(found, put_numbers(reading, brief), reading.sign)
-    optimizer = _name_optimizer(fit, rates)
+    optimizer = _name_optimizer(fit)
     recipe = Recipe(None, *_list_before(fit.variant, brief), None)
     calls: Calls = {}
     if optimizer == "RMSProp":
@@ -79,11 +79,15 @@ def _interpret(
         recipe = _add_factors(found, fit, recipe, rates)
         recipe, calls = _add_schedule(fit, recipe, calls, rates)
     else:
-        calls = name_other(optimizer, fit.variant, brief, reading.numbers)
-        if optimizer == "Adam" and len(found.recording.names) == 1:
-            # With one leaf, the factor by which LAMB scales its update can't be told
-            # from a learning rate.
-            calls |= name_other("LAMB", fit.variant, brief, reading.numbers)
+        numbers = use_defaults(optimizer, brief, reading.numbers)
+        rates = read_rates(found, put_numbers(reading, numbers), reading.sign)
+        if optimizer in ("Adam", "AdamW") and rates.factors is None:
+            optimizer = "LAMB"  # its leaves' learning rates change by themselves
+            numbers = use_defaults(optimizer, brief, reading.numbers)
+        calls = name_other(optimizer, fit.variant, numbers)
+        if optimizer == "Adam" and _may_be_lamb(found, fit, rates):
+            numbers = use_defaults("LAMB", brief, reading.numbers)
+            calls |= name_other("LAMB", fit.variant, numbers)
     rank = min((rank_call(*call) for call in calls.items()), default=(True, 99.0, 99))
     explanation = Explanation(
         optimizer=optimizer,
@@ -92,18 +96,19 @@ def _interpret(
         stderr={name: x.stderr for name, x in reading.numbers.items()},
         learning_rates=rates.values,
         learning_rates_stderr=rates.stderr,
+        pieces=tuple(rates.pieces),
         residual=fit.residual,
-        remarks=tuple(list_remarks(found, reading, brief, rates)),
+        remarks=tuple(list_remarks(found, reading, brief, rates, recipe)),
         recipe=recipe,
     )
     # The likeliest has few learning rates, is plain, an RMSProp, and often written.
-    pieces = min(4, len(find_pieces(rates.values, rates.stderr)))
+    pieces = len(rates.pieces) or MAX_PIECES + 1
     additions = has_clip(fit) + 2 * sum(bool(getattr(fit.variant, x)) for x in _RARE)
     key = pieces, additions, optimizer != "RMSProp", rank, fit.cost
     return key, explanation
 
 
-def _name_optimizer(fit: Candidate, rates: Rates) -> str:
+def _name_optimizer(fit: Candidate) -> str:
     v = fit.variant
     if v.takes_sign:
         return "Lion"
@@ -115,11 +120,20 @@ def _name_optimizer(fit: Candidate, rates: Rates) -> str:
         return "SGD"
     if v.averages_gradient and not v.bias_correction:
         return "fastai's RMSProp"
-    if v.averages_gradient and rates.factors is None:
-        return "LAMB"
     if v.averages_gradient:
         return "AdamW" if fit.x.decoupled_weight_decay else "Adam"
     return "RMSProp with a floor" if v.eps_is_floor else "RMSProp"
+
+
+def _may_be_lamb(found: Found, fit: Candidate, rates: Rates) -> bool:
+    """Whether LAMB's factor of each leaf's update may be in Adam's learning rates.
+
+    It can't be told from a learning rate of a leaf's own. If it is nearly the same for
+    all leaves, coarse rounding hides the difference.
+    """
+    has_one_leaf = len(found.recording.names) == 1
+    may_hide = found.recording.rounding > FINE_ROUNDING and not rates.pieces
+    return bool(has_one_leaf or fit.variant.learning_rate_by_leaf or may_hide)
 
 
 def _list_before(
@@ -180,7 +194,7 @@ def _choose_calls(
     )
     chosen: dict[str, tuple[Arguments, Candidate]] = {}
     for (name, arguments, _), other in zip(listed, tried, strict=True):
-        if other.cost <= found.ratio * reading.fit.cost:
+        if other.cost <= found.ratios.rule * reading.fit.cost:
             chosen.setdefault(name, (arguments, other))
     names = sorted(chosen, key=lambda name: rank_call(name, chosen[name][0]))
     if names:

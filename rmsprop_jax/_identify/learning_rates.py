@@ -1,11 +1,23 @@
-"""The learning rates of a fit, and for how many steps each stays the same."""
+"""The learning rates of a fit, and the fewest that explain as much."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
 import numpy as np
 
+from rmsprop_jax._identify.fitting import Candidate, Problem
 from rmsprop_jax._identify.model import Prediction
-from rmsprop_jax._identify.thresholds import SIGMAS
+from rmsprop_jax._identify.naming import shorten
+from rmsprop_jax._identify.thresholds import MAX_PIECES, MAX_STARTS, SIGMAS
+
+
+class Piece(NamedTuple):
+    """A learning rate that stays the same for some steps."""
+
+    steps: int
+    learning_rate: float
 
 
 def read_learning_rates(made: Prediction) -> tuple[np.ndarray, np.ndarray]:
@@ -18,21 +30,111 @@ def read_learning_rates(made: Prediction) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(made.learning_rate), np.asarray(stderr)
 
 
-def find_pieces(rates: np.ndarray, stderr: np.ndarray) -> list[tuple[int, float]]:
-    """Return for how many steps a learning rate stays the same, and what it is.
+def count_changes(rates: np.ndarray, stderr: np.ndarray) -> int:
+    """Return how often learning rates [T] change by more than their errors allow.
 
-    Learning rates are the same if their standard errors allow it.
+    This needs no fit, in contrast to `find_pieces`.
+    """
+    changes, piece = 0, list[float]()
+    for rate, error in zip(rates, stderr, strict=True):
+        mean = np.mean(piece) if piece else rate
+        if abs(rate - mean) > SIGMAS * error + 1e-6 * abs(mean):
+            changes, piece = changes + 1, []
+        piece.append(float(rate))
+    return changes
+
+
+def find_pieces(
+    problem: Problem,
+    fit: Candidate,
+    rates: np.ndarray,
+    stderr: np.ndarray,
+    limit: float,
+) -> list[Piece]:
+    """Return the fewest learning rates, in few digits, that explain as much.
+
+    Tested together, as they are printed, they may be constant or fall in steps where
+    the errors of single steps would hide it. If there must be many, there are none.
 
     Args:
-        rates: [T], NaN where nothing moved.
-        stderr: [T], infinite where a learning rate can't be seen.
+        problem: The recording.
+        fit: The fit, whose learning rates are free.
+        rates: [T], its learning rates.
+        stderr: [T], their standard errors; infinite where a learning rate is not seen.
+        limit: The largest cost of what explains as much.
     """
-    pieces: list[list[float]] = []
-    is_known = np.isfinite(rates) & np.isfinite(stderr)
-    for rate, error in zip(rates[is_known], stderr[is_known], strict=True):
-        mean = np.mean(pieces[-1]) if pieces else np.inf
-        if pieces and abs(rate - mean) <= SIGMAS * error + 1e-6 * abs(mean):
-            pieces[-1].append(float(rate))
-        else:
-            pieces.append([float(rate)])
-    return [(len(piece), float(np.median(piece))) for piece in pieces]
+    for lengths in split(rates, stderr):
+        start = [np.median(x) for x in np.split(rates, np.cumsum(lengths)[:-1])]
+        values = _fit_pieces(
+            problem, fit, np.array(start), lengths, np.isfinite(stderr), limit
+        )
+        if values is not None:
+            return [Piece(*both) for both in zip(lengths, values, strict=True)]
+    return []
+
+
+def split(rates: np.ndarray, stderr: np.ndarray) -> Iterator[Sequence[int]]:
+    """Yield the lengths of one piece, of the best two, and so on."""
+    weights = 1 / np.square(stderr + 1e-9 * np.abs(rates) + 1e-300)
+    jumps = np.abs(np.diff(rates)) / (stderr[1:] + stderr[:-1] + 1e-300)
+    starts = 1 + np.sort(np.argsort(-jumps)[:MAX_STARTS])
+    starts = np.array([0, *starts, len(rates)])
+
+    def accumulate(x: np.ndarray) -> np.ndarray:
+        return np.concatenate([[0.0], np.cumsum(x)])[starts]
+
+    weight, mean, square = (accumulate(weights * rates**power) for power in range(3))
+    # The cost of a piece from each start to each end, if its learning rate is the mean.
+    of_weight, of_mean, of_square = (
+        x[None, :] - x[:, None] for x in (weight, mean, square)
+    )
+    costs = of_square - np.square(of_mean) / np.where(of_weight > 0, of_weight, np.inf)
+    costs = np.where(starts[None, :] > starts[:, None], costs, np.inf)
+    best, ways = costs[0], [[0, i] for i in range(len(starts))]
+    for _ in range(MAX_PIECES):
+        if not np.isfinite(best[-1]):  # there are not as many steps
+            return
+        yield [int(n) for n in np.diff(starts[ways[-1]])]
+        # One piece more: the last of them starts where the others end.
+        both = best[:, None] + costs
+        last = np.argmin(both, axis=0)
+        best = np.min(both, axis=0)
+        ways = [[*ways[i], end] for end, i in enumerate(last)]
+
+
+def _fit_pieces(
+    problem: Problem,
+    fit: Candidate,
+    start: np.ndarray,
+    lengths: Sequence[int],
+    is_seen: np.ndarray,
+    limit: float,
+) -> list[float] | None:
+    """Return the learning rate of each piece, or None if they explain less.
+
+    Updates are linear in them.
+    """
+    piece_of = np.repeat(np.arange(len(lengths)), lengths)
+
+    def put(values: np.ndarray) -> Candidate:
+        rates = np.where(is_seen, values[piece_of], np.nan)
+        return fit._replace(x=fit.x._replace(learning_rate=rates))
+
+    step = 1e-3 * np.where(start, start, 1.0)
+    shifted = [put(start), *(put(start + row) for row in np.diag(step))]
+    base, *others = (x.residuals.ravel() for x in problem.predict(shifted))
+    slopes = (np.stack(others) - base) / step[:, None]
+    hessian = slopes @ slopes.T
+    inverse = np.linalg.pinv(hessian, hermitian=True)
+    values = start - inverse @ (slopes @ base)
+    (exact,) = problem.evaluate([put(values)])
+    if not exact.cost <= limit:
+        return None
+    more = (limit - exact.cost) * problem.size
+    stderr = np.sqrt(more * np.diagonal(inverse)) / SIGMAS
+    for reach in (1.0, 0.2, 0.04):
+        brief = [shorten(*x) for x in zip(values, reach * stderr, strict=True)]
+        (tried,) = problem.evaluate([put(np.array(brief))])
+        if tried.cost <= limit:
+            return brief
+    return [float(x) for x in values]

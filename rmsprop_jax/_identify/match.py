@@ -9,8 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from rmsprop_jax._identify.explanation import Explanation
-from rmsprop_jax._identify.learning_rates import find_pieces
-from rmsprop_jax._identify.naming import Arguments, write_call
+from rmsprop_jax._identify.naming import Arguments, shorten, write_call, write_value
 from rmsprop_jax._identify.thresholds import HIDING_ROUNDING, NOISE, UNRELATED
 
 _WIDTH = 88
@@ -26,8 +25,8 @@ class Match:
         is_explained: Whether they leave no more unexplained than rounding may.
             Otherwise they are only the nearest.
         others: The next best rule, if there is one, which leaves more unexplained.
-        rounding: What the rounding of the parameters leaves unexplained of the updates;
-            compare `Explanation.residual`.
+        rounding: What rounding may leave unexplained of the updates, at most; compare
+            `Explanation.residual`.
         by_leaf: What explains each leaf by itself, by its path, if nothing explains all
             of them.
         remarks: What else there is to say of the recording, in sentences.
@@ -109,6 +108,11 @@ class Match:
         if best.optimizer != "RMSProp":
             yield f"This is {best.optimizer}, and not RMSProp."
         yield f"Learning rate: {_describe_rates(best)}."
+        if not best.pieces and best.is_importable:
+            yield (
+                "match.best.schedule is the learning rate of each step. Give your own "
+                "schedule in its place if you know it."
+            )
         yield (
             f"It leaves {_write_share(best.residual)} of the updates unexplained; "
             f"rounding may leave {_write_share(self.rounding)}."
@@ -122,7 +126,7 @@ class Match:
         else:
             yield "This recording can't tell what made the run."
         yield (
-            f"The nearest is {self.best.call}. It leaves {left} of the updates "
+            f"The nearest is {self.best.brief_call}. It leaves {left} of the updates "
             f"unexplained; rounding may leave {_write_share(self.rounding)}."
         )
         if self.rounding > HIDING_ROUNDING:
@@ -151,34 +155,45 @@ class Match:
         if same:
             yield f"The same rule: {_list([write_call(n, '…', a) for n, a in same])}."
         if alike:
-            yield f"Can't be told from it: {_list([x.call for x in alike])}."
+            yield f"Can't be told from it: {_list([x.brief_call for x in alike])}."
         for other in self.others:
             yield (
-                f"The next best, {other.call}, leaves {_write_share(other.residual)} "
-                "unexplained."
+                f"The next best, {other.brief_call}, leaves "
+                f"{_write_share(other.residual)} unexplained."
             )
 
     def _describe_leaves(self) -> Iterator[str]:
         calls: dict[str, list[str]] = {}
         for name, match in self.by_leaf.items():
-            call = match.best.call if match.is_explained else ""
+            call = match.best.brief_call if match.is_explained else ""
             calls.setdefault(call, []).append(name)
         for call, names in calls.items():
             found = call or "nothing explains it"
             yield f"By itself, {', '.join(names)}: {found}."
+        yield (
+            "Leaves by themselves had a quick search only, without clips, caution, a "
+            "floor, and a momentum or a decay that changes."
+        )
 
 
 def _describe_rates(explanation: Explanation) -> str:
-    rates = explanation.learning_rates
-    pieces = find_pieces(rates, explanation.learning_rates_stderr)
-    if len(pieces) > 4:
-        known = rates[np.isfinite(rates)]
-        return (
-            f"{known[0]:.4g} at first, {known[-1]:.4g} at last, between "
-            f"{known.min():.4g} and {known.max():.4g}"
-        )
-    parts = [f"{rate:.4g} for {n} step{'s' * (n > 1)}" for n, rate in pieces[:-1]]
-    return ", then ".join([*parts, f"{pieces[-1][1]:.4g}"])
+    if explanation.pieces:
+        *pieces, (_, last) = explanation.pieces
+        parts = [
+            f"{write_value(rate)} for {n} step{'s' * (n > 1)}" for n, rate in pieces
+        ]
+        return ", then ".join([*parts, write_value(last)])
+    rates, stderr = explanation.learning_rates, explanation.learning_rates_stderr
+    is_seen = np.isfinite(rates) & np.isfinite(stderr)
+    rates, stderr = rates[is_seen], stderr[is_seen]
+
+    def write(i: int | np.intp) -> str:
+        return write_value(shorten(float(rates[i]), float(stderr[i])))
+
+    return (
+        f"{write(0)} at first, {write(-1)} at last, between {write(np.argmin(rates))} "
+        f"and {write(np.argmax(rates))}"
+    )
 
 
 def _list(calls: list[str]) -> str:
@@ -187,7 +202,7 @@ def _list(calls: list[str]) -> str:
 
 
 def _write_share(share: float) -> str:
-    return f"{100 * share:.2g}%" if share >= 1e-3 else f"{share:.0e}"
+    return f"{100 * share:.2g}%" if share >= 1e-3 else f"{share:.1e}"
 
 
 def _wrap(line: str, indent: str) -> str:

@@ -68,6 +68,9 @@ class Theta(NamedTuple):
     decoupled_weight_decay: Array
     decay_factor: Array  # [leaves], what both are multiplied with; 1 where all decay
     learning_rate: Array  # [T], NaN where `predict` takes what explains most
+    learning_rate_factor: (
+        Array  # [groups], what a learning rate that is known is multiplied with
+    )
     # [n], the state before the first step; size 0 if the recording starts with the run
     log_nu: Array
     mu: Array
@@ -215,7 +218,8 @@ def predict(v: Variant, x: Theta, seen: Observations) -> Prediction:
             fixed=moves * fixed_share * state.buffer,
             other=where(v.momentum_varies, state.buffer, other),
         )
-        learning_rate, precision, varying = _solve(v, now, terms, known_rate, seen)
+        known = known_rate * x.learning_rate_factor
+        learning_rate, precision, varying = _solve(v, now, terms, known, seen)
         rate = learning_rate[seen.group]
         u = -rate * terms.scaled - terms.fixed - varying * terms.other
 
@@ -247,7 +251,10 @@ def _solve(
     known_rate: jax.Array,
     seen: Observations,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Fit a step's learning rates, and what else varies, by weighted least squares."""
+    """Fit a step's learning rates, and what else varies, by weighted least squares.
+
+    Learning rates that are known ([groups]; else NaN) are taken as they are.
+    """
     where = jnp.where
 
     def divide(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -258,13 +265,24 @@ def _solve(
     # One matrix product: each sum by itself would take XLA as long.
     products = [scaled * scaled, scaled * goal, scaled * other, other * other]
     sums = jnp.stack([*products, other * goal]) @ seen.columns
-    by_group, whole = sums[:, 1:], sums[:, :1]
-    scaled_scaled, scaled_goal = where(v.learning_rate_by_leaf, by_group, whole)[:2]
-    scaled_other, other_other, other_goal = whole[2:, 0]
-    # `scaled` without its part along `other`; 0 if the two are parallel.
-    left = scaled_scaled - divide(jnp.square(scaled_other), other_other)
-    left = where(left > 1e-12 * scaled_scaled, left, 0.0)
-    fitted = divide(scaled_goal - divide(scaled_other * other_goal, other_other), left)
+    whole, by_group = sums[:, :1], sums[:, 1:]
+    num_groups = by_group.shape[1]
+    scaled_scaled, scaled_goal, scaled_other = where(
+        v.learning_rate_by_leaf, by_group, whole / num_groups
+    )[:3]
+    other_other, other_goal = whole[3:, 0]
+    # What varies is the same in all groups. Their learning rates are eliminated first:
+    # `left` is `other` without its parts along `scaled`, and 0 if the two are parallel.
+    share = divide(scaled_other, scaled_scaled)
+    left = other_other - jnp.sum(share * scaled_other)
+    left = where(left > 1e-12 * other_other, left, 0.0)
+    varying = divide(other_goal - jnp.sum(share * scaled_goal), left)
+    fitted = divide(scaled_goal, scaled_scaled) - varying * share
     learning_rate = where(jnp.isnan(known_rate), fitted, known_rate)
-    varying = divide(other_goal - scaled_other * learning_rate[0], other_other)
-    return learning_rate, left, varying
+    known = divide(other_goal - jnp.sum(scaled_other * learning_rate), other_other)
+    varying = where(jnp.isnan(known_rate[0]), varying, known)
+    groups = where(v.learning_rate_by_leaf, 1.0, num_groups)
+    precision = groups * scaled_scaled
+    precision = precision * divide(left, left + groups * share * scaled_other)
+    precision = where(other_other > 0, precision, groups * scaled_scaled)
+    return learning_rate, precision, varying

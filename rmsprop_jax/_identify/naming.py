@@ -10,7 +10,7 @@ import numpy as np
 
 from rmsprop_jax import dialects
 from rmsprop_jax._identify.model import Variant
-from rmsprop_jax._identify.thresholds import NEARLY, SIGMAS
+from rmsprop_jax._identify.thresholds import SIGMAS
 from rmsprop_jax._optimizer.options import Config, Options, validate_options
 from rmsprop_jax._optimizer.transform import get_config
 
@@ -98,11 +98,31 @@ def list_calls(
                 yield f"dialects.{name}", arguments, config
 
 
-def name_other(
+def use_defaults(
     optimizer: str,
-    v: Variant,
     numbers: Mapping[str, float],
     fitted: Mapping[str, tuple[float, float]],
+) -> dict[str, float]:
+    """Return numbers with the defaults of another optimizer where errors allow them.
+
+    Args:
+        optimizer: Its name.
+        numbers: Its numbers in few digits.
+        fitted: The same as they were fitted, with their standard errors.
+    """
+    _, parameters = _OTHERS.get(optimizer, ("", {}))
+    near = {
+        name: default
+        for name, default in parameters.values()
+        if name in fitted
+        and abs(fitted[name][0] - default)
+        <= SIGMAS * fitted[name][1] + 1e-6 * abs(default)
+    }
+    return {**numbers, **near}
+
+
+def name_other(
+    optimizer: str, v: Variant, numbers: Mapping[str, float]
 ) -> dict[str, Arguments]:
     """Return the call of another optimizer, with arguments that aren't its defaults.
 
@@ -110,7 +130,6 @@ def name_other(
         optimizer: Its name.
         v: Its equations.
         numbers: Its numbers in few digits.
-        fitted: The same as they were fitted, with their standard errors.
     """
     if optimizer not in _OTHERS:
         return {}
@@ -118,12 +137,11 @@ def name_other(
     expressed = {name for name, _ in parameters.values()} | {"eps", "clip"}
     if any(numbers[name] and name not in expressed for name in numbers):
         return {}
-    arguments: Arguments = {}
-    for argument, (name, default) in parameters.items():
-        if name in fitted:
-            value, stderr = fitted[name]
-            if not abs(value - default) <= SIGMAS * stderr + 1e-6 * abs(default):
-                arguments[argument] = numbers[name]
+    arguments: Arguments = {
+        argument: numbers[name]
+        for argument, (name, default) in parameters.items()
+        if name in numbers and numbers[name] != default
+    }
     if v.nesterov:
         arguments["nesterov"] = True
     return {function: arguments}
@@ -141,17 +159,20 @@ def rank_call(name: str, arguments: Arguments) -> Rank:
     return module in _SYSTEMS, distance, place
 
 
-def write_call(name: str, learning_rate: str, arguments: Arguments) -> str:
-    """Return a call as one pastes it."""
-    words = [f"{key}={write_value(value)}" for key, value in arguments.items()]
+def write_call(
+    name: str, learning_rate: str, arguments: Arguments, momentum: str = "…"
+) -> str:
+    """Return a call as one pastes it; `momentum` stands for a schedule of that."""
+    words = [
+        f"{key}={momentum if callable(value) else write_value(value)}"
+        for key, value in arguments.items()
+    ]
     return f"{name}({', '.join([learning_rate, *words])})"
 
 
 def write_value(value: object) -> str:
-    """Return a number in few digits, a schedule's name, and anything else as it is."""
-    if callable(value):
-        return "momentum"
-    return f"{value:.6g}" if isinstance(value, float) else f"{value}"
+    """Return a number in the digits that it has, and anything else as it is."""
+    return f"{value:.12g}" if isinstance(value, float) else f"{value}"
 
 
 def shorten(value: float, stderr: float) -> float:
@@ -188,9 +209,7 @@ def _list_arguments(
         needed[parameter.name] = value
         if option not in _NUMBERS or not isinstance(default, float) or not default:
             continue
-        size = 1 - default if option == "alpha" else default
-        reach = max(SIGMAS * stderr.get(option, 0.0), NEARLY * size)
-        if abs(default - value) <= reach:
+        if abs(default - value) <= SIGMAS * stderr.get(option, 0.0):
             within_errors.append(parameter.name)
             eps += [parameter.name] if option == "eps" else []
     # If ε can't be seen, neither can its place.

@@ -8,13 +8,16 @@ import numpy as np
 
 from rmsprop_jax._identify.families import NOTHING, has_clip, has_decaying_moment
 from rmsprop_jax._identify.fitting import Candidate
-from rmsprop_jax._identify.learning_rates import read_learning_rates
+from rmsprop_jax._identify.learning_rates import (
+    Piece,
+    find_pieces,
+    read_learning_rates,
+)
 from rmsprop_jax._identify.model import Array, Theta
 from rmsprop_jax._identify.naming import shorten
 from rmsprop_jax._identify.search import Found
 from rmsprop_jax._identify.thresholds import (
-    COARSE_ERRORS,
-    FINE_ROUNDING,
+    ROUNDINGS_OF_CANCELLATION,
     SHARE_OF_DECAY,
     SIGMAS,
 )
@@ -34,7 +37,9 @@ class Reading(NamedTuple):
     Attributes:
         fit: The fit.
         numbers: Its numbers; "clip" is the largest norm of a gradient.
+        covariance: Theirs, as far as the fit tells.
         sign: −1 if it goes up the gradient.
+        learning_rate_error: The relative standard error of a step's learning rate.
         group_decays: [groups], whether each decays.
         decays: [leaves], whether each decays.
         is_unseen: [leaves], whether nothing is known of its learning rate and decay.
@@ -42,7 +47,9 @@ class Reading(NamedTuple):
 
     fit: Candidate
     numbers: dict[str, Number]
+    covariance: np.ndarray
     sign: float
+    learning_rate_error: float
     group_decays: np.ndarray
     decays: np.ndarray
     is_unseen: np.ndarray
@@ -55,12 +62,14 @@ class Rates(NamedTuple):
         values: [T of the user's], those of the first leaf of which something is known;
             NaN where nothing moved.
         stderr: [T of the user's], their standard errors, likewise.
+        pieces: The fewest that explain as much, if they are few; `values` are these.
         factors: [leaves], those of each leaf over these; None if that changes.
         varying: [T], the momentum or the decay of each step, where it varies.
     """
 
     values: np.ndarray
     stderr: np.ndarray
+    pieces: list[Piece]
     factors: np.ndarray | None
     varying: np.ndarray
 
@@ -68,11 +77,13 @@ class Rates(NamedTuple):
 def read_fit(found: Found, fit: Candidate) -> Reading:
     """Return a fit in the names of `rmsprop`."""
     x, v = fit.x, fit.variant
-    stderr = found.problem.stderr(fit)
-    if found.recording.rounding > FINE_ROUNDING:
-        stderr = Theta(*(COARSE_ERRORS * error for error in stderr))
+    covariance = found.problem.covariance(fit, found.ratios.number)
+    stderr = found.problem.stderr(fit, covariance)
     (made,) = found.problem.predict([fit])
-    moving = made.learning_rate[made.learning_rate != 0]
+    rates, errors = read_learning_rates(made)
+    is_moving = rates != 0
+    moving, error = rates[is_moving], errors[is_moving]
+    learning_rate_error = float(np.median(error / np.abs(moving)))
     # Up the gradient is down it with a negative learning rate, and decay.
     sign = -1.0 if np.median(moving) < 0 else 1.0
     numbers: dict[str, Number] = {}
@@ -98,7 +109,44 @@ def read_fit(found: Found, fit: Candidate) -> Reading:
     if has_clip(fit):
         numbers["clip"] = _exponentiate(x.log_clip_norm, stderr.log_clip_norm)
     of_leaf = found.group_of
-    return Reading(fit, numbers, sign, decays, decays[of_leaf], is_unseen[of_leaf])
+    return Reading(
+        fit,
+        numbers,
+        _transform_covariance(found, fit, numbers, covariance),
+        sign,
+        learning_rate_error,
+        decays,
+        decays[of_leaf],
+        is_unseen[of_leaf],
+    )
+
+
+def _transform_covariance(
+    found: Found, fit: Candidate, numbers: dict[str, Number], covariance: np.ndarray
+) -> np.ndarray:
+    """Return the covariance of numbers in the names of `rmsprop`."""
+    fields = {
+        "alpha": "logit_one_minus_alpha",
+        "eps": "log_eps",
+        "momentum": "momentum",
+        "weight_decay": _get_decay_name(fit),
+        "initial_scale": "log_initial_scale",
+        "clip": "log_clip_norm",
+    }
+    columns = [found.problem.find_column(fields[name]) for name in numbers]
+    slopes = np.array(
+        [_differentiate_number(name, number.value) for name, number in numbers.items()]
+    )
+    chosen = covariance[np.ix_(columns, columns)]
+    chosen = np.where(np.isfinite(chosen), chosen, 0.0)
+    return chosen * np.outer(slopes, slopes)
+
+
+def _differentiate_number(name: str, value: float) -> float:
+    """Return the derivative of a number by its coordinate in a fit."""
+    if name == "alpha":
+        return -value * (1 - value)
+    return value if name in ("eps", "initial_scale", "clip") else 1.0
 
 
 def find_unseen_groups(found: Found, fit: Candidate) -> np.ndarray:
@@ -119,7 +167,7 @@ def _bound_decay(found: Found, fit: Candidate) -> float:
     tried = found.problem.evaluate(
         [fit._replace(x=fit.x._replace(decoupled_weight_decay=x)) for x in decays]
     )
-    limit = found.ratio * fit.cost
+    limit = found.ratios.number * fit.cost
     alike = [x for x, other in zip(decays, tried, strict=True) if other.cost <= limit]
     return max(alike, default=0.0)
 
@@ -155,23 +203,48 @@ def _get_decay_name(fit: Candidate) -> str:
 
 def shorten_numbers(found: Found, reading: Reading) -> dict[str, float]:
     """Return the numbers in the fewest digits that explain as much together."""
-    brief: dict[str, float] = {}
-    for reach in (1.0, 0.2, 0.04, 0.0):
-        brief = {
-            name: _shorten_number(name, number, reach)
-            for name, number in reading.numbers.items()
-        }
+    for reach in (1.0, 0.2, 0.04):
+        brief = shorten_one_by_one(reading, reach)
         (tried,) = found.problem.evaluate([put_numbers(reading, brief)])
-        if tried.cost <= found.ratio * reading.fit.cost:
-            break
+        if tried.cost <= found.ratios.number * reading.fit.cost:
+            return brief
+    return {name: number.value for name, number in reading.numbers.items()}
+
+
+def shorten_one_by_one(reading: Reading, reach: float) -> dict[str, float]:
+    """Return the numbers in few digits, each with what the ones before imply for it.
+
+    Where α and ε make up for each other, α in few digits tells what ε is.
+
+    Args:
+        reading: The numbers.
+        reach: The share of their errors that shortening may use up.
+    """
+    covariance = reading.covariance.copy()
+    values = np.array([number.value for number in reading.numbers.values()])
+    left = reach**2  # of the square of the errors, in `SIGMAS` standard errors
+    brief: dict[str, float] = {}
+    for i, (name, number) in enumerate(reading.numbers.items()):
+        variance = covariance[i, i]
+        stderr = np.sqrt(left / 2 * variance) if variance else reach * number.stderr
+        if name == "clip":
+            # Where it clips, its error is one of the learning rate.
+            stderr = min(stderr, reading.learning_rate_error * number.value / SIGMAS)
+        brief[name] = _shorten_number(name, float(values[i]), float(stderr))
+        if variance:
+            change = (brief[name] - values[i]) / variance
+            left -= min(left, change**2 * variance / SIGMAS**2)
+            row = covariance[i].copy()
+            values = values + change * row
+            covariance -= np.outer(row, row) / variance
+            np.fill_diagonal(covariance, np.maximum(np.diagonal(covariance), 0.0))
     return brief
 
 
-def _shorten_number(name: str, number: Number, reach: float) -> float:
-    stderr = reach * number.stderr
+def _shorten_number(name: str, value: float, stderr: float) -> float:
     if name == "alpha":  # 0.999 has one digit, and 0.9990 two
-        return float(f"{1 - shorten(1 - number.value, stderr):.12g}")
-    return shorten(number.value, stderr)
+        return float(f"{1 - shorten(1 - value, stderr):.12g}")
+    return shorten(value, stderr)
 
 
 def put_numbers(reading: Reading, numbers: dict[str, float]) -> Candidate:
@@ -232,9 +305,27 @@ def read_rates(found: Found, fit: Candidate, sign: float) -> Rates:
         factors = _compare_groups(rates, errors, find_unseen_groups(found, fit))
     first = int(np.argmin(find_unseen_groups(found, fit)))
     values, stderr = (np.full(recording.num_steps, np.nan) for _ in range(2))
-    values[recording.kept], stderr[recording.kept] = rates[:, first], errors[:, first]
+    rates, stderr[recording.kept] = rates[:, first], errors[:, first]
+    pieces: list[Piece] = []
+    if factors is not None:
+        fit = fit._replace(x=fit.x._replace(learning_rate_factor=factors))
+        limit = found.ratios.rule * fit.cost
+        if fit.variant.bias_correction:
+            # In float32 a correction, 1 − α^t, loses digits, and with it the rates do.
+            off = SIGMAS * ROUNDINGS_OF_CANCELLATION * recording.precision
+            limit = max(limit, off**2)
+        found_pieces = find_pieces(
+            found.problem, fit, sign * rates, errors[:, first], limit
+        )
+        pieces = [
+            piece._replace(learning_rate=sign * piece.learning_rate)
+            for piece in found_pieces
+        ]
+    if pieces:
+        rates = np.repeat([x.learning_rate for x in pieces], [x.steps for x in pieces])
+    values[recording.kept] = rates
     by_leaf = None if factors is None else factors[found.group_of]
-    return Rates(values, stderr, by_leaf, sign * np.asarray(made.varying))
+    return Rates(values, stderr, pieces, by_leaf, sign * np.asarray(made.varying))
 
 
 def _compare_groups(

@@ -6,14 +6,21 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from rmsprop_jax._identify.explanation import Recipe
 from rmsprop_jax._identify.families import has_clip
+from rmsprop_jax._identify.naming import write_value
 from rmsprop_jax._identify.reading import Rates, Reading, put_numbers
 from rmsprop_jax._identify.search import Found
 from rmsprop_jax._identify.thresholds import HIDDEN_DECAY, SIGMAS, UNCERTAIN
+from rmsprop_jax._optimizer.options import Options
 
 
 def list_remarks(
-    found: Found, reading: Reading, brief: dict[str, float], rates: Rates
+    found: Found,
+    reading: Reading,
+    brief: dict[str, float],
+    rates: Rates,
+    recipe: Recipe,
 ) -> Iterator[str]:
     """Yield what is uncertain of a rule, and what its calls do not say.
 
@@ -22,6 +29,7 @@ def list_remarks(
         reading: The rule.
         brief: Its numbers in few digits.
         rates: Its learning rates.
+        recipe: How to make it.
     """
     fit, v = reading.fit, reading.fit.variant
     yield from _list_uncertain(reading)
@@ -54,12 +62,8 @@ def list_remarks(
         yield from _describe_clip(found, reading, brief)
     if v.learning_rate_by_leaf and not v.is_factored:
         yield from _describe_factors(found, reading, rates)
-    if v.momentum_varies:
-        least, most = np.min(rates.varying[1:]), np.max(rates.varying[1:])
-        yield (
-            "The momentum changes from step to step: the last update is multiplied "
-            f"with {least:.4g} to {most:.4g}."
-        )
+    if recipe.options is not None:
+        yield from _describe_recipe(recipe, recipe.options, len(rates.varying))
     if v.decay_varies:
         yield "The weight decay, over the learning rate, changes from step to step."
     scale = brief["initial_scale"]
@@ -89,7 +93,7 @@ def _bound_eps(
     tried = found.problem.evaluate(
         [put_numbers(reading, {**brief, "eps": float(eps)}) for eps in trials]
     )
-    limit = found.ratio * reading.fit.cost
+    limit = found.ratios.number * reading.fit.cost
     alike = [eps for eps, x in zip(trials, tried, strict=True) if x.cost <= limit]
     if alike:
         yield (
@@ -119,7 +123,7 @@ def _describe_clip(
     order = ", after the weight decay is added" if v.clips_after_decay else ""
     if order and v.clips_elements:
         order += ", as in MXNet"
-    yield f"A clip limits {what} to {brief['clip']:.6g}{order}."
+    yield f"A clip limits {what} to {write_value(brief['clip'])}{order}."
     if v.clips_elements or brief["clip"] > 1.00001 * np.min(norms[norms > 0]):
         return
     if not np.any(reading.fit.free.log_clip_norm):
@@ -129,13 +133,38 @@ def _describe_clip(
         )
 
 
+def _describe_recipe(recipe: Recipe, options: Options, steps: int) -> Iterator[str]:
+    if callable(options.momentum):
+        momentum = np.asarray(options.momentum(np.arange(steps)))
+        yield (
+            f"The momentum changes from step to step, between {np.min(momentum):.2g} "
+            f"and {np.max(momentum):.2g}: match.best.momentum is its schedule."
+        )
+    left_out = [
+        what
+        for what, is_there in {
+            "which leaves decay": options.weight_decay_mask is not None,
+            "the clip": recipe.leaf_norm is not None,
+            "the factors of the leaves": recipe.factors is not None,
+        }.items()
+        if is_there
+    ]
+    if left_out:
+        yield (
+            f"The call leaves out {' and '.join(left_out)}. "
+            "match.best.transformation() has it."
+        )
+
+
 def _describe_factors(found: Found, reading: Reading, rates: Rates) -> Iterator[str]:
     if rates.factors is None:
         yield "The learning rates of the leaves change by themselves, as in LAMB."
         return
     leaves = zip(found.recording.names, rates.factors, reading.is_unseen, strict=True)
     known = [
-        f"{name} {factor:.6g}" for name, factor, is_unseen in leaves if not is_unseen
+        f"{name} {write_value(factor)}"
+        for name, factor, is_unseen in leaves
+        if not is_unseen
     ]
     if len(known) > 1:
         yield (

@@ -10,6 +10,7 @@ import numpy as np
 
 from rmsprop_jax._identify.extending import (
     list_extensions,
+    list_typical_eps,
     list_variations,
     raise_eps,
     raise_moments,
@@ -34,6 +35,7 @@ from rmsprop_jax._identify.simplifying import (
 )
 from rmsprop_jax._identify.thresholds import (
     CLEAR,
+    FEW,
     FINE_ROUNDING,
     GREEDY,
     HIDING_ROUNDING,
@@ -55,8 +57,8 @@ class Found(NamedTuple):
         group_of: [leaves], the group of each leaf in the problem.
         fits: The simplest rules that explain as much as the best, best first.
         others: The next best, if there is one.
-        ratio: A rule explains as much as another with a cost up to so many times as
-            large.
+        ratios: How many times as large the cost of what explains as much may be.
+        limit: The largest share of the updates that rounding may leave unexplained.
     """
 
     problem: Problem
@@ -64,24 +66,19 @@ class Found(NamedTuple):
     group_of: np.ndarray
     fits: list[Candidate]
     others: list[Candidate]
-    ratio: float
+    ratios: Ratios
+    limit: float
+
+    @property
+    def is_hidden(self) -> bool:
+        """Whether rounding may be so much of the updates that it hides the rule."""
+        return self.limit > HIDING_ROUNDING
 
     @property
     def is_explained(self) -> bool:
         """Whether the best leaves no more than rounding may, which is not much."""
-        if self.recording.rounding > HIDING_ROUNDING:
-            return False
         best = min(self.fits, key=_get_cost)
-        return explains(self.problem, self.recording, best)
-
-
-def explains(problem: Problem, recording: Recording, fit: Candidate) -> bool:
-    """Whether a fit leaves no more unexplained than rounding may."""
-    rounding = max(
-        ROUNDINGS * recording.rounding,
-        ROUNDINGS_OF_CANCELLATION * recording.precision,
-    )
-    return is_below(problem, fit, rounding**2)
+        return not self.is_hidden and is_below(self.problem, best, self.limit**2)
 
 
 def find_rules(
@@ -104,35 +101,80 @@ def find_rules(
     group_of = _group_leaves(recording)
     problem = make_problem(recording, group_of, count)
     ratios = find_ratios(recording)
+    limit = max(
+        ROUNDINGS * recording.rounding,
+        ROUNDINGS_OF_CANCELLATION * recording.precision,
+    )
     raced = _race(problem, recording, learning_rate, count)
     report()
     fits = _sort(fit for _, fit in raced)
-    # The effect of a clip may look like an odd initial scale.
-    first = next(fit for fit in fits if not np.any(fit.free.log_initial_scale))
-    if not (is_quick or _is_clear(recording, first)):
-        fits = _extend(problem, recording, fits, ratios)
-        report()
-        best = simplify(problem, fits[:1], ratios)[0]
-        fits = _sort([*fits, *_vary(problem, recording, raced, best)])
+    if not is_quick:
+        fits = _explore(problem, recording, raced, ratios, report)
     report()
     fits = _recover_moments(problem, recording, fits)
-    near = [fit for fit in fits if fit.cost <= GREEDY * fits[0].cost]
-    if is_quick and not explains(problem, recording, fits[0]):
-        return Found(problem, recording, group_of, fits[:1], fits[1:2], ratios.rule)
+    is_explained = is_below(problem, fits[0], limit**2)
+    if not (is_quick or is_explained):
+        fits = _persist(problem, recording, fits)
+        is_explained = is_below(problem, fits[0], limit**2)
+    chosen, others = fits[:1], fits[1:2]
+    if is_explained or not is_quick:
+        most = len(fits) if is_explained else FEW
+        chosen, others = _simplify_best(problem, recording, fits, ratios, most)
+    return Found(problem, recording, group_of, chosen, others, ratios, limit)
+
+
+def _explore(
+    problem: Problem,
+    recording: Recording,
+    raced: Raced,
+    ratios: Ratios,
+    report: Report,
+) -> list[Candidate]:
+    """Return the fits of all families, and those with what few runs have."""
+    fits = _sort(fit for _, fit in raced)
+    # The effect of a clip may look like an odd initial scale.
+    first = next(fit for fit in fits if not np.any(fit.free.log_initial_scale))
+    if _is_clear(recording, first):
+        return fits
+    fits = _extend(problem, recording, fits, ratios)
+    report()
+    best = simplify(problem, fits[:1], ratios)[0]
+    return _sort([*fits, *_vary(problem, recording, raced, best)])
+
+
+def _simplify_best(
+    problem: Problem,
+    recording: Recording,
+    fits: list[Candidate],
+    ratios: Ratios,
+    most: int,
+) -> tuple[list[Candidate], list[Candidate]]:
+    """Return the simplest rules that explain as much as the best, and the next best."""
+    near = [fit for fit in fits if fit.cost <= GREEDY * fits[0].cost][:most]
     chosen = _choose_alike(problem, recording, near, ratios)
-    chosen = _choose_alike(
-        problem, recording, [*chosen, *_find_rivals(problem, chosen)], ratios
-    )
-    limit = ratios.rule * max(fit.cost for fit in chosen)
-    others = [fit for fit in fits if fit.cost > limit]
-    return Found(
-        problem=problem,
-        recording=recording,
-        group_of=group_of,
-        fits=drop_imitations(chosen, problem),
-        others=simplify(problem, others[:1], ratios),
-        ratio=ratios.rule,
-    )
+    rivals = _find_rivals(problem, chosen)
+    chosen = _choose_alike(problem, recording, [*chosen, *rivals], ratios)
+    worst = ratios.rule * max(fit.cost for fit in chosen)
+    others = [fit for fit in fits if fit.cost > worst][:1]
+    return drop_imitations(chosen, problem), simplify(problem, others, ratios)
+
+
+def _persist(
+    problem: Problem, recording: Recording, fits: list[Candidate]
+) -> list[Candidate]:
+    """Return the fits, and the best of them after more steps, from other ε as well.
+
+    If every step is clipped, α, ε and the clip do nearly the same, so that a fit creeps
+    along a valley, and may leave it for an ε of 0, whose place can't be seen.
+    """
+    starts: list[Candidate] = []
+    for fit in _choose_different(fits)[:FEW]:
+        starts.append(fit)
+        if np.any(fit.free.log_eps):
+            starts += list_typical_eps(fit, recording)
+    again = problem.fit(starts, 200, 1e-9)
+    again = [*again, *_find_rivals(problem, _choose_different(_sort(again))[:4])]
+    return _sort([*fits, *again])
 
 
 def _recover_moments(

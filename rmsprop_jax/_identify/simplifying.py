@@ -14,7 +14,8 @@ from rmsprop_jax._identify.families import (
     has_decaying_moment,
 )
 from rmsprop_jax._identify.fitting import Candidate, Problem
-from rmsprop_jax._identify.learning_rates import find_pieces, read_learning_rates
+from rmsprop_jax._identify.learning_rates import count_changes, read_learning_rates
+from rmsprop_jax._identify.model import Array, Theta
 from rmsprop_jax._identify.recording import Recording
 from rmsprop_jax._identify.thresholds import (
     ALIKE_PER_ELEMENT,
@@ -84,7 +85,7 @@ def simplify(
 ) -> list[Candidate]:
     """Return the fits without what they explain as much without; no two are alike."""
     fits, costs = list(fits), [fit.cost for fit in fits]
-    pieces = _count_pieces(problem, fits)
+    changes = _count_changes(problem, fits)
     for change in _CHANGES:
         tried = [(i, new) for i, fit in enumerate(fits) for new in change(fit)]
         fitted = problem.fit([new for _, new in tried], 20, 1e-4)
@@ -96,12 +97,15 @@ def simplify(
             if is_below(problem, fit, ratio * costs[i])
         ]
         alike.sort(key=lambda both: -both[1].cost)
-        new_pieces = _count_pieces(problem, [fit for _, fit in alike])
-        for (i, fit), number in zip(alike, new_pieces, strict=True):
+        new_changes = _count_changes(problem, [fit for _, fit in alike])
+        for (i, fit), number in zip(alike, new_changes, strict=True):
             # Without a clip, learning rates that change may have to make up for it.
-            if number > pieces[i] and change is _drop_clip:
+            if number > changes[i] and change is _drop_clip:
                 continue
-            fits[i], pieces[i] = fit, number
+            # If the other had lost its way, its numbers say nothing.
+            is_alike = fits[i].cost <= ratio * fit.cost
+            fits[i] = _add_shift(fit, old=fits[i]) if is_alike else fit
+            changes[i] = number
             if frees_steps:
                 costs[i] = max(costs[i], fit.cost)
     best: dict[object, Candidate] = {}
@@ -110,12 +114,26 @@ def simplify(
     return list(best.values())
 
 
-def _count_pieces(problem: Problem, fits: list[Candidate]) -> list[int]:
-    """Return how many learning rates the steps of each fit have, up to a few."""
+def _add_shift(fit: Candidate, old: Candidate) -> Candidate:
+    """Return the fit with what its numbers, where they are there, have shifted by."""
+
+    def add(before: Array | None, new: Array, old: Array, is_free: Array) -> Array:
+        shift = np.where(is_free, np.abs(new - old), 0.0)
+        return shift if before is None else shift + before
+
+    # A usual α is not fitted, but stands for the one that was.
+    free = fit.free._replace(logit_one_minus_alpha=old.free.logit_one_minus_alpha)
+    before = old.shift or [None] * len(fit.x)
+    parts = zip(before, fit.x, old.x, free, strict=True)
+    return fit._replace(shift=Theta(*(add(*part) for part in parts)))
+
+
+def _count_changes(problem: Problem, fits: list[Candidate]) -> list[int]:
+    """Return how often the learning rate of each fit changes, up to a few."""
     if not fits:
         return []
     both = [read_learning_rates(made) for made in problem.predict(fits)]
-    return [min(5, len(find_pieces(x[:, 0], stderr[:, 0]))) for x, stderr in both]
+    return [min(4, count_changes(x[:, 0], stderr[:, 0])) for x, stderr in both]
 
 
 def _drop_idle_flags(fit: Candidate) -> Candidate:
@@ -256,16 +274,11 @@ def _drop_caution(fit: Candidate) -> list[Candidate]:
     return [fit._replace(variant=fit.variant._replace(cautious=False))]
 
 
-def _drop_decoupled_decay(fit: Candidate) -> list[Candidate]:
-    if not fit.x.decoupled_weight_decay:
-        return []
-    return [drop_decay(fit, "decoupled_weight_decay")]
+def _make_drop_decay(name: str) -> Change:
+    def change(fit: Candidate) -> list[Candidate]:
+        return [drop_decay(fit, name)] if getattr(fit.x, name) else []
 
-
-def _drop_coupled_decay(fit: Candidate) -> list[Candidate]:
-    if not fit.x.weight_decay:
-        return []
-    return [drop_decay(fit, "weight_decay")]
+    return change
 
 
 def drop_decay(fit: Candidate, name: str) -> Candidate:
@@ -331,8 +344,8 @@ _CHANGES: tuple[Change, ...] = (
     _share_learning_rate,
     _fix_varying,
     _drop_caution,
-    _drop_decoupled_decay,
-    _drop_coupled_decay,
+    _make_drop_decay("decoupled_weight_decay"),
+    _make_drop_decay("weight_decay"),
     _drop_momentum,
     _drop_eps,
     _use_common_alpha,

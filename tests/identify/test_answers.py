@@ -86,7 +86,7 @@ def test_if_every_step_is_clipped_the_scale_is_fixed():
 def test_what_fits_within_bfloat16_is_listed_and_defaults_come_first():
     match = answer(index_of("tensorflow", dtype="bfloat16", steps=40))
     assert match.explains
-    assert match.best.call == "dialects.tensorflow(learning_rate)"
+    assert match.best.brief_call == "dialects.tensorflow(…)"
     assert "This is SGD" not in str(match)
     match = answer(index_of("torch", dtype="bfloat16"))
     options = match.best.recipe.options
@@ -125,6 +125,7 @@ def test_leaves_are_tried_by_themselves_if_nothing_explains_all():
     assert match.by_leaf["['kernel']"].dialects[0] == "torch"
     assert match.by_leaf["['bias']"].best.optimizer == "Adam"
     assert "By itself, ['bias']: optax.adam(0.003)." in str(match)
+    assert "Leaves by themselves had a quick search only" in str(match)
 
 
 @pytest.mark.slow
@@ -165,6 +166,63 @@ def test_the_first_line_is_the_call_to_paste():
     check_updates(match.best.transformation(), params, gradients)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["steps", "cosine"])
+def test_a_call_with_a_schedule_runs_as_it_is(kind):
+    """Learning rates that fall in steps, behind a clip, and at every step."""
+    case = Case("keras", {"momentum": 0.9}, clip=("global norm", 0.5))
+    params, gradients = BENCHMARK["make_run"](case)
+    norm = BENCHMARK["find_clip_norm"](case, gradients)
+    schedules = {
+        "steps": optax.piecewise_constant_schedule(0.01, {10: 0.1, 25: 0.5}),
+        "cosine": optax.cosine_decay_schedule(0.01, STEPS),
+    }
+    tx = dialects.keras(schedules[kind], momentum=0.9)
+    params, gradients = run(optax.chain(optax.clip_by_global_norm(norm), tx))
+    match = identify(params, gradients)
+    print(match)
+    check_text(match)
+    call = str(match).split("\n  Learning rate: ")[0]
+    names = {"dialects": dialects, "optax": optax, "match": match}
+    check_updates(eval(call, names), params, gradients)
+    if kind == "steps":
+        assert [steps for steps, _ in match.best.pieces] == [10, 15, STEPS - 25]
+        rates = [rate for _, rate in match.best.pieces]
+        assert rates == [0.01, 0.001, 0.0005]
+        assert "0.01 for 10 steps, then 0.001 for 15 steps, then 0.0005." in str(match)
+    else:
+        assert "match.best.schedule is the learning rate" in str(match)
+
+
+@pytest.mark.slow
+def test_groups_of_parameters_under_one_cycle():
+    """As PyTorch's OneCycleLR does it, with a learning rate of each group."""
+    rate = optax.cosine_onecycle_schedule(STEPS, 0.01)
+
+    def fast(count):
+        return 3 * rate(count)
+
+    tx = optax.multi_transform(
+        {
+            "slow": dialects.torch(rate, 0.9, momentum=cycle, weight_decay=0.1),
+            "fast": dialects.torch(fast, 0.9, momentum=cycle),
+        },
+        {"kernel": "slow", "bias": "fast"},
+    )
+    params, gradients = run(tx)
+    match = identify(params, gradients)
+    print(match)
+    assert match.explains
+    assert match.arguments_for("torch")["alpha"] == 0.9
+    assert match.arguments_for("torch")["weight_decay"] == 0.1
+    text = " ".join(str(match).split())
+    assert "['bias'] 1, ['kernel'] 0.333333" in text
+    assert "Weight decay on some leaves only: ['kernel']." in text
+    assert "The momentum changes from step to step, between 0.85 and 0.95" in text
+    assert "match.best.transformation() has it." in text
+    check_updates(match.best.transformation(), params, gradients)
+
+
 def check_updates(tx, params, gradients, rtol=2e-3):
     """Assert that an optimizer makes the run."""
 
@@ -175,7 +233,8 @@ def check_updates(tx, params, gradients, rtol=2e-3):
     before = jax.tree.map(lambda x: jnp.asarray(x[:-1]), params)
     state = tx.init(jax.tree.map(lambda x: x[0], before))
     gradients = jax.tree.map(jnp.asarray, gradients)
-    updates = jax.lax.scan(step, state, (gradients, before))[1]
+    with jax.numpy_dtype_promotion("standard"):  # as optax's schedules need it
+        updates: Any = jax.lax.scan(step, state, (gradients, before))[1]
     for name, u in updates.items():
         observed = np.diff(np.asarray(params[name], "f8"), axis=0)
         scale = np.sqrt(np.mean(np.square(observed)))
@@ -372,8 +431,16 @@ def test_rules_that_no_option_expresses_are_named(kind, optimizer, sentence):
 
 
 @pytest.mark.slow
-def test_elements_of_a_large_run_with_the_global_norms():
-    case = Case("torch", {"alpha": 0.9}, clip=("global norm", 0.5))
+@pytest.mark.parametrize(
+    ("rule", "arguments", "share"),
+    [
+        ("torch", {"alpha": 0.9}, 0.5),
+        # If every step is clipped, the scale is known only because ν starts from 1.
+        ("optax", {"decay": 0.95, "initial_scale": 1.0}, 1.0),
+    ],
+)
+def test_elements_of_a_large_run_with_the_global_norms(rule, arguments, share):
+    case = Case(rule, arguments, clip=("global norm", share))
     params, gradients = BENCHMARK["make_run"](case)
     norm = BENCHMARK["find_clip_norm"](case, gradients)
     square = sum(
@@ -383,7 +450,7 @@ def test_elements_of_a_large_run_with_the_global_norms():
     match = identify(*some, gradient_norms=np.sqrt(square))
     print(match)
     assert match.explains
-    assert match.arguments_for("torch") == {"alpha": 0.9}
+    assert match.arguments_for(rule) == arguments
     assert match.best.hyperparameters["clip"] == pytest.approx(norm, rel=0.01)
     with pytest.raises(ValueError, match="gradient_norms"):
         identify(*some, gradient_norms=np.sqrt(square)[:-1])

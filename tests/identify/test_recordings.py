@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rmsprop_jax import dialects, identify
-from rmsprop_jax._identify.recording import read_run
+from rmsprop_jax._identify.run import read_run
 
 
 @functools.cache

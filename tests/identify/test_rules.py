@@ -2,6 +2,7 @@
 
 import functools
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import hypothesis
@@ -17,7 +18,9 @@ from support import trajectories
 from support.twin import trajectory
 
 from rmsprop_jax import dialects, identify
+from rmsprop_jax._identify.learning_rates import split
 from rmsprop_jax._identify.naming import shorten
+from rmsprop_jax._identify.reading import Number, shorten_one_by_one
 from rmsprop_jax._optimizer.transform import get_config
 
 RATES = problem.rates("scheduled", 2 * STEPS)[:STEPS]
@@ -26,12 +29,11 @@ RUNS = [
         name,
         c,
         id=f"{name}/{c.name}",
-        # One of them stands for the others in the quick tests.
-        marks=[] if (name, i) in {("torch", 0)} else [pytest.mark.slow],
+        marks=pytest.mark.slow,
     )
     for name, framework in FRAMEWORKS.items()
     if framework.recorded
-    for i, c in enumerate(configurations(name))
+    for c in configurations(name)
 ]
 
 
@@ -289,6 +291,36 @@ def test_finds_random_rules(alpha, eps, momentum, weight_decay, flags, begins, d
         )
 
     assert any(map(same, match.explanations))
+
+
+def test_learning_rates_in_pieces():
+    """The best split into one piece, two, and so on, of noisy learning rates."""
+    lengths, rates = [9, 14, 7], [0.01, 0.003, 0.0031]
+    rng = np.random.default_rng(0)
+    stderr = np.full(30, 1e-5)
+    noisy = np.repeat(rates, lengths) + stderr * rng.normal(size=30)
+    stderr[3], noisy[3] = np.inf, 1.0  # it can't be seen
+    one, two, three, four = split(noisy, stderr)
+    assert one == [30]
+    assert two == [9, 21]
+    assert three == lengths
+    assert sum(four) == 30
+    assert len(list(split(noisy[:2], stderr[:2]))) == 2
+    assert not list(split(np.full(5, np.nan), np.ones(5)))
+
+
+def test_numbers_are_shortened_with_what_the_others_imply():
+    """Each by itself would be 0.9 and 2; together they are 0.9 and 2.5."""
+    errors = np.array([0.004, 0.2])
+    covariance = np.outer(errors, errors) * np.array([[1, -0.9999], [-0.9999, 1]])
+    reading: Any = SimpleNamespace(
+        numbers={"momentum": Number(0.888, 0.004), "eps": Number(3.1, 0.2)},
+        covariance=covariance,
+        learning_rate_error=0.0,
+    )
+    assert shorten_one_by_one(reading, 1.0) == {"momentum": 0.9, "eps": 2.5}
+    kept = shorten_one_by_one(reading, 0.0)
+    assert kept["momentum"] == pytest.approx(0.888)
 
 
 def test_numbers_in_few_digits():
