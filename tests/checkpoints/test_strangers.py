@@ -24,7 +24,8 @@ from support.strangers import FORMATS, Reader, describe, unpack
 from support.untyped import checkpoints
 
 from rmsprop_jax.checkpoints._readers import source, tensor_bundle
-from rmsprop_jax.checkpoints._readers.source import DamagedError
+from rmsprop_jax.checkpoints._readers.h5_attributes import AttributeReader
+from rmsprop_jax.checkpoints._readers.source import Budget, DamagedError
 
 
 @pytest.fixture(scope="module")
@@ -613,6 +614,12 @@ def strings(root: Any) -> None:
     root.attrs["layer_names"] = np.array(["a", "b"], dtype=h5py.string_dtype())
 
 
+def many_attributes(root: Any) -> None:
+    group = root.create_group("g", track_order=True)
+    for i in range(100):
+        group.attrs[f"weight_names{i}"] = np.array([b"a"])
+
+
 OUTSIDE = h5py.ExternalLink("/etc/passwd", "/x")
 HDF5 = {
     f"{path} in another file": ("is a link", weights_h5(link(path, OUTSIDE)))
@@ -643,25 +650,32 @@ HDF5 = {
     "5,000 levels": ("levels deep", weights_h5(nest)),
     "2³⁰ ways to a group": ("in the file twice", weights_h5(link_twice)),
     "a heap with free space of no size": (
-        "an object without an end",
+        "has no string of",
         damage_heap(weights_h5(strings), 0, 0),
     ),
     "a heap with a size that wraps around": (
-        "an object without an end",
+        "does not end in its heap",
         damage_heap(weights_h5(strings), 1, 2**64 - 18),
     ),
     "a heap with an object beyond its end": (
-        "an object without an end",
+        "does not end in its heap",
         damage_heap(weights_h5(strings), 1, 2**20),
     ),
     "a heap of names of 4 GB": (
         "larger than the file",
         damage_names(weights_h5(strings)),
     ),
-    "addresses of 4 bytes": ("8 bytes each", narrow_addresses(weights_h5(strings))),
+    "addresses of 4 bytes": (
+        "addresses have 8 bytes",
+        narrow_addresses(weights_h5(strings)),
+    ),
     "a link to itself": (
         "in the file twice",
         weights_h5(lambda root: link("x", root)(root)),
+    ),
+    "a hundred attributes in a heap": (
+        "outside of their object",
+        weights_h5(many_attributes),
     ),
     "a name that is not UTF-8": (
         "is not text in UTF-8",
@@ -685,6 +699,35 @@ HDF5 = {
         weights_h5(replace(np.nan, "optimizer/vars/1")),
     ),
 }
+
+
+@pytest.mark.parametrize("track_order", [False, True])
+@pytest.mark.parametrize("version", ["earliest", "v108", "latest"])
+def test_text_in_hdf5_is_what_h5py_reads(version, track_order):
+    """In the object headers of both kinds, and where a header has a second part."""
+    file = io.BytesIO()
+    texts = {
+        "name": "é" * 3000,
+        "backend": "",
+        "layer_names": np.array([b"abc", b"d"]),
+        "weight_names0": np.array([], "S3"),
+        "weight_names1": np.array(["x", "yé"], h5py.string_dtype()),
+    } | {f"weight_names{i}": np.array([b"x" * 1000] * 8) for i in (2, 3)}
+    with h5py.File(file, "w", libver=version, track_order=track_order) as root:
+        root.attrs["another"] = np.arange(3.0)
+        for name, value in texts.items():
+            root.attrs[name] = value
+        low_level: Any = h5py
+        address = low_level.h5o.get_info(root.id).addr
+        values: dict[str, Any] = {name: root.attrs[name] for name in texts}
+    data = file.getvalue()
+    kinds = {name.rstrip("0123456789") for name in texts}
+    found = AttributeReader(data, Budget(len(data))).read_texts(address, kinds)
+    assert found == {
+        name: [x if isinstance(x, bytes) else x.encode() for x in np.ravel(value)]
+        for name, value in values.items()
+    }
+
 
 SETTINGS = {
     "names": ["w"],

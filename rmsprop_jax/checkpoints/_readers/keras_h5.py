@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import mmap
 import zlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax.numpy as jnp
 import numpy as np
 
+from rmsprop_jax.checkpoints._readers.h5_attributes import AttributeReader
 from rmsprop_jax.checkpoints._readers.source import (
     DamagedError,
     DType,
@@ -150,7 +152,7 @@ def _read_h5(source: Source, part: Source) -> Group:
         raise ImportError(
             "Keras's files are read by h5py, which is missing: pip install h5py"
         ) from error
-    _check_heaps(part)
+    _check_layout(part.map())
     try:
         # It stays open, as the arrays are read later.
         file = h5py.File(part.open() if part is not source else part.path, "r")
@@ -164,33 +166,17 @@ def _read_h5(source: Source, part: Source) -> Group:
         raise DamagedError(f"{error}") from error
 
 
-def _check_heaps(part: Source) -> None:
-    """Raise if a heap, or an object in one, can't be as large as it declares.
+def _check_layout(data: bytes | mmap.mmap) -> None:
+    """Raise if the file is not laid out as Keras's are, or a heap is larger than it.
 
-    HDF5 goes from one string to the next by their sizes. If a size is 0, or is so large
-    that the sum wraps around, it never comes to the end, and where a string goes beyond
-    its heap it reads what is not its own. For a heap of names it takes as much memory
-    as that declares; one that was deleted may still be there, and lead beyond the
-    file's end, so that only its size is checked.
+    For a heap of names libhdf5 takes as much memory as that declares. One that was
+    deleted may still be there, and lead beyond the file's end, so only its size is
+    checked.
     """
-    data = part.map()
     # The sizes of addresses and of lengths, where each version of the file has them.
     sizes = data[13:15] if data[8:9] in (b"\0", b"\1") else data[9:11]
-    if data[:8] == _SIGNATURE and sizes != b"\x08\x08":
-        raise UnsupportedError("its addresses do not have 8 bytes each")
-    start = data.find(b"GCOL\1")
-    while start >= 0:
-        end = start + int.from_bytes(data[start + 8 : start + 16], "little")
-        position = start + 16
-        while position + 16 <= end:
-            index = int.from_bytes(data[position : position + 2], "little")
-            size = int.from_bytes(data[position + 8 : position + 16], "little")
-            # What is free, which has the index 0, counts its own header.
-            step = 16 + -(-size // 8) * 8 if index else size
-            position += step
-            if step < 16 or position > end or end > len(data):
-                raise DamagedError("a heap of strings has an object without an end")
-        start = data.find(b"GCOL\1", start + 5)
+    if data[:8] != _SIGNATURE or sizes != b"\x08\x08":
+        raise UnsupportedError("it is not an HDF5 file whose addresses have 8 bytes")
     start = data.find(b"HEAP\0")
     while start >= 0:
         if int.from_bytes(data[start + 8 : start + 16], "little") > len(data):
@@ -258,6 +244,7 @@ class _Walk:
     def __init__(self, source: Source, part: Source) -> None:
         self.size = 0
         self._source, self._part = source, part
+        self._attributes = AttributeReader(part.map(), source.budget)
         self._seen: set[object] = set()
 
     def walk_group(self, group: H5Object, path: str, depth: int) -> Group:
@@ -283,10 +270,7 @@ class _Walk:
         return Group(path, groups, arrays, *self._read_attributes(group, path))
 
     def _check_new(self, child: H5Object, path: str) -> None:
-        import h5py
-
-        h5: H5Object = h5py
-        address = h5.h5o.get_info(child.id).addr
+        address = _find_address(child)
         if address in self._seen:
             raise UnsupportedError(f"{path} is in the file twice")
         self._seen.add(address)
@@ -316,23 +300,25 @@ class _Walk:
     ) -> tuple[dict[str, str], dict[str, list[str]]]:
         texts: dict[str, str] = {}
         lists: dict[str, list[str]] = {}
-        for name in group.attrs:
-            kind = name.rstrip("0123456789")
-            if name not in _TEXTS and kind not in _LISTS:
-                continue
-            identifier = group.attrs.get_id(name)
-            self.size += math.prod(identifier.shape) * identifier.dtype.itemsize
-            values = np.asarray(group.attrs[name]).ravel().tolist()
+        address = _find_address(group)
+        found = self._attributes.read_texts(address, (*_TEXTS, *_LISTS))
+        for name, values in sorted(found.items()):
             try:
-                strings = [x.decode() if isinstance(x, bytes) else x for x in values]
-            except UnicodeDecodeError:
-                strings = values
-            if not all(isinstance(x, str) for x in strings):
+                strings = [value.decode() for value in values]
+            except UnicodeDecodeError as error:
                 raise UnsupportedError(
                     f"the attribute {name!r} of {path or '/'} is not text in UTF-8"
-                )
+                ) from error
+            kind = name.rstrip("0123456789")
             if kind in _LISTS:
                 lists.setdefault(kind, []).extend(strings)
-            elif len(strings) == 1:
+            elif name in _TEXTS and len(strings) == 1:
                 texts[name] = strings[0]
         return texts, lists
+
+
+def _find_address(child: H5Object) -> int:
+    import h5py
+
+    h5: H5Object = h5py
+    return h5.h5o.get_info(child.id).addr
