@@ -4,6 +4,7 @@ import pytest
 from recorded import problem
 from recorded.frameworks import FRAMEWORKS
 from support import trajectories
+from support.steps import compile_quickly
 
 from rmsprop_jax import dialects, rmsprop
 from rmsprop_jax._optimizer.transform import (
@@ -106,8 +107,9 @@ def test_nearest_wrong_rule_is_told_apart(name):
 
     them = trajectories.theirs(recording(name), "float32")
     key = problem.Configuration(arguments, "scheduled").name
+    calls = {option: call(option) for option in wrong}
     for option, run in trajectories.run(
-        name, "float32", {option: call(option) for option in wrong}
+        name, "float32", calls, jit=compile_quickly
     ).items():
         if option.endswith("scheduled"):
             far = trajectories.distance(run, them[key])

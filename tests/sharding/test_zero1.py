@@ -19,7 +19,7 @@ from support.meshes import (
     on,
     shardings_of,
 )
-from support.steps import train_step
+from support.steps import compile_quickly, train_step
 from support.untyped import rmsprop, zero1
 
 from rmsprop_jax.sharding import check_shardings, state_shardings
@@ -57,8 +57,8 @@ def data_parallel_step(tx):
 
 
 def trained(tx, params, x, steps=8):
-    state = jax.jit(tx.init)(params)
-    step = jax.jit(data_parallel_step(tx))
+    state = compile_quickly(tx.init)(params)
+    step = compile_quickly(data_parallel_step(tx))
     for _ in range(steps):
         params, state = jax.block_until_ready(step(params, state, x))
     return jax.device_get(params)

@@ -28,10 +28,10 @@ def train_step(tx: Any) -> Any:
     return step
 
 
-def compile_quickly(function: Callable[..., Any]) -> Callable[..., Any]:
-    """jax.jit for what is run once, where the mathematics is tested and nothing else.
+def compile_quickly(function: Callable[..., Any]) -> Any:
+    """jax.jit for what is run once, where neither last bits nor speed are tested.
 
-    LLVM does not optimize then, which takes half of the time of compiling. XLA does.
+    LLVM does not optimize the kernels then, which takes half of the time of compiling.
     """
     options: dict[str, Any] = {"xla_backend_optimization_level": "0"}
     return jax.jit(function, compiler_options=options)

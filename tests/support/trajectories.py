@@ -78,6 +78,7 @@ def run(
     calls: Mapping[str, Call],
     traced: Mapping[tuple[str, ...], tuple[Callable[..., Call], list[Any]]]
     | None = None,
+    jit: Callable[..., Any] = jax.jit,
 ) -> Trajectories:
     """What ours do under both schedules, all compiled as one function.
 
@@ -87,6 +88,7 @@ def run(
         calls: One optimizer each, by name.
         traced: By several names, what makes the optimizer from numbers, and these
             numbers, one set for each name: one program does them all.
+        jit: What compiles.
     """
     steps = problem.recorded_steps(framework)
 
@@ -126,9 +128,7 @@ def run(
 
     with precision(dtype):
         rates = np.stack([problem.rates(name, max(steps)) for name in SCHEDULES])
-        # In float64 only the rule is compared, and not what the compiler makes of it.
-        compiled = (compile_quickly if dtype == "float64" else jax.jit)(everything)
-        params = compiled(
+        params = jit(everything)(
             jnp.asarray(rates.astype(dtype)),
             leaves(problem.start()),
             leaves(problem.gradients(max(steps))),
@@ -163,9 +163,11 @@ def _ours(framework: str, dtype: str) -> Trajectories:
         c.name.removesuffix(f",{c.schedule}"): c.arguments
         for c in problem.configurations(framework)
     }
+    # In float64 the rule is compared, and not what the compiler makes of it.
+    jit = compile_quickly if dtype == "float64" else jax.jit
     if framework != "torch" or dtype == "float32":
         calls = {name: call(framework, each) for name, each in arguments.items()}
-        return run(framework, dtype, calls)
+        return run(framework, dtype, calls, jit=jit)
     groups: dict[str, dict[str, problem.Arguments]] = {}
     for name, each in arguments.items():
         rest = {key: value for key, value in each.items() if key not in TRACED}
@@ -184,7 +186,7 @@ def _ours(framework: str, dtype: str) -> Trajectories:
             calls[first] = call(framework, own)
         names = tuple(name for name in group if name not in calls)
         traced[names] = call_with(own), [[group[k][x] for x in TRACED] for k in names]
-    return run(framework, dtype, calls, traced)
+    return run(framework, dtype, calls, traced, jit)
 
 
 def distance(one: np.ndarray, other: np.ndarray) -> float:
