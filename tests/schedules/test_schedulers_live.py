@@ -363,6 +363,11 @@ MIXED = {
     "settles in a later fall": [cosine(7), ("PolynomialLR", {"total_iters": 31})],
     "of one step": [cosine(1), linear(5)],
     "exponential": [cosine(40), ("ExponentialLR", {"gamma": 0.97})],
+    "exponential and settles": [
+        cosine(7),
+        linear(7, 0.5),
+        ("ExponentialLR", {"gamma": 0.97}),
+    ],
     "steps": [
         ("StepLR", {"step_size": 30, "gamma": 0.9}),
         cosine(40),
