@@ -26,7 +26,8 @@ from rmsprop_jax.schedules._annealing import (
     lambda_lr,
     swa_lr,
 )
-from rmsprop_jax.schedules._combinations import chained_scheduler, sequential_lr
+from rmsprop_jax.schedules._chains import chained_scheduler
+from rmsprop_jax.schedules._combinations import sequential_lr
 from rmsprop_jax.schedules._cycles import cyclic_lr, one_cycle_lr
 from rmsprop_jax.schedules._factors import (
     constant_lr,

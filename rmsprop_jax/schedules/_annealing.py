@@ -36,6 +36,7 @@ from rmsprop_jax.schedules._counting import (
 )
 from rmsprop_jax.schedules._factors import validate_function
 from rmsprop_jax.schedules._schedule import (
+    AbsoluteSchedule,
     CosineSchedule,
     Formula,
     Schedule,
@@ -77,7 +78,8 @@ def lambda_lr(
     def formula(count: jax.Array) -> jax.Array:
         return widen(base) * to_real(lr_lambda(count))
 
-    return Schedule(f"lambda_lr({base}, {lr_lambda!r})", formula)
+    call = f"lambda_lr({base}, {lr_lambda!r})"
+    return AbsoluteSchedule(call, formula, learning_rate=base)
 
 
 def cosine_annealing_lr(
@@ -200,7 +202,7 @@ def cosine_annealing_warm_restarts(
         f"cosine_annealing_warm_restarts({base}, T_0={first}, T_mult={multiplier}, "
         f"eta_min={smallest})"
     )
-    return Schedule(call, formula)
+    return AbsoluteSchedule(call, formula, learning_rate=base)
 
 
 def swa_lr(

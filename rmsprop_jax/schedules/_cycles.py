@@ -25,7 +25,12 @@ from rmsprop_jax.schedules._arguments import (
 )
 from rmsprop_jax.schedules._counting import power, progress, to_real
 from rmsprop_jax.schedules._factors import validate_function
-from rmsprop_jax.schedules._schedule import LearningRateAndMomentum, Schedule, blend
+from rmsprop_jax.schedules._schedule import (
+    AbsoluteSchedule,
+    LearningRateAndMomentum,
+    Schedule,
+    blend,
+)
 
 
 def cyclic_lr(
@@ -113,7 +118,12 @@ def cyclic_lr(
         f"scale_mode={scale_mode!r}, cycle_momentum={cycle_momentum}, "
         f"base_momentum={base_momentum}, max_momentum={max_momentum})"
     )
-    learning_rate = Schedule(f"{call}.learning_rate", compute_learning_rate)
+    learning_rate = AbsoluteSchedule(
+        f"{call}.learning_rate",
+        compute_learning_rate,
+        learning_rate=smallest,
+        starts_at_base=True,
+    )
     if not validate_flag("cycle_momentum", cycle_momentum):
         return LearningRateAndMomentum(learning_rate)
     low = validate_real("base_momentum", base_momentum)
@@ -241,7 +251,9 @@ def one_cycle_lr(
         f"base_momentum={low}, max_momentum={high}, div_factor={div_factor}, "
         f"final_div_factor={final_div_factor}, three_phase={three_phase})"
     )
-    learning_rate = Schedule(f"{call}.learning_rate", compute_learning_rate)
+    learning_rate = AbsoluteSchedule(
+        f"{call}.learning_rate", compute_learning_rate, learning_rate=first
+    )
     if not validate_flag("cycle_momentum", cycle_momentum):
         return LearningRateAndMomentum(learning_rate)
     momentum = Schedule(f"{call}.momentum", compute_momentum)

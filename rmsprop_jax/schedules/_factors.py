@@ -26,9 +26,10 @@ from rmsprop_jax.schedules._arguments import (
     validate_learning_rate,
     validate_real,
 )
-from rmsprop_jax.schedules._counting import power, to_real
+from rmsprop_jax.schedules._counting import NumpyArray, power, to_real
 from rmsprop_jax.schedules._schedule import (
     Formula,
+    Multiplier,
     Schedule,
     make_factor_schedule,
     widen,
@@ -66,8 +67,12 @@ def step_lr(learning_rate: ArrayLike, step_size: int, gamma: float = 0.1) -> Sch
     def growth(since: jax.Array, count: jax.Array) -> jax.Array:
         return power(gamma, count // size - since // size)
 
+    def multiply(counts: NumpyArray) -> NumpyArray:
+        return np.where((counts % size == 0) & (counts > 0), gamma, 1.0)
+
     call = f"step_lr({base}, step_size={size}, gamma={gamma})"
-    return make_factor_schedule(call, base, factor, growth)
+    multiplier = Multiplier(multiply, settled=0, period=size)
+    return make_factor_schedule(call, base, factor, growth, multiplier=multiplier)
 
 
 def multi_step_lr(
@@ -110,8 +115,14 @@ def multi_step_lr(
     def growth(since: jax.Array, count: jax.Array) -> jax.Array:
         return power(gamma, count_passed(count) - count_passed(since))
 
+    def multiply(counts: NumpyArray) -> NumpyArray:
+        passed = np.searchsorted(sorted_places, counts, side="right")
+        before = np.searchsorted(sorted_places, counts, side="left")
+        return np.power(gamma, (passed - before).astype(float))
+
     call = f"multi_step_lr({base}, milestones={places}, gamma={gamma})"
-    return make_factor_schedule(call, base, factor, growth)
+    multiplier = Multiplier(multiply, settled=max(places, default=0))
+    return make_factor_schedule(call, base, factor, growth, multiplier=multiplier)
 
 
 def constant_lr(
@@ -157,9 +168,17 @@ def constant_lr(
         del start
         return lambda count: widen(base) * jnp.ones(count.shape, jnp.result_type(float))
 
+    def multiply(counts: NumpyArray) -> NumpyArray:
+        return np.select([counts == 0, counts == steps], [first, 1 / first], 1.0)
+
     call = f"constant_lr({base}, factor={first}, total_iters={steps})"
     return make_factor_schedule(
-        call, base, compute_factor, growth, None if steps else continue_from
+        call,
+        base,
+        compute_factor,
+        growth,
+        None if steps else continue_from,
+        Multiplier(multiply, settled=steps),
     )
 
 
@@ -215,11 +234,25 @@ def linear_lr(
             "sequential_lr, where PyTorch divides by it, but it was 0."
         )
 
+    def evaluate(counts: NumpyArray) -> NumpyArray:
+        done = np.clip(counts, 0, steps) / max(steps, 1)
+        return first * (1 - done) + last * done
+
+    def multiply(counts: NumpyArray) -> NumpyArray:
+        return np.where(counts == 0, first, _divide_steps(evaluate, counts))
+
     call = (
         f"linear_lr({base}, start_factor={first}, end_factor={last}, "
         f"total_iters={steps})"
     )
-    return make_factor_schedule(call, base, factor, growth, None if steps else refuse)
+    return make_factor_schedule(
+        call,
+        base,
+        factor,
+        growth,
+        None if steps else refuse,
+        Multiplier(multiply, settled=steps),
+    )
 
 
 def exponential_lr(learning_rate: ArrayLike, gamma: float) -> Schedule:
@@ -250,8 +283,12 @@ def exponential_lr(learning_rate: ArrayLike, gamma: float) -> Schedule:
     def growth(since: jax.Array, count: jax.Array) -> jax.Array:
         return power(gamma, count - since)
 
+    def multiply(counts: NumpyArray) -> NumpyArray:
+        return np.where(counts > 0, gamma, 1.0)
+
     call = f"exponential_lr({base}, gamma={gamma})"
-    return make_factor_schedule(call, base, factor, growth)
+    multiplier = Multiplier(multiply, settled=0, period=1)
+    return make_factor_schedule(call, base, factor, growth, multiplier=multiplier)
 
 
 def polynomial_lr(
@@ -301,8 +338,21 @@ def polynomial_lr(
             "sequential_lr, where PyTorch divides by it, but it was 0."
         )
 
+    def evaluate(counts: NumpyArray) -> NumpyArray:
+        return (np.clip(steps - counts, 0, steps) / max(steps, 1)) ** exponent
+
+    def multiply(counts: NumpyArray) -> NumpyArray:
+        return _divide_steps(evaluate, counts)
+
     call = f"polynomial_lr({base}, total_iters={steps}, power={exponent})"
-    return make_factor_schedule(call, base, factor, growth, None if steps else refuse)
+    return make_factor_schedule(
+        call,
+        base,
+        factor,
+        growth,
+        None if steps else refuse,
+        Multiplier(multiply, settled=steps),
+    )
 
 
 def multiplicative_lr(
@@ -388,3 +438,12 @@ def _divide_or_stay(factor: jax.Array, before: jax.Array) -> jax.Array:
     """Return the quotient; 1 where both are 0, because 0 no longer changes."""
     is_zero = before == 0
     return jnp.where(is_zero, 1, factor / jnp.where(is_zero, 1, before))
+
+
+def _divide_steps(
+    evaluate: Callable[[NumpyArray], NumpyArray], counts: NumpyArray
+) -> NumpyArray:
+    """Return the quotient of a factor and the one a step before; 1 where both are 0."""
+    before = evaluate(counts - 1)
+    is_zero = before == 0
+    return np.where(is_zero, 1.0, evaluate(counts) / np.where(is_zero, 1.0, before))

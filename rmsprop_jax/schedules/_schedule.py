@@ -11,7 +11,7 @@ import optax
 from jax.typing import ArrayLike
 
 from rmsprop_jax._optimizer.rule import Number
-from rmsprop_jax.schedules._counting import to_count, to_real
+from rmsprop_jax.schedules._counting import NumpyArray, to_count, to_real
 
 # From the step count, int32 and not negative, to a real number.
 Formula: TypeAlias = Callable[[jax.Array], jax.Array]
@@ -26,11 +26,13 @@ class Schedule:
         formula: Its values.
         continue_from: From the learning rate before a milestone of ``SequentialLR`` to
             the values after it, or None if PyTorch starts it anew there.
+        parts: The schedules in it if it is of a ``ChainedScheduler``.
     """
 
     call: str
     formula: Formula
     continue_from: Callable[[jax.Array], Formula] | None = None
+    parts: tuple[Schedule, ...] = ()
 
     def __call__(self, count: ArrayLike) -> jax.Array:
         """Return the value at a step count: an integer, or an array of integers."""
@@ -38,6 +40,34 @@ class Schedule:
 
     def __repr__(self) -> str:
         return self.call
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class AbsoluteSchedule(Schedule):
+    """A schedule that does not depend on the learning rate which PyTorch's finds.
+
+    Attributes:
+        learning_rate: The base learning rate.
+        starts_at_base: Whether PyTorch's starts at the optimizer's base learning rate
+            instead, where another scheduler was made before it.
+    """
+
+    learning_rate: Number = 0.0
+    starts_at_base: bool = False
+
+
+class Multiplier(NamedTuple):
+    """What PyTorch multiplies the learning rate by at each step, in float64 NumPy.
+
+    Attributes:
+        evaluate: From step counts to numbers; at 0 PyTorch makes the scheduler.
+        settled: The step count after which the numbers are 1, or repeat.
+        period: After how many steps they repeat, or None if they are 1.
+    """
+
+    evaluate: Callable[[NumpyArray], NumpyArray]
+    settled: int
+    period: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -49,11 +79,14 @@ class FactorSchedule(Schedule):
         factor: The factor at a step count.
         growth: How much the factor grows from a step count to a later one. It is not
             the quotient of two factors, because both may be 0 by underflow.
+        multiplier: What PyTorch multiplies by, or None if only a traced function of the
+            user knows.
     """
 
     learning_rate: Number = 0.0
     factor: Formula = to_real
     growth: Callable[[jax.Array, jax.Array], jax.Array] = lambda since, count: count
+    multiplier: Multiplier | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -89,13 +122,24 @@ def make_factor_schedule(
     factor: Formula,
     growth: Callable[[jax.Array, jax.Array], jax.Array],
     continue_from: Callable[[jax.Array], Formula] | None = None,
+    multiplier: Multiplier | None = None,
+    parts: tuple[Schedule, ...] = (),
 ) -> FactorSchedule:
     """Return the schedule ``learning_rate * factor(count)``."""
 
     def formula(count: jax.Array) -> jax.Array:
         return widen(learning_rate) * factor(count)
 
-    return FactorSchedule(call, formula, continue_from, learning_rate, factor, growth)
+    return FactorSchedule(
+        call,
+        formula,
+        continue_from,
+        parts,
+        learning_rate=learning_rate,
+        factor=factor,
+        growth=growth,
+        multiplier=multiplier,
+    )
 
 
 def widen(number: Number) -> Number:

@@ -20,7 +20,8 @@ import optax
 
 from rmsprop_jax._optimizer.state import LARGEST_COUNT
 from rmsprop_jax.schedules._arguments import validate_integer
-from rmsprop_jax.schedules._combinations import chained_scheduler, sequential_lr
+from rmsprop_jax.schedules._chains import chained_scheduler
+from rmsprop_jax.schedules._combinations import sequential_lr
 from rmsprop_jax.schedules._schedule import (
     LearningRateAndMomentum,
     Schedule,
@@ -360,10 +361,18 @@ class _Reader:
 def _join(
     parts: Sequence[LearningRateAndMomentum], milestones: Sequence[Unchecked]
 ) -> LearningRateAndMomentum:
-    schedulers = [x if x.momentum is not None else x.learning_rate for x in parts]
-    made = sequential_lr(schedulers, milestones)
-    return made if isinstance(made, LearningRateAndMomentum) else wrap(made)
+    return _wrap(sequential_lr(_unwrap(parts), milestones))
 
 
 def _chain(parts: Sequence[LearningRateAndMomentum]) -> LearningRateAndMomentum:
-    return wrap(chained_scheduler([part.learning_rate for part in parts]))
+    return _wrap(chained_scheduler(_unwrap(parts)))
+
+
+def _unwrap(
+    parts: Sequence[LearningRateAndMomentum],
+) -> list[Schedule | LearningRateAndMomentum]:
+    return [x if x.momentum is not None else x.learning_rate for x in parts]
+
+
+def _wrap(made: Schedule | LearningRateAndMomentum) -> LearningRateAndMomentum:
+    return made if isinstance(made, LearningRateAndMomentum) else wrap(made)

@@ -17,7 +17,12 @@ import numpy as np
 
 from rmsprop_jax._optimizer.state import LARGEST_COUNT
 from rmsprop_jax.schedules._arguments import validate_integer
-from rmsprop_jax.schedules._schedule import CosineSchedule, FactorSchedule, Schedule
+from rmsprop_jax.schedules._schedule import (
+    AbsoluteSchedule,
+    CosineSchedule,
+    FactorSchedule,
+    Schedule,
+)
 from rmsprop_jax.schedules._state_dict import (
     MakeSchedule,
     Scheduler,
@@ -197,21 +202,28 @@ def _step_chain(
 ) -> list[float]:
     """Return what the first parts of a ChainedScheduler leave, one after the other."""
     for part in parts:
-        learning_rates = [
-            _step(group.learning_rate, rate, count)
-            for group, rate in zip(part.groups, learning_rates, strict=True)
-        ]
+        if part.name == "ChainedScheduler":
+            learning_rates = _step_chain(part.parts, learning_rates, count)
+        else:
+            learning_rates = [
+                _step(group.learning_rate, rate, count)
+                for group, rate in zip(part.groups, learning_rates, strict=True)
+            ]
     return learning_rates
 
 
 def _step(schedule: Schedule, learning_rate: float, count: int) -> float:
     """Return what a scheduler makes of the learning rate that it finds."""
+    if isinstance(schedule, AbsoluteSchedule):
+        return evaluate(schedule, [count])[0]
     if isinstance(schedule, CosineSchedule):
-        half, base = schedule.T_max, np.asarray(schedule.learning_rate).item()
-        if (count - 1 - half) % (2 * half) == 0:  # it rises from 0
-            return learning_rate + base * (1 - math.cos(math.pi / half)) / 2
+        half, smallest = schedule.T_max, schedule.eta_min
+        if (count - 1 - half) % (2 * half) == 0:  # it rises from the lowest point
+            height = np.asarray(schedule.learning_rate).item() - smallest
+            return learning_rate + height * (1 - math.cos(math.pi / half)) / 2
         ratio = 1 + math.cos(math.pi * count / half)
-        return learning_rate * (ratio / (1 + math.cos(math.pi * (count - 1) / half)))
+        ratio /= 1 + math.cos(math.pi * (count - 1) / half)
+        return ratio * (learning_rate - smallest) + smallest
     assert isinstance(schedule, FactorSchedule)
     growth = schedule.growth(
         jnp.array(count - 1, jnp.int32), jnp.array(count, jnp.int32)

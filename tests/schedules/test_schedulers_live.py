@@ -55,7 +55,8 @@ def assert_follows(ours, theirs, limit):
     rates, momenta = theirs
     steps = len(rates) - 1
     found = evaluate(ours.learning_rate, steps)
-    np.testing.assert_allclose(found, rates, rtol=0, atol=limit * rates.max())
+    largest = np.abs(rates).max()
+    np.testing.assert_allclose(found, rates, rtol=0, atol=limit * largest)
     if ours.momentum is None:
         assert (momenta == momenta[0]).all()
     else:
@@ -337,14 +338,143 @@ def test_chains_are_torchs(torch, limit, chain):
     assert_follows(pair, (theirs[:, 0], momenta[:, 0]), limit)
 
 
+CYCLE = ("CyclicLR", {"base_lr": 0.01, "max_lr": 0.1, "step_size_up": 10})
+ONE_CYCLE = ("OneCycleLR", {"max_lr": 0.1, "total_steps": 1100})
+GENTLE = ("MultiplicativeLR", {"lr_lambda": schedulers.gentle})
+
+
+def cosine(T_max, eta_min=0.01):
+    return ("CosineAnnealingLR", {"T_max": T_max, "eta_min": eta_min})
+
+
+def linear(total_iters, end_factor=1.0):
+    return ("LinearLR", {"total_iters": total_iters, "end_factor": end_factor})
+
+
+# What a product of factors does not have.
+MIXED = {
+    "warm-up": [linear(9), cosine(40)],
+    "warm-up after": [cosine(40), ("ConstantLR", {"total_iters": 9})],
+    "a cosine alone": [cosine(7)],
+    "a long one": [linear(5), cosine(300, 0.2)],
+    "settles at the lowest point": [cosine(7), linear(7, 0.5)],
+    "settles at a later one": [linear(21, 0.5), cosine(7)],
+    "settles in a rise": [("ConstantLR", {"total_iters": 60}), cosine(40)],
+    "settles in a later fall": [cosine(7), ("PolynomialLR", {"total_iters": 31})],
+    "of one step": [cosine(1), linear(5)],
+    "exponential": [cosine(40), ("ExponentialLR", {"gamma": 0.97})],
+    "exponential and settles": [
+        cosine(7),
+        linear(7, 0.5),
+        ("ExponentialLR", {"gamma": 0.97}),
+    ],
+    "steps": [
+        ("StepLR", {"step_size": 30, "gamma": 0.9}),
+        cosine(40),
+        ("MultiStepLR", {"milestones": [0, 3, 50, 50], "gamma": 0.5}),
+        ("ExponentialLR", {"gamma": 0.99}),
+    ],
+    "two cosines": [cosine(7), linear(5), cosine(10, 0.0)],
+    "the same cosine": [cosine(7, 0.0), cosine(7, 0.0)],
+    "a cycle": [linear(5), CYCLE, ("StepLR", {"step_size": 3, "gamma": 0.5})],
+    "a cycle first": [CYCLE, linear(5)],
+    "one cycle": [linear(5), ONE_CYCLE, GENTLE, ("ConstantLR", {})],
+    "two cycles": [CYCLE, ONE_CYCLE],
+    "a function": [
+        ("LambdaLR", {"lr_lambda": schedulers.inverse}),
+        ("StepLR", {"step_size": 1, "gamma": 0.5}),
+        cosine(40),
+    ],
+    "warm restarts": [
+        ("CosineAnnealingWarmRestarts", {"T_0": 7, "T_mult": 2}),
+        cosine(1),
+        ("PolynomialLR", {"total_iters": 100}),
+    ],
+    "replaced last": [
+        GENTLE,
+        cosine(7),
+        cosine(9),
+        ("CosineAnnealingWarmRestarts", {"T_0": 7, "eta_min": 0.001}),
+    ],
+}
+
+
+def make_chain(torch, optimizer, parts):
+    made = [make_theirs(torch, optimizer, *part) for part in parts]
+    return torch.optim.lr_scheduler.ChainedScheduler(made)
+
+
+def chain_ours(parts):
+    """Our schedules of such a chain."""
+    pairs = [make_ours(name, arguments) for name, arguments in parts]
+    made = schedules.chained_scheduler(
+        [pair if pair.momentum else pair.learning_rate for pair in pairs]
+    )
+    if isinstance(made, schedules.LearningRateAndMomentum):
+        return made
+    return schedules.LearningRateAndMomentum(made)
+
+
+@pytest.mark.parametrize("chain", MIXED)
+def test_mixed_chains_are_torchs(torch, limit, chain):
+    optimizer = make_optimizer(torch)
+    scheduler = make_chain(torch, optimizer, MIXED[chain])
+    rates, momenta = follow(optimizer, scheduler, 1000)
+    theirs = rates[:, 0], momenta[:, 0]
+    assert_follows(chain_ours(MIXED[chain]), theirs, limit)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.filterwarnings("ignore:.*CyclicLR")
+@pytest.mark.parametrize("chain", MIXED)
+def test_a_mixed_chain_in_the_middle(torch, chain):
+    """Two groups, and with each the learning rate that a scheduler in it left."""
+    lambdas = [
+        (lambda base, n=name, of=arguments: make_ours(n, of, base).learning_rate)
+        for name, arguments in MIXED[chain]
+        if "lr_lambda" in arguments
+    ]
+    for done in (0, 1, 70):
+        optimizer = make_optimizer(torch, (0.1, 0.02))
+        scheduler = make_chain(torch, optimizer, MIXED[chain])
+        follow(optimizer, scheduler, done)
+        assert_resumes(optimizer, scheduler, 60, 1e-12, lambdas=lambdas, done=done)
+
+
+@pytest.mark.usefixtures("x64")
+def test_any_warm_up_of_a_cosine(torch):
+    @settings(max_examples=60, deadline=None, derandomize=True)
+    @given(
+        half=st.integers(1, 60),
+        eta_min=st.floats(0.0, 1.0),
+        steps=st.integers(1, 130),
+        factor=st.floats(0.1, 1.0),
+        name=st.sampled_from(["ConstantLR", "LinearLR"]),
+        is_first=st.booleans(),
+    )
+    def check(half, eta_min, steps, factor, name, is_first):
+        key = "factor" if name == "ConstantLR" else "start_factor"
+        warm_up = (name, {key: factor, "total_iters": steps})
+        parts = [warm_up, cosine(half, eta_min)]
+        parts = parts if is_first else parts[::-1]
+        optimizer = make_optimizer(torch)
+        scheduler = make_chain(torch, optimizer, parts)
+        rates, _ = follow(optimizer, scheduler, 400)
+        found = evaluate(chain_ours(parts).learning_rate, 400)
+        largest = np.abs(rates).max()
+        np.testing.assert_allclose(found, rates[:, 0], rtol=0, atol=2e-12 * largest)
+
+    check()
+
+
 def test_chains_of_chains(torch, limit):
     optimizer = make_optimizer(torch)
-    names = ("LinearLR", "ExponentialLR", "StepLR")
-    made = [make_theirs(torch, optimizer, name, MULTIPLY[name]) for name in names]
+    parts = [linear(9), cosine(20), ("ExponentialLR", {"gamma": 0.97})]
+    made = [make_theirs(torch, optimizer, *part) for part in parts]
     chain = torch.optim.lr_scheduler.ChainedScheduler
     scheduler = chain([chain(made[:2]), made[2]], optimizer)
     theirs, momenta = follow(optimizer, scheduler, 100)
-    ours = [make_ours(name, MULTIPLY[name]).learning_rate for name in names]
+    ours = [make_ours(*part).learning_rate for part in parts]
     chained = schedules.chained_scheduler(
         [schedules.chained_scheduler(ours[:2]), ours[2]]
     )
@@ -459,7 +589,7 @@ def assert_resumes(optimizer, scheduler, steps, limit, **arguments):
     resumed = resume(optimizer, scheduler, **arguments)
     rates, momenta = follow(optimizer, scheduler, steps)
     assert len(resumed.learning_rate) == rates.shape[1]
-    largest = max(rates.max(), 1e-3)
+    largest = max(np.abs(rates).max(), 1e-3)
     for g, schedule in enumerate(resumed.learning_rate):
         found = evaluate(schedule, done + steps)[done:]
         np.testing.assert_allclose(found, rates[:, g], rtol=0, atol=limit * largest)

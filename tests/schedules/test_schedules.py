@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from support.schedulers import CASES, evaluate, make_ours, real
+from support.schedulers import CASES, make_ours, real
 
 from rmsprop_jax import rmsprop, schedules
 
@@ -25,6 +25,18 @@ ALL |= {
     "ChainedScheduler": schedules.chained_scheduler(
         [schedules.linear_lr(0.1), schedules.cosine_annealing_lr(0.1, 7)]
     ),
+    "ChainedScheduler with eta_min": schedules.chained_scheduler(
+        [schedules.linear_lr(0.1), schedules.cosine_annealing_lr(0.1, 7, 0.01)]
+    ),
+    "ChainedScheduler that repeats": schedules.chained_scheduler(
+        [schedules.cosine_annealing_lr(0.1, 7), schedules.cosine_annealing_lr(0.1, 4)]
+    ),
+    "ChainedScheduler that replaces": schedules.chained_scheduler(
+        [
+            schedules.cosine_annealing_warm_restarts(0.1, 5),
+            schedules.cosine_annealing_lr(0.1, 7, 0.01),
+        ]
+    ),
 }
 # Keras's, and timm's.
 ALL |= {
@@ -39,44 +51,97 @@ ALL |= {
     "CosineDecay": schedules.cosine_decay(0.1, 9, 0.1, 0.2, 5),
     "CosineDecayRestarts": schedules.cosine_decay_restarts(0.1, 7, 1.5),
 }
-without_loop = pytest.mark.parametrize("name", sorted({*ALL} - {"MultiplicativeLR"}))
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_transformations_agree(name):
-    """Eager, jit, vmap and scan; a Python count, and counts of every integer type."""
-    schedule = ALL[name]
-    expected = evaluate(schedule, 24)
-    assert expected.shape == (25,)
+@jax.jit
+def evaluate_all(counts):
+    return {name: schedule(counts) for name, schedule in ALL.items()}
+
+
+def test_transformations_agree():
+    """jit, vmap and scan; a Python count, and counts of every integer type."""
     counts = jnp.arange(25, dtype=jnp.int32)
-    np.testing.assert_allclose(jax.vmap(schedule)(counts), expected, rtol=1e-6)
-    _, scanned = jax.lax.scan(lambda n, _: (n + 1, schedule(n)), counts[0], length=25)
-    np.testing.assert_allclose(scanned, expected, rtol=1e-6)
-    one = jax.jit(schedule)(counts[11])
-    assert (one.shape, one.dtype) == ((), jnp.float32)
-    for count in (11, np.int64(11), np.uint8(11), jnp.uint32(11), jnp.int16(11)):
-        np.testing.assert_allclose(schedule(count), expected[11], rtol=1e-6)
+    expected = evaluate_all(counts)
+    mapped = jax.jit(jax.vmap(evaluate_all))(counts)
+    _, scanned = jax.lax.scan(
+        lambda n, _: (n + 1, evaluate_all(n)), counts[0], length=25
+    )
+
+    @jax.jit
+    def evaluate_one(counts):
+        # One function converts the types for all schedules.
+        others = [11, np.int64(11), *counts[1:]]
+        return {
+            name: [f(n) for n in (counts[0], *(others if name == "StepLR" else ()))]
+            for name, f in ALL.items()
+        }
+
+    types = (jnp.int32, jnp.uint8, jnp.uint32, jnp.int16)
+    ones = evaluate_one([np.asarray(11, dtype) for dtype in types])
+    for name, values in expected.items():
+        assert values.shape == (25,)
+        for found in (mapped[name], scanned[name]):
+            np.testing.assert_allclose(found, values, rtol=1e-6, err_msg=name)
+        for one in ones[name]:
+            assert (one.shape, one.dtype) == ((), jnp.float32), name
+            np.testing.assert_allclose(one, values[11], rtol=1e-6, err_msg=name)
 
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("name", ALL)
 def test_float64_under_x64(name):
-    assert ALL[name](jnp.int32(3)).dtype == jnp.float64
-    assert ALL[name](jnp.int64(3)).dtype == jnp.float64
+    for dtype in (jnp.int32, jnp.int64):
+        shape = jax.ShapeDtypeStruct((), dtype)
+        assert jax.eval_shape(ALL[name], shape).dtype == jnp.float64
 
 
-@without_loop
-def test_the_last_count_of_int32(name):
+def test_the_last_count_of_int32():
     """No sum or product beyond it, and the same for every larger count."""
-    last = ALL[name](LAST)
-    assert np.isfinite(last)
-    np.testing.assert_array_equal(ALL[name](2**40), last)
-    np.testing.assert_array_equal(ALL[name](jnp.uint32(2**32 - 1)), last)
-    np.testing.assert_array_equal(ALL[name](-1), ALL[name](0))
+    without_loop = {name: f for name, f in ALL.items() if name != "MultiplicativeLR"}
+
+    @jax.jit
+    def evaluate_ends(large):
+        counts = (LAST, 2**40, large, 0, -1)
+        return {name: [f(n) for n in counts] for name, f in without_loop.items()}
+
+    for name, values in evaluate_ends(np.uint32(2**32 - 1)).items():
+        last, larger, largest, first, negative = values
+        assert np.isfinite(last), name
+        np.testing.assert_allclose([larger, largest], last, rtol=1e-6, err_msg=name)
+        np.testing.assert_allclose(negative, first, rtol=1e-6, err_msg=name)
 
 
 def cosine(part):
     return (1 + math.cos(math.pi * part)) / 2
+
+
+def step_cosine(half, smallest):
+    """A step of a cosine from 0.5, from exact distances to the lowest point."""
+
+    def height(count):
+        return math.sin(math.pi * abs(count % (2 * half) - half) / (2 * half)) ** 2
+
+    def step(count, value):
+        if height(count - 1) == 0:
+            return value + (0.5 - smallest) * height(half + 1)
+        return smallest + (value - smallest) * height(count) / height(count - 1)
+
+    return step
+
+
+def step_chain(count, half, *steps):
+    """A chain of which one cosine has this half period, at whose lowest point before
+    it forgets any value."""
+    start = half + 2 * half * ((count - half) // (2 * half))
+    value = 123.0
+    for n in range(start, count + 1):
+        for step in steps:
+            value = step(n, value)
+    return value
+
+
+def chain(*parts):
+    return untyped.chained_scheduler([*parts])
 
 
 FAR = [2**24 + 1, 2**24 + 3, 10**9 + 7, LAST - 1, LAST]
@@ -140,6 +205,41 @@ def test_no_step_is_lost_far_out(count, x64_too, request):
         schedules.swa_lr(0.5, 0.25, anneal_epochs=LAST, anneal_strategy="linear"): (
             0.25 + 0.25 * (1 - count / LAST)
         ),
+        chain(schedules.linear_lr(0.5), schedules.cosine_annealing_lr(0.5, 7)): (
+            0.5 * cosine(min(phase, 14 - phase) / 7)
+        ),
+        chain(schedules.linear_lr(0.5), schedules.cosine_annealing_lr(0.5, 7, 0.125)): (
+            0.125 + 0.375 * cosine(min(phase, 14 - phase) / 7)
+        ),
+        chain(
+            schedules.cosine_annealing_lr(0.5, LAST, 0.125),
+            schedules.constant_lr(0.5, total_iters=9),
+        ): (
+            # The cosine falls as if from 1/3, and a constant multiplies what it left.
+            0.125 + (3 * (0.5 / 3 + 0.0) - 0.125) * cosine(count / LAST)
+        ),
+        chain(
+            schedules.step_lr(0.5, 6, 0.75),
+            schedules.cosine_annealing_lr(0.5, 7, 0.125),
+            schedules.exponential_lr(0.5, 0.875),
+        ): step_chain(
+            count,
+            7,
+            lambda n, value: value * (1 if n % 6 else 0.75),
+            step_cosine(7, 0.125),
+            lambda n, value: value * 0.875,
+        ),
+        chain(
+            schedules.cosine_annealing_lr(0.5, 4),
+            schedules.cosine_annealing_lr(0.5, 6, 0.125),
+        ): step_chain(count, 4, step_cosine(4, 0.0), step_cosine(6, 0.125)),
+        chain(
+            schedules.cyclic_lr(0.25, 0.5, 2, 3).learning_rate,
+            schedules.step_lr(0.5, 3, 0.5),
+            schedules.cosine_annealing_lr(0.5, 7, 0.125),
+        ): step_cosine(7, 0.125)(
+            count, (0.25 + 0.25 * float(height)) * (1 if count % 3 else 0.5)
+        ),
         schedules.exponential_decay(0.5, count, 0.5, staircase=True): 0.25,
         schedules.exponential_decay(0.5, 1e9, 0.5): 0.5 * 0.5 ** (count / 1e9),
         schedules.exponential_decay(0.5, 2.5, 1 - 1e-9, staircase=True): (
@@ -165,32 +265,38 @@ def test_no_step_is_lost_far_out(count, x64_too, request):
             0.5 * cosine((count - start) / length)
         ),
     }
-    for schedule, value in expected.items():
+    found_at_once = jax.jit(lambda n: [schedule(n) for schedule in expected])
+    for found, (schedule, value) in zip(
+        found_at_once(jnp.int32(count)), expected.items(), strict=True
+    ):
         # In float64, the logarithm of 1 − 1e-9 is what limits the power.
         limit = 1e-12 if x64_too else 5e-7
         if "exponential" in repr(schedule):
             limit = max(limit, 1e-7)
-        found = float(jax.jit(schedule)(jnp.int32(count)))
         assert abs(found - float(value)) <= limit, (schedule, found, value)
 
 
 def test_neighbouring_counts_differ_far_out():
     """A count rounded to float32 would take the neighbour's value."""
-    for schedule in (
+    periodic = [
         schedules.cosine_annealing_lr(1.0, 5),
         schedules.cosine_annealing_warm_restarts(1.0, 5),
         schedules.cyclic_lr(0.0, 1.0, 5).learning_rate,
-        schedules.step_lr(1.0, 2**30 - 1, 0.5),
-        schedules.exponential_lr(1.0, 0.5),
-    ):
-        near = [float(schedule(n)) for n in range(10, 20)]
-        period = 10 * ((2**31 - 100) // 10)
-        if repr(schedule).startswith("step_lr"):
-            assert [float(schedule(2**30 - 2 + n)) for n in (0, 1)] == [1.0, 0.5]
-        elif "exponential" not in repr(schedule):
-            far = [float(schedule(period + n)) for n in range(10, 20)]
-            np.testing.assert_allclose(far, near, atol=1e-6)
-            assert max(np.abs(np.diff(far))) > 0.1
+    ]
+    step = schedules.step_lr(1.0, 2**30 - 1, 0.5)
+    near = np.arange(10, 20, dtype=np.int32)
+    period = np.int32(10 * ((2**31 - 100) // 10))
+    edge = np.array([2**30 - 2, 2**30 - 1], np.int32)
+
+    @jax.jit
+    def evaluate_ranges(near, far, edge):
+        return [(f(near), f(far)) for f in periodic], step(edge)
+
+    pairs, steps = evaluate_ranges(near, period + near, edge)
+    assert [*steps] == [1.0, 0.5]
+    for at_first, far in pairs:
+        np.testing.assert_allclose(far, at_first, atol=1e-6)
+        assert max(np.abs(np.diff(far))) > 0.1
 
 
 def test_a_learning_rate_may_be_traced():
@@ -207,14 +313,28 @@ def test_a_learning_rate_may_be_traced():
             schedules.chained_scheduler(
                 [schedules.linear_lr(rate), schedules.exponential_lr(rate, 0.5)]
             )(3),
+            chain(
+                schedules.linear_lr(rate), schedules.cosine_annealing_lr(rate, 5, 0.001)
+            )(3),
+            chain(
+                schedules.cosine_annealing_lr(rate, 5),
+                schedules.cosine_annealing_lr(rate, 2, 0.001),
+            )(3),
+            chain(
+                schedules.lambda_lr(rate, real), schedules.cosine_annealing_lr(rate, 5)
+            )(3),
             schedules.sequential_lr([schedules.lambda_lr(rate, real)] * 2, [2])(3),
         ]
 
-    rates = jnp.array([0.1, 0.2])
-    for n, values in enumerate(jax.vmap(third)(rates)):
-        for rate, value in zip(rates, values, strict=True):
-            np.testing.assert_allclose(value, third(float(rate))[n], rtol=2e-6)
-    assert all(x != 0 for x in jax.jacobian(third)(jnp.float32(0.1)))
+    rates = [0.1, 0.2]
+
+    @jax.jit
+    def evaluate_both(traced):
+        return jax.vmap(third)(traced), [third(rate) for rate in rates]
+
+    found, expected = evaluate_both(jnp.array(rates))
+    np.testing.assert_allclose(np.transpose(found), expected, rtol=2e-6)
+    assert all(x != 0 for x in jax.jit(jax.jacobian(third))(jnp.float32(0.1)))
 
 
 def test_in_an_optimizer():
@@ -247,15 +367,21 @@ def test_optax_s_schedules_are_parts_too():
     )
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_a_schedule_shows_its_call(name):
+def test_a_schedule_shows_its_call():
     """Its repr makes it again, unless a function is in it."""
-    shown = repr(ALL[name])
-    if "function" in shown or "lambda" in shown:
-        return
     names = {key: getattr(schedules, key) for key in schedules.__all__}
-    again = eval(shown, names)
-    np.testing.assert_array_equal(evaluate(again, 50), evaluate(ALL[name], 50))
+    shown = {name: repr(schedule) for name, schedule in ALL.items()}
+    again = {
+        name: eval(call, names)
+        for name, call in shown.items()
+        if "function" not in call and "lambda" not in call
+    }
+    assert len(again) > 20
+    counts = jnp.arange(25, dtype=jnp.int32)
+    found = jax.jit(lambda n: {name: f(n) for name, f in again.items()})(counts)
+    expected = evaluate_all(counts)
+    for name, values in found.items():
+        np.testing.assert_allclose(values, expected[name], rtol=1e-6, err_msg=name)
 
 
 REFUSED = [
@@ -320,19 +446,36 @@ REFUSED = [
         ),
         "schedulers must have the same base learning rate",
     ),
+    (lambda: chain(untyped.swa_lr(0.1, 0.2)), "Write the learning rate as a function"),
     (
-        lambda: untyped.chained_scheduler([untyped.lambda_lr(0.1, real)]),
-        "sets it anew",
+        lambda: chain(untyped.sequential_lr([untyped.linear_lr(0.1)], [])),
+        "multiply the learning rate which they find, or replace it",
     ),
     (
-        lambda: untyped.chained_scheduler(
-            [untyped.cosine_annealing_lr(0.1, 5, eta_min=0.01)]
+        lambda: chain(
+            untyped.cosine_annealing_lr(0.1, 5, eta_min=0.01),
+            untyped.multiplicative_lr(0.1, real),
         ),
-        "only with eta_min=0",
+        "multiplicative_lr only with one cosine_annealing_lr, whose eta_min is 0",
     ),
     (
-        lambda: untyped.chained_scheduler([untyped.cosine_annealing_lr(0.1, 5)] * 2),
-        "one cosine_annealing_lr",
+        lambda: chain(
+            untyped.cosine_annealing_lr(0.1, 5, eta_min=0.01),
+            untyped.linear_lr(0.1, total_iters=100_000),
+        ),
+        "at most 100000 learning rates are computed once.* were 100006. Give fewer",
+    ),
+    (
+        lambda: chain(
+            untyped.cosine_annealing_lr(0.1, 499), untyped.cosine_annealing_lr(0.1, 501)
+        ),
+        "a T_max that has a small common multiple",
+    ),
+    (
+        lambda: chain(
+            untyped.cosine_annealing_lr(0.1, LAST), untyped.cosine_annealing_lr(0.1, 2)
+        ),
+        "at most 100000 learning rates are computed once",
     ),
     (lambda: untyped.cosine_lr_scheduler(0.1, 5, cycle_mul=0.5), "cycle_mul must be"),
     (lambda: untyped.step_lr_scheduler(0.1, 0.5), "decay_t must be .* at least 1"),

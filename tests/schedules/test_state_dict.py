@@ -179,8 +179,9 @@ REFUSED = {
         "the same 'last_epoch' in each",
     ),
     "a chain that can't be": (
-        {"_schedulers": [cosine(eta_min=0.1)], "_last_lr": [0.1]},
-        "a ChainedScheduler: schedulers may have a cosine_annealing_lr only",
+        {"_schedulers": [cosine(eta_min=0.1, last_epoch=4), linear(total_iters=10**6)],
+         "_last_lr": [0.1]},
+        "a ChainedScheduler: schedulers must be such that at most 100000 learning",
     ),
     "a scale_fn": (cyclic(_scale_fn_custom={}), "with a scale_fn, which torch"),
     "a beta": (cyclic(use_beta1=True), "moves 'betas', which the RMSprop"),

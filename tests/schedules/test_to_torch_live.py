@@ -73,7 +73,7 @@ def build_cosine_chain(torch, optimizer):
 
 
 def build_nested_chain(torch, optimizer):
-    inner = build_chain("LinearLR", "ExponentialLR")(torch, optimizer)
+    inner = build_chain("LinearLR", "CosineAnnealingLR")(torch, optimizer)
     parts = [inner, make_theirs(torch, optimizer, "StepLR", SINGLE["StepLR"])]
     return torch.optim.lr_scheduler.ChainedScheduler(parts, optimizer)
 
@@ -82,6 +82,11 @@ BUILD = {name: build_single(name, of) for name, of in SINGLE.items()} | {
     "restarts of one length": build_single("CosineAnnealingWarmRestarts", {"T_0": 4}),
     "chain": build_chain("LinearLR", "ExponentialLR", "StepLR"),
     "chain with a cosine": build_cosine_chain,
+    "chain with eta_min": build_chain("LinearLR", "CosineAnnealingLR", "StepLR"),
+    "chain with cycles": build_chain("CosineAnnealingLR", "CyclicLR", "StepLR"),
+    "chain with restarts": build_chain(
+        "LinearLR", "CosineAnnealingWarmRestarts", "CosineAnnealingLR"
+    ),
     "chain of a chain": build_nested_chain,
     "sequence": build_sequence([8], "LinearLR", "CosineAnnealingLR"),
     "sequence of three": build_sequence(
