@@ -51,6 +51,8 @@ class Run(NamedTuple):
     wait: Callable[[], object]  # until all have ended
     state: int  # its bytes
     says: str = "| – | – |"  # words moved and held
+    program: Any = None  # what XLA compiled
+    compiling: float = math.nan  # seconds, with tracing and lowering
 
 
 def shapes_of(size: int, leaves: int) -> list[int]:
@@ -75,7 +77,9 @@ def of_jax(tx: optax.GradientTransformation, shapes: list[int]) -> Run:
     carry += (tx.init(carry[0]),)
     gradients = jax.tree.map(jnp.ones_like, carry[0])
     jitted = jax.jit(step, donate_argnums=(0, 1))
+    start = time.perf_counter()
     program: Any = jitted.lower(*carry, gradients).compile()
+    compiling = time.perf_counter() - start
 
     def once():
         nonlocal carry
@@ -87,7 +91,7 @@ def of_jax(tx: optax.GradientTransformation, shapes: list[int]) -> Run:
     held = memory.temp_size_in_bytes / words if memory else math.nan
     state = sum(x.nbytes for x in jax.tree.leaves(carry[1]))
     wait = lambda: jax.block_until_ready(carry)  # noqa: E731
-    return Run(once, wait, state, f"| {moved:.1f} | {held:.1f} |")
+    return Run(once, wait, state, f"| {moved:.1f} | {held:.1f} |", program, compiling)
 
 
 def ours(dtype: str, shapes: list[int], **options: Any) -> Run:
@@ -104,7 +108,7 @@ def of_optax(shapes: list[int], weight_decay: float = 0.0, **options: Any) -> Ru
 
 
 def of_torch(kind: str, shapes: list[int], **options: Any) -> Run:
-    """torch.optim.RMSprop in its fastest two ways, or bitsandbytes' of so many bits.
+    """torch.optim.RMSprop in one of its three ways, or bitsandbytes' of so many bits.
 
     Raises:
         ImportError: If the package is not installed.
@@ -118,9 +122,10 @@ def of_torch(kind: str, shapes: list[int], **options: Any) -> Run:
     params = [torch.nn.Parameter(torch.ones(n, device=device)) for n in shapes]
     for p in params:
         p.grad = torch.ones_like(p)
-    if kind in ("foreach", "compile"):
+    if kind in ("loop", "foreach", "compile"):
         torch.compiler.reset()  # it stops compiling after the eighth
-        tx: Any = torch.optim.RMSprop(params, RATE, foreach=True, **options)
+        foreach = kind != "loop"
+        tx: Any = torch.optim.RMSprop(params, RATE, foreach=foreach, **options)
         step = torch.compile(tx.step) if kind == "compile" else tx.step
     else:
         import bitsandbytes  # pyright: ignore[reportMissingImports]
@@ -143,6 +148,7 @@ BY: dict[str, Callable[..., Run]] = {
     "rmsprop": functools.partial(ours, "float32"),
     "rmsprop, bfloat16 state": functools.partial(ours, "bfloat16"),
     "optax": of_optax,
+    "torch for-loop": functools.partial(of_torch, "loop"),
     "torch foreach": functools.partial(of_torch, "foreach"),
     "torch.compile": functools.partial(of_torch, "compile"),
     "bitsandbytes": functools.partial(of_torch, "32"),
@@ -162,8 +168,8 @@ def copying(size: int) -> Run:
     return Run(once, lambda: jax.block_until_ready(array), 0)
 
 
-def seconds(runs: dict[str, Run], turns: int) -> dict[str, float]:
-    """The median time of a step of each; they take turns."""
+def times_of(runs: dict[str, Run], turns: int) -> dict[str, list[float]]:
+    """Seconds that a step of each took, in every turn; they take turns."""
     steps: dict[str, int] = {}
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(2 + turns):
@@ -175,7 +181,7 @@ def seconds(runs: dict[str, Run], turns: int) -> dict[str, float]:
             run.wait()
             times[name].append((time.perf_counter() - start) / count)
             steps[name] = max(1, min(1000, round(0.05 / times[name][-1])))
-    return {name: statistics.median(each[2:]) for name, each in times.items()}
+    return {name: each[2:] for name, each in times.items()}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -208,7 +214,10 @@ def main(argv: list[str] | None = None) -> None:
                         runs[by] = BY[by](shapes, **OPTIONS[options])
                     except (ImportError, TypeError, RuntimeError) as error:
                         absent[f"{by}, {options}: {error}".partition("\n")[0]] = None
-                times = seconds(runs, args.turns)
+                times = {
+                    by: statistics.median(each)
+                    for by, each in times_of(runs, args.turns).items()
+                }
                 bandwidth = 8 * size / times.pop("copy")
                 for by, took in times.items():
                     bytes_ = 12 * sum(shapes) + 2 * runs[by].state

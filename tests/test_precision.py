@@ -15,6 +15,8 @@ from support.untyped import apply_updates, master_weights, rmsprop, stochastic_r
 from rmsprop_jax._optimizer.bfloat16_rounding import round_to_bfloat16
 from rmsprop_jax._optimizer.random_bits import make_random_bits
 
+pytestmark = pytest.mark.numerics
+
 BF16 = jnp.bfloat16
 
 

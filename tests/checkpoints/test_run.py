@@ -14,6 +14,8 @@ from rmsprop_jax import dialects
 from rmsprop_jax.checkpoints._convert import run
 from rmsprop_jax.checkpoints._convert.run import ErrorHints, Group
 
+pytestmark = pytest.mark.numerics
+
 # optax types states as any trees of arrays; here they are what they are.
 make_run: Any = run.make_run
 split_run: Any = run.split_run

@@ -13,6 +13,8 @@ from support.untyped import checkpoints as functions
 
 from rmsprop_jax import checkpoints
 
+pytestmark = pytest.mark.numerics
+
 
 def schedule(count):
     return runs.RATE * jnp.asarray([1, 0.5, 0.25])[count % 3]

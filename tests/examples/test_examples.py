@@ -42,6 +42,9 @@ LEARNS = {
     "train_digits_nnx": ([], r"test accuracy ([\d.]+)%, ", 98, 100),
 }
 
+# What others do not run without. The rehearsal ends by itself after two minutes.
+ARGUMENTS = {"on_gpu": ["out", "--rehearse"]}
+
 # Each takes some ten seconds, and what it does other tests do as well. train_digits.py
 # is also the README's first command.
 QUICK = {"resume_from_keras", "resume_from_torch"}
@@ -66,7 +69,8 @@ def runs():
                 name = f"{path.name} learns"
                 yield pytest.param(path, arguments, learned, id=name, marks=marks)
             elif not quick:
-                yield pytest.param(path, [], None, id=path.name, marks=marks)
+                arguments = ARGUMENTS.get(path.stem, [])
+                yield pytest.param(path, arguments, None, id=path.name, marks=marks)
 
 
 @pytest.mark.parametrize(("path", "arguments", "learned"), list(runs()))

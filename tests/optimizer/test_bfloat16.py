@@ -16,6 +16,7 @@ TINY = float(jnp.finfo(jnp.bfloat16).smallest_subnormal)
 LARGEST = float(jnp.finfo(jnp.bfloat16).max)
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize(
     ("field", "value"),
     [*(("nu", v) for v in (1.001, 3e-39, 1e-30, 1e30, 0.3 * TINY)), ("mu", -1.007)],
@@ -31,6 +32,7 @@ def test_is_unbiased(field, value):
     assert abs(np.mean(r == high) - q) < spread
 
 
+@pytest.mark.numerics
 def test_bits_are_independent():
     """Of the element, the step, the leaf, the moment, the seed."""
     steps = 20_000
@@ -50,6 +52,7 @@ def test_bits_are_independent():
             assert abs(np.corrcoef(a, b)[0, 1]) < 4.5 / np.sqrt(steps)
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("alpha", [0.9, 0.99, 0.999])
 def test_nu_follows_as_in_float32(alpha):
     """Rounded to nearest it never comes down."""
@@ -67,6 +70,7 @@ def test_nu_follows_as_in_float32(alpha):
     np.testing.assert_allclose(narrow[1000:], wide[1000:], rtol=0.05)
 
 
+@pytest.mark.numerics
 def test_centered_nu_is_about_the_mean_that_is_kept():
     """Of a mean in bfloat16 it would also have the rounding's variance: 3.8 here."""
     rng = np.random.default_rng(0)
@@ -75,6 +79,7 @@ def test_centered_nu_is_about_the_mean_that_is_kept():
     assert abs(means[1800:].mean() - 1) < 0.02
 
 
+@pytest.mark.numerics
 def test_what_bfloat16_holds_stays():
     exact = [0.0, -0.0, 1.0, -1.0078125, TINY, -TINY, 5 * TINY, LARGEST, -LARGEST]
     x = np.repeat(np.array([*exact, np.inf, -np.inf, np.nan], np.float32), 100)
@@ -87,6 +92,7 @@ def test_what_bfloat16_holds_stays():
         assert np.all(np.isnan(r[-100:]))
 
 
+@pytest.mark.numerics
 def test_beyond_the_largest_it_is_the_largest_or_infinite():
     """As when it is rounded to the nearest."""
     beyond = np.array([3.4e38, -3.4e38], np.float32)
@@ -94,6 +100,7 @@ def test_beyond_the_largest_it_is_the_largest_or_infinite():
     assert set(r) == {LARGEST, -LARGEST, np.inf, -np.inf}
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_a_zero_gradient_moves_nothing(momentum):
     p = jnp.ones((32, 128))
@@ -108,6 +115,7 @@ def test_a_zero_gradient_moves_nothing(momentum):
         assert np.all(updates[:, 1::3] != 0)
 
 
+@pytest.mark.numerics
 def test_of_one_seed_the_same_run_of_another_another():
     gs = gradients(3, 4096)
 
@@ -148,6 +156,7 @@ def test_the_bits_are_the_same_however_the_leaf_is_sharded(axis_type):
     chex.assert_trees_all_equal(one, many)
 
 
+@pytest.mark.numerics
 def test_derivatives_pass_as_if_not_rounded():
     def value(x):
         return round_to_bfloat16(x, jnp.uint32(77)).astype(jnp.float32)

@@ -10,6 +10,8 @@ import optax
 import pytest
 from support.untyped import rmsprop
 
+pytestmark = pytest.mark.numerics
+
 LARGEST = float(jnp.finfo(jnp.float32).max)
 MOMENTA: list[dict[str, Any]] = [
     {},

@@ -45,6 +45,7 @@ def tree(dtype=jnp.float32):
     }
 
 
+@pytest.mark.numerics
 @each_configuration
 @pytest.mark.parametrize("loss", ["parabola", "rosenbrock"])
 def test_converges(loss, options):
@@ -108,6 +109,7 @@ def test_ignores_extra_arguments_meant_for_others():
     )
 
 
+@pytest.mark.numerics
 @each_configuration
 def test_numbers_may_be_injected_traced_or_python(options):
     p = tree()
@@ -139,6 +141,7 @@ def test_an_injected_weight_decay_of_0_needs_params():
         tx.update(g, tx.init(g))
 
 
+@pytest.mark.numerics
 def test_an_array_of_one_element_is_a_number():
     """As in torch, where a learning rate may be a tensor of one."""
     g = jnp.array([3.0, -1.0])
@@ -211,6 +214,7 @@ def test_dtypes_never_drift(parameter, gradient, decay):
             )
 
 
+@pytest.mark.numerics
 def test_float64_stays(x64):
     p = {"wide": jnp.ones(2), "narrow": jnp.ones(2, jnp.float32)}
     state = rmsprop(momentum=0.9).init(p)
@@ -223,6 +227,7 @@ def test_float64_stays(x64):
     assert updates.dtype == jnp.float64
 
 
+@pytest.mark.numerics
 def test_eps_never_meets_float16():
     """In float16 the default eps is 0, and 0/0 gives NaN in torch and in optax."""
     g = jnp.array([0.0, 6e-8, 1e-4, 6e4], jnp.float16)
@@ -233,6 +238,7 @@ def test_eps_never_meets_float16():
     assert np.all(np.isfinite(state.nu))
 
 
+@pytest.mark.numerics
 def test_multi_steps_is_one_step_of_the_mean():
     p, g = tree(), tree()
     tx = rmsprop(0.1, **ALL_STATE)
@@ -373,6 +379,7 @@ def test_state_has_the_parameters_sharding_with_and_without_jit(options):
     assert jax.tree.map(jax.typeof, after) == jax.tree.map(jax.typeof, eager)
 
 
+@pytest.mark.numerics
 def test_absent_leaves():
     p = {"a": jnp.ones(2), "b": None, "c": optax.MaskedNode(), "d": {}}
     tx = rmsprop(0.1, weight_decay=0.1, **ALL_STATE)
@@ -393,6 +400,7 @@ def test_absent_leaves():
         assert updates == empty
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_integers_get_a_zero_update_and_no_state(decay):
     p = {"w": jnp.ones(2), "steps": jnp.arange(3), "on": jnp.ones([], bool)}
@@ -415,6 +423,7 @@ def test_integers_get_a_zero_update_and_no_state(decay):
     chex.assert_trees_all_equal(updates["steps"], zeros["steps"])
 
 
+@pytest.mark.numerics
 @each_configuration
 def test_vmap_over_models_and_numbers(options):
     rates, alphas = jnp.array([0.1, 0.2]), jnp.array([0.9, 0.99])
@@ -434,6 +443,7 @@ def test_vmap_over_models_and_numbers(options):
     chex.assert_trees_all_close(together, expected, rtol=1e-5)
 
 
+@pytest.mark.numerics
 def test_scale_by_rmsprop_is_rmsprop_without_the_rate():
     p = tree()
     chain = optax.chain(scale_by_rmsprop(momentum=0.9), optax.scale(-0.1))
@@ -444,6 +454,7 @@ def test_scale_by_rmsprop_is_rmsprop_without_the_rate():
         chex.assert_trees_all_close(ours, theirs, rtol=1e-6)
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("decoupled", [False, True])
 @pytest.mark.parametrize(
     "mask",
@@ -496,6 +507,7 @@ def test_pmap():
     np.testing.assert_allclose(together, apart, rtol=1e-6)
 
 
+@pytest.mark.numerics
 def test_x_is_zero_where_the_gradient_is_whatever_the_divisor():
     g = jnp.array([0.0, -0.0, 1.0])
     for eps, inside, centered in itertools.product((0.0, 1e-8), *[[False, True]] * 2):

@@ -13,6 +13,8 @@ from support.twin import trajectory
 from rmsprop_jax._optimizer.options import Options
 from rmsprop_jax._optimizer.transform import make_transformation
 
+pytestmark = pytest.mark.numerics
+
 STEPS, SIZE = 30, 6
 RATES = 0.01 * (1.2 + np.sin(np.arange(STEPS)))  # up and down, never a constant
 

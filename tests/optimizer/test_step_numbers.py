@@ -13,6 +13,8 @@ from support.untyped import rmsprop
 
 from rmsprop_jax import dialects
 
+pytestmark = pytest.mark.numerics
+
 STEPS, SIZE = 40, 5
 
 

@@ -11,6 +11,8 @@ from support.encoding import encoded, init
 import rmsprop_jax
 from rmsprop_jax._optimizer import storage
 
+pytestmark = pytest.mark.numerics
+
 # In 16 bits of a fixed point: a format that nobody needs.
 FIXED_POINT = storage.Format(
     state_dtypes=("int16",),
