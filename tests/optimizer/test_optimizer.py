@@ -175,6 +175,15 @@ def test_the_state_never_depends_on_a_traced_value():
 DTYPES = ["float16", "bfloat16", "float32"]
 
 
+def test_the_step_count_stays_at_the_largest_int32():
+    tx = rmsprop(0.1, bias_correction=True)
+    p = jnp.ones(2)
+    state = tx.init(p)._replace(count=jnp.int32(jnp.iinfo(jnp.int32).max))
+    updates, after = tx.update(p, state)
+    assert after.count == state.count
+    assert np.all(np.isfinite(updates))
+
+
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 @pytest.mark.parametrize("gradient", DTYPES)
 @pytest.mark.parametrize("parameter", DTYPES)
