@@ -315,3 +315,12 @@ def test_what_only_chooses_torchs_implementation_changes_nothing():
     ]
     for other in updates[1:]:
         np.testing.assert_array_equal(updates[0], other)
+
+
+def test_caution_counts_only_what_steps_with_its_gradient():
+    p, g = jnp.zeros(4), jnp.array([0.0, 1.0, 2.0, -1.0])
+    plain, cautious = (
+        first_update(dialects.timm(0.1, momentum=0.9, caution=caution), p, g)
+        for caution in (False, True)
+    )
+    np.testing.assert_allclose(cautious, plain / 0.75, rtol=1e-6)

@@ -159,6 +159,24 @@ def test_each_device_holds_and_updates_its_part(axis_type, options):
     check_shardings(params, replicated)
 
 
+def test_the_parameters_stay_whole_from_step_to_step():
+    """Of several steps in one program XLA could keep them split in between."""
+    mesh = make_mesh()
+    params, x = parameters(mesh), batch(mesh)
+    tx = zero1(rmsprop(0.01, weight_decay=0.1), mesh)
+    step = data_parallel_step(tx)
+
+    @compile_quickly
+    def run(params, state, batches):
+        def one(carry, x):
+            return step(*carry, x), None
+
+        return jax.lax.scan(one, (params, state), batches)[0]
+
+    after, _ = run(params, tx.init(params), jnp.stack([x, x]))
+    check_shardings(after, shardings_of(params))
+
+
 @each_option
 def test_what_is_padded_never_matters(options):
     mesh = make_mesh()

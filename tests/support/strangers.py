@@ -299,9 +299,12 @@ def describe(outcomes: list[Outcome], whole: list[Outcome]) -> str:
     for kind in ("dead", "foreign", "unnamed"):
         if kind in kinds:
             return kind
-    if outcomes == whole:
-        return "the same"
-    return "refused" if "refused" in kinds else "another"
+    # `read` refuses the whole files of Keras and TensorFlow too.
+    pairs = zip(outcomes, whole, strict=True)
+    changed = {now.kind for now, before in pairs if now != before}
+    if not changed - {"refused"}:
+        return "refused" if changed else "the same"
+    return "another"
 
 
 if __name__ == "__main__":
