@@ -169,7 +169,8 @@ def test_the_parameters_stay_whole_from_step_to_step():
     @compile_quickly
     def run(params, state, batches):
         def one(carry, x):
-            return step(*carry, x), None
+            params, state = carry
+            return step(params, state, x), None
 
         return jax.lax.scan(one, (params, state), batches)[0]
 
