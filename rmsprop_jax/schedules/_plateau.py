@@ -41,10 +41,12 @@ def reduce_lr_on_plateau(
 ) -> optax.GradientTransformationExtraArgs:
     """Make the ``optax.contrib.reduce_on_plateau`` that equals ``ReduceLROnPlateau``.
 
-    Put it after the optimizer, and give the loss (or the metric) to ``update`` as
-    ``value``. PyTorch's scheduler steps once per epoch, and this at every update. To
-    follow PyTorch, call its own ``update`` once per epoch, and multiply by the
-    ``scale`` of its state, or give ``accumulation_size`` to optax's.
+    PyTorch steps it after the optimizer, usually once per epoch, so that the next
+    updates are smaller. To follow it exactly, keep the transformation beside the
+    optimizer: call its ``update`` with the loss (or the metric) as ``value`` where
+    PyTorch would call ``step``, and multiply the updates by the ``scale`` of its state.
+    In an ``optax.chain`` after the optimizer it takes a value with every update, and
+    already scales the update that came with the value.
 
     Args:
         learning_rate: The optimizer's learning rate, which the bounds refer to.

@@ -136,8 +136,9 @@ def read_keras(source: Source) -> KerasFile:
 def _read_json(source: Source, name: str) -> Config:
     if name not in source.members:
         return {}
+    text = source.read_member(name)
     try:
-        content: Any = json.loads(source.read_member(name))
+        content: Any = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DamagedError(f"its member {name!r} is not JSON ({error})") from error
     if not isinstance(content, dict):

@@ -112,11 +112,11 @@ def _warn_of_near_miss(last_epoch: int, updates: int, per_step: int) -> None:
     if last_epoch == 0 or updates % last_epoch or updates == last_epoch * per_step:
         return
     warn_user(
-        f"updates_per_step is {per_step}, but {updates} updates (with the offset) are "
-        f"{last_epoch} times {updates // last_epoch}, and {last_epoch} is the "
-        f"scheduler's 'last_epoch'. Give updates_per_step={updates // last_epoch}, "
-        f"unless the checkpoint was saved {updates - last_epoch * per_step} updates "
-        "after the scheduler's last step."
+        f"updates_per_step={per_step} fits if the checkpoint was saved "
+        f"{updates - last_epoch * per_step} updates after the scheduler's last step. "
+        f"If it was saved right after that step, updates_per_step must be "
+        f"{updates // last_epoch}, because then {updates} updates (step + offset) are "
+        f"{last_epoch} ('last_epoch') times as many."
     )
 
 
@@ -161,6 +161,11 @@ def _suggest(last_epoch: int, step_count: int) -> str:
     per_step = f"updates_per_step={largest}"
     if smallest < largest and step_count % last_epoch:
         per_step = f"updates_per_step, from {smallest} to {largest}"
+    elif smallest < largest:
+        per_step += (
+            f" if the checkpoint was saved at the end of an epoch, otherwise a value "
+            f"from {smallest} to {largest - 1}"
+        )
     return (
         f"{counts}If it steps once per epoch, give {per_step}; if it was made later, "
         f"give offset={last_epoch - step_count}."
