@@ -76,9 +76,9 @@ ADVICE = {
     # The optimizer has made 7 updates.
     9: "'last_epoch' is 9 and the optimizer's step 7. If GradScaler skipped the "
     "difference, give offset=2.",
-    1: "If it steps once per epoch, give updates_per_step=7 if the checkpoint was saved "
-    "at the end of an epoch, otherwise a value from 4 to 6; if it was made later, give "
-    "offset=-6.",
+    1: "If it steps once per epoch, give updates_per_step=7 if the checkpoint was "
+    "saved at the end of an epoch, otherwise a value from 4 to 6; if it was made "
+    "later, give offset=-6.",
     2: "give updates_per_step=3; if it was made later",
     3: "give updates_per_step=2; if it was made later",
     0: "give updates_per_step, more than 7; or it was made later: give offset=-7.",
@@ -148,7 +148,7 @@ def test_a_number_near_the_quotient_is_warned_of():
     with pytest.warns(UserWarning, match="must be 101, because then 1212 updates"):
         from_torch(checkpoint, **given, updates_per_step=100, offset=12)
     from_torch(checkpoint, **given, updates_per_step=98, offset=1)
-    with pytest.raises(ValueError, match="=100 if .* from 93 to 99; if it was"):
+    with pytest.raises(ValueError, match=r"=100 if .* from 93 to 99; if it was"):
         from_torch(checkpoint, **given, updates_per_step=101)
 
 
