@@ -1,6 +1,8 @@
 """Keras's schedules beside the real Keras: in float64 to 1e-12, in float32 to 1e-6."""
 
 import inspect
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import jax.numpy as jnp
 import numpy as np
@@ -75,19 +77,33 @@ def widen(value):
     return np.float64(value) if isinstance(value, float) else value
 
 
-def evaluate_keras(keras, name, arguments, counts):
+def evaluate_keras(name, arguments, counts):
     """The learning rates of the real one, which computes in the first one's dtype."""
+    import keras
+
     wide = {key: widen(value) for key, value in arguments.items()}
     schedule = getattr(keras.optimizers.schedules, name)(**wide)
     return np.array([float(schedule(count)) for count in counts])
 
 
-@pytest.fixture(scope="module")
-def keras():
-    """The real Keras."""
+def read_parameters(name):
     import keras
 
-    return keras
+    kind = getattr(keras.optimizers.schedules, name)
+    return [(p.name, p.default) for p in inspect.signature(kind).parameters.values()]
+
+
+def list_schedules():
+    import keras
+
+    return [x for x in dir(keras.optimizers.schedules) if x[0].isupper()]
+
+
+@pytest.fixture(scope="module")
+def run_with_keras():
+    """A process with the real Keras: importing Paddle beside TensorFlow crashes."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        yield lambda function, *args: pool.submit(function, *args).result()
 
 
 def with_first(name, arguments):
@@ -112,28 +128,27 @@ def assert_follows(name, arguments, expected, limit):
 @pytest.mark.parametrize(
     ("name", "arguments"), CASES, ids=[f"{x[0]}-{n}" for n, x in enumerate(CASES)]
 )
-def test_every_schedule_is_keras_s(keras, request, name, arguments):
+def test_every_schedule_is_keras_s(run_with_keras, request, name, arguments):
     arguments = with_first(name, arguments)
-    expected = evaluate_keras(keras, name, arguments, range(STEPS + 1))
+    expected = run_with_keras(evaluate_keras, name, arguments, range(STEPS + 1))
     assert_follows(name, arguments, expected, 1e-6)
     request.getfixturevalue("x64")
     assert_follows(name, arguments, expected, 1e-12)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_arguments_are_keras_s(keras, name):
+def test_arguments_are_keras_s(run_with_keras, name):
     """Their names, order and defaults. The name of the schedule is left out."""
-    kind = getattr(keras.optimizers.schedules, name)
-    theirs = [*inspect.signature(kind).parameters.values()]
     ours = inspect.signature(getattr(schedules, FUNCTIONS[name])).parameters.values()
+    theirs = run_with_keras(read_parameters, name)
     assert [(p.name, p.default) for p in ours] == [
-        (p.name, p.default) for p in theirs if p.name != "name"
+        (parameter, default) for parameter, default in theirs if parameter != "name"
     ]
 
 
-def test_no_schedule_of_keras_is_missing(keras):
-    known = {x for x in dir(keras.optimizers.schedules) if x[0].isupper()}
-    assert known == {*FUNCTIONS, "LearningRateSchedule"}
+def test_no_schedule_of_keras_is_missing(run_with_keras):
+    known = {*FUNCTIONS, "LearningRateSchedule"}
+    assert {*run_with_keras(list_schedules)} == known
 
 
 rates = st.floats(1e-6, 10.0)
@@ -167,13 +182,13 @@ ANY = {
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("name", ANY)
-def test_any_arguments(keras, name):
+def test_any_arguments(run_with_keras, name):
     @settings(max_examples=15, deadline=None, derandomize=True)
     @given(
         arguments=st.fixed_dictionaries(ANY[name] | {"initial_learning_rate": rates})
     )
     def check(arguments):
-        expected = evaluate_keras(keras, name, arguments, range(STEPS + 1))
+        expected = run_with_keras(evaluate_keras, name, arguments, range(STEPS + 1))
         assert_follows(name, arguments, expected, 1e-12)
 
     check()
