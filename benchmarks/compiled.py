@@ -28,16 +28,11 @@ import compilers
 import jax
 import jax.numpy as jnp
 import optax
+from step_cost import OPTIONS
 
 from rmsprop_jax import rmsprop
 
-RULES: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "momentum": {"momentum": 0.9},
-    "Nesterov": {"momentum": 0.9, "nesterov": True},
-    "centered": {"centered": True},
-    "centered, momentum": {"centered": True, "momentum": 0.9},
-}
+RULES = {rule: x for rule, x in OPTIONS.items() if "weight_decay" not in x}
 LARGE = (8192, 4096)
 SHAPES = {10: 10, 100: 10, 1000: 20}  # of so many leaves
 DEVICES = {"tpu": "v5e:2x4", "h100": "h100:1x1x1"}

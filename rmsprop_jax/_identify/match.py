@@ -106,7 +106,7 @@ class Match:
         best = self.best
         yield best.call
         if best.optimizer != "RMSProp":
-            yield f"This is {best.optimizer}, and not RMSProp."
+            yield self._describe_others()
         yield f"Learning rate: {_describe_rates(best)}."
         if not best.pieces and best.is_importable:
             yield (
@@ -117,6 +117,17 @@ class Match:
             f"It leaves {_write_share(best.residual)} of the updates unexplained; "
             f"rounding may leave {_write_share(self.rounding)}."
         )
+
+    def _describe_others(self) -> str:
+        """Say which other optimizers it may be; only if none of RMSProp, that it is."""
+        names = dict.fromkeys(x.optimizer for x in self.explanations)
+        # LAMB changes the learning rate of each leaf, which then is not constant.
+        if "optax.lamb" in self.best.calls and len(self.best.pieces) != 1:
+            names["LAMB"] = None
+        others = " or ".join(name for name in names if name != "RMSProp")
+        if self.explains:
+            return f"This may be {others}, or RMSProp, which explains it as well."
+        return f"This is {others}, and not RMSProp."
 
     def _describe_nearest(self) -> Iterator[str]:
         residual = self.best.residual

@@ -271,7 +271,7 @@ def _solve(
         v.learning_rate_by_leaf, by_group, whole / num_groups
     )[:3]
     other_other, other_goal = whole[3:, 0]
-    # What varies is the same in all groups. Their learning rates are eliminated first:
+    # All groups share what varies. Their learning rates are eliminated first:
     # `left` is `other` without its parts along `scaled`, and 0 if the two are parallel.
     share = divide(scaled_other, scaled_scaled)
     left = other_other - jnp.sum(share * scaled_other)

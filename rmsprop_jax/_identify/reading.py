@@ -228,7 +228,7 @@ def shorten_one_by_one(reading: Reading, reach: float) -> dict[str, float]:
         variance = covariance[i, i]
         stderr = np.sqrt(left / 2 * variance) if variance else reach * number.stderr
         if name == "clip":
-            # Where it clips, its error is one of the learning rate.
+            # In a step that it clips, its error is one of the learning rate.
             stderr = min(stderr, reading.learning_rate_error * number.value / SIGMAS)
         brief[name] = _shorten_number(name, float(values[i]), float(stderr))
         if variance:

@@ -1,4 +1,4 @@
-"""What the user recorded: its trees, read and checked."""
+"""Read and check the trees that the user recorded."""
 
 from __future__ import annotations
 

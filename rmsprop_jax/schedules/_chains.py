@@ -401,7 +401,7 @@ def _compute_cosine_steps(
     The first is of what is above ``eta_min``; the second is a part of its range.
     """
     half = cosine.T_max
-    # As PyTorch computes it, because its rounding lasts from a rise to its fall.
+    # The same formula as PyTorch's, because its rounding lasts from a rise to its fall.
     height = [
         1 + math.cos(math.pi * (count - 1) / half) for count in range(counts.size + 1)
     ]

@@ -57,7 +57,7 @@ class AbsoluteSchedule(Schedule):
 
 
 class Multiplier(NamedTuple):
-    """What PyTorch multiplies the learning rate by at each step, in float64 NumPy.
+    """The factors by which PyTorch multiplies step by step, in float64 NumPy.
 
     Attributes:
         evaluate: From step counts to numbers; at 0 PyTorch makes the scheduler.

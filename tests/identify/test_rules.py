@@ -1,5 +1,6 @@
 """Which RMSProp made a run: of the frameworks, of random rules, and of what is none."""
 
+import dataclasses
 import functools
 import json
 from types import SimpleNamespace
@@ -151,6 +152,20 @@ def test_what_is_not_an_rmsprop_is_not_called_one(name):
     assert match.best.optimizer == name
     assert f"This is {name}, and not RMSProp." in str(match)
     assert not match.dialects
+    # That is said only if nothing else fits.
+    rivals = {
+        "and not RMSProp": {"optimizer": "RMSProp"},
+        f"This is {name}, and": {"optimizer": "another"},
+    }
+    for sentence, changes in rivals.items():
+        rival = dataclasses.replace(match.best, **changes)
+        both = dataclasses.replace(match, explanations=(match.best, rival))
+        assert sentence not in str(both)
+    changing = dataclasses.replace(
+        match.best, calls=match.best.calls | {"optax.lamb": {}}, pieces=()
+    )
+    hidden = dataclasses.replace(match, explanations=(changing,))
+    assert f"This is {name} or LAMB, and not RMSProp." in str(hidden)
     rate = 0.001 if name == "Lion" else 0.01
     np.testing.assert_allclose(match.best.learning_rates, rate, rtol=1e-3)
     with pytest.raises(ValueError, match="this one is none"):

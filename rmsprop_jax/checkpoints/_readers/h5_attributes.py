@@ -46,7 +46,7 @@ class AttributeReader:
     def __init__(self, data: bytes | mmap.mmap, budget: Budget) -> None:
         self._data = data
         self._budget = budget
-        # By its address, the place and the size of each object of a heap.
+        # The place and the size of each object in a heap, by the heap's address.
         self._heaps: dict[int, dict[int, tuple[int, int]]] = {}
 
     def read_texts(self, address: int, names: Iterable[str]) -> dict[str, list[bytes]]:

@@ -42,7 +42,7 @@ _WEIGHTS, _CONFIG, _METADATA = "model.weights.h5", "config.json", "metadata.json
 # The attributes that Keras writes. Long lists are in several, with a number at the end.
 _TEXTS = ("backend", "keras_version", "model_config", "name", "training_config")
 _LISTS = ("layer_names", "weight_names")
-# What HDF5 itself can decode: deflate, shuffle and fletcher32, which adds a checksum.
+# The filters that HDF5 itself can decode. The last one adds a checksum.
 _DEFLATE, _SHUFFLE, _FLETCHER32 = 1, 2, 3
 _CHECKSUM_SIZE = 4
 _MAX_DEPTH = 100
