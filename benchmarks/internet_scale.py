@@ -33,7 +33,7 @@ from jax.sharding import PartitionSpec as P
 from optax import softmax_cross_entropy_with_integer_labels as cross_entropy
 
 from rmsprop_jax import rmsprop
-from rmsprop_jax.sharding import state_shardings
+from rmsprop_jax.sharding import offload, state_shardings
 
 HEAD = (
     "parameters",
@@ -61,10 +61,18 @@ class Shape(NamedTuple):
 
 MODELS = (Shape(32, 4096, 11_008, 32, 32), Shape(80, 8192, 28_672, 64, 8))
 MACHINES = {
+    "8 TPU v5e": "v5e:2x4",
     "64 TPU v5e": "v5e:8x8",
     "256 TPU v5e": "v5e:16x16",
     "64 H100": "h100:8x8x1",
 }
+STATES = ("float32", "bfloat16")
+ON_HOST = "float32, on the host"
+ROWS = [
+    (MODELS[0], "8 TPU v5e", ON_HOST),
+    *((MODELS[0], machine, state) for machine in MACHINES for state in STATES),
+    *((MODELS[1], machine, state) for machine in [*MACHINES][1:] for state in STATES),
+]
 SMALL = Shape(2, 256, 512, 4, 2, vocabulary=1024, length=64)
 
 
@@ -156,23 +164,26 @@ def loss_of(params, tokens, shape, mesh):
     )(params, tokens)
 
 
-def optimizer(state_dtype):
-    """The one of every row."""
-    return rmsprop(1e-4, momentum=0.9, state_dtype=state_dtype)
+def optimizer(kind):
+    """The one of a row."""
+    dtype, _, on_host = kind.partition(", ")
+    tx = rmsprop(1e-4, momentum=0.9, state_dtype=dtype)
+    return offload(tx) if on_host else tx
 
 
 def bytes_of(tree):
-    """What each device holds of it."""
+    """What each device holds of it, in its own memory."""
     return sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
         for x in jax.tree.leaves(tree)
+        if x.sharding.memory_kind != "pinned_host"
     )
 
 
-def abstract_run(shape, mesh, state_dtype):
+def abstract_run(shape, mesh, kind):
     """Parameters and state, which are nowhere."""
     params = make_params(shape, mesh)
-    tx = optimizer(state_dtype)
+    tx = optimizer(kind)
     state = jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         jax.eval_shape(tx.init, params),
@@ -191,10 +202,10 @@ def gigabytes(n):
     return f"{n / 1e9:.2f} GB"
 
 
-def row(shape, machine, devices, state_dtype):
+def row(shape, machine, devices, kind):
     """One line of the table."""
     mesh = Mesh(np.array(devices), ("data",))
-    params, state = abstract_run(shape, mesh, state_dtype)
+    params, state = abstract_run(shape, mesh, kind)
     tokens = jax.ShapeDtypeStruct(
         (mesh.size, shape.length + 1),
         jnp.int32,
@@ -202,7 +213,7 @@ def row(shape, machine, devices, state_dtype):
     )
 
     def update(params, state, gradients):
-        updates, state = optimizer(state_dtype).update(gradients, state, params)
+        updates, state = optimizer(kind).update(gradients, state, params)
         return optax.apply_updates(params, updates), state
 
     def step(params, state, tokens):
@@ -215,7 +226,7 @@ def row(shape, machine, devices, state_dtype):
         return jitted.lower(*args).compile()
 
     held = bytes_of((params, state))
-    known = number_of(params), machine, state_dtype, gigabytes(held)
+    known = number_of(params), machine, kind, gigabytes(held)
     start = time.perf_counter()
     try:
         whole = compiled(step, params, state, tokens)
@@ -257,10 +268,8 @@ def main(argv=None):
         rows = [(SMALL, "8 CPUs", jax.devices(), "bfloat16")]
     else:
         rows = [
-            (shape, machine, compilers.devices(name), state_dtype)
-            for shape in MODELS
-            for machine, name in MACHINES.items()
-            for state_dtype in ("float32", "bfloat16")
+            (shape, machine, compilers.devices(MACHINES[machine]), kind)
+            for shape, machine, kind in ROWS
         ]
     for each in rows:
         print("|", " | ".join(map(str, row(*each))), "|", flush=True)

@@ -29,7 +29,12 @@ from rmsprop_jax._error_text import (
 Shardings: TypeAlias = Any
 
 
-def state_shardings(tx: optax.GradientTransformation, params: object) -> Shardings:
+def state_shardings(
+    tx: optax.GradientTransformation,
+    params: object,
+    *,
+    memory_kind: str | None = None,
+) -> Shardings:
     """Return the shardings of ``tx.init(params)``, without computing the state.
 
     ``tx.init`` is traced with parameters whose types carry their shardings. Whatever it
@@ -42,16 +47,20 @@ def state_shardings(tx: optax.GradientTransformation, params: object) -> Shardin
         params: The parameters: arrays, or ``jax.ShapeDtypeStruct`` with a ``sharding``.
             All of them are on one mesh (concrete or abstract, with automatic or
             explicit axes), or on the same single device.
+        memory_kind: The memory of all arrays but scalars, such as ``"pinned_host"`` for
+            the host's. If it is None, they are where ``tx.init`` puts them: in the
+            device's memory, or in the host's if `offload` is around ``tx``.
 
     Returns:
         A pytree like ``tx.init(params)`` with a sharding in place of every array, for
         ``jax.jit(tx.init, out_shardings=...)``, for `check_shardings`, or for restoring
-        a checkpoint. They are on the mesh of the parameters, in its default memory.
+        a checkpoint. They are on the mesh of the parameters.
 
     Raises:
         ValueError: If a leaf has no sharding, if two leaves are on different meshes, if
-            there are no leaves, or if ``tx.init`` is vmapped over the parameters and
-            over something that is not sharded like them.
+            there are no leaves, if the devices have no memory of that kind, or if
+            ``tx.init`` is vmapped over the parameters and over something that is not
+            sharded like them.
 
     Examples:
         >>> import jax, jax.numpy as jnp
@@ -67,46 +76,68 @@ def state_shardings(tx: optax.GradientTransformation, params: object) -> Shardin
         ((2, 4), True)
     """
     common = common_mesh(params)
-    if isinstance(common, SingleDeviceSharding):
-        return jax.tree.map(lambda _: common, jax.eval_shape(tx.init, params))
-    explicit_mesh = AbstractMesh(
-        common.axis_sizes,
-        common.axis_names,
-        axis_types=(AxisType.Explicit,) * len(common.axis_names),
-    )
+    try:
+        avals, state = _trace_init(tx, params, common)
+    except ValueError as error:
+        if "vmap" not in str(error):
+            raise
+        raise ValueError(
+            f"tx.init must vmap over sharded parameters alone, but JAX says: "
+            f"{error} The state before the first step does not depend on the "
+            "learning rates of a population, so write "
+            "lambda params: jax.vmap(rmsprop(0.1).init)(params)."
+        ) from error
+    placed = [_place(aval, common, memory_kind) for aval in avals]
+    return jax.tree.unflatten(jax.tree.structure(state), placed)
 
-    def with_explicit_type(p: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        assert isinstance(p.sharding, NamedSharding)
-        sharding = NamedSharding(explicit_mesh, p.sharding.spec)
-        return jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=sharding)
 
-    def on_common_mesh(x: jax.ShapeDtypeStruct) -> NamedSharding:
-        # An array that does not depend on the parameters, like a count, has no
-        # sharding.
-        spec = (
-            x.sharding.spec
-            if isinstance(x.sharding, NamedSharding)
-            else PartitionSpec()
+def _trace_init(
+    tx: optax.GradientTransformation,
+    params: object,
+    common: Mesh | AbstractMesh | SingleDeviceSharding,
+) -> tuple[list[Any], optax.OptState]:
+    """Return the types of the arrays of ``tx.init(params)``, and their shapes."""
+    context = contextlib.nullcontext()
+    if not isinstance(common, SingleDeviceSharding):
+        explicit_mesh = AbstractMesh(
+            common.axis_sizes,
+            common.axis_names,
+            axis_types=(AxisType.Explicit,) * len(common.axis_names),
         )
-        return NamedSharding(common, spec)
 
-    # JAX 0.12 needs the mesh in the context. JAX 0.7 can't have an abstract mesh there,
-    # and takes it from the arguments.
-    context = getattr(jax.sharding, "use_abstract_mesh", contextlib.nullcontext)
-    with context(explicit_mesh):
-        typed = jax.tree.map(with_explicit_type, params)
-        try:
-            state = jax.eval_shape(tx.init, typed)
-        except ValueError as error:
-            if "vmap" not in str(error):
-                raise
-            raise ValueError(
-                f"tx.init must vmap over sharded parameters alone, but JAX says: "
-                f"{error} The state before the first step does not depend on the "
-                "learning rates of a population, so write "
-                "lambda params: jax.vmap(rmsprop(0.1).init)(params)."
-            ) from error
-    return jax.tree.map(on_common_mesh, state)
+        def with_explicit_type(p: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            assert isinstance(p.sharding, NamedSharding)
+            sharding = NamedSharding(explicit_mesh, p.sharding.spec)
+            return jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=sharding)
+
+        params = jax.tree.map(with_explicit_type, params)
+        # JAX 0.12 needs the mesh in the context. JAX 0.7 can't have an abstract mesh
+        # there, and takes it from the arguments.
+        if hasattr(jax.sharding, "use_abstract_mesh"):
+            context = jax.sharding.use_abstract_mesh(explicit_mesh)
+    with context:
+        closed, state = jax.make_jaxpr(tx.init, return_shape=True)(params)
+    return closed.out_avals, state
+
+
+def _place(
+    aval: Any,
+    common: Mesh | AbstractMesh | SingleDeviceSharding,
+    memory_kind: str | None,
+) -> Sharding:
+    """Return the sharding of an array of this type."""
+    if isinstance(common, SingleDeviceSharding):
+        sharding = common
+    else:
+        # An array that does not depend on the parameters, like a count, is on no mesh.
+        spec = PartitionSpec() if aval.sharding.mesh.empty else aval.sharding.spec
+        sharding = NamedSharding(common, spec)
+    if aval.ndim == 0:
+        return sharding
+    space = getattr(aval, "memory_space", None)  # not in JAX 0.7.0
+    if memory_kind is None and getattr(space, "name", None) == "Host":
+        memory_kind = "pinned_host"
+    return sharding if memory_kind is None else sharding.with_memory_kind(memory_kind)
 
 
 def common_mesh(params: object) -> Mesh | AbstractMesh | SingleDeviceSharding:

@@ -1,10 +1,11 @@
 """What XLA's compilers for devices that are not here make of a training step."""
 
+import math
 import re
 from typing import Any
 
 import jax
-from compilers import devices
+from compilers import devices, entry_of
 from jax.sharding import SingleDeviceSharding
 from support.steps import train_step
 
@@ -51,3 +52,33 @@ def held(program: Any) -> int:
 
 def bytes_of(tree: Any) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def transferred(program: Any) -> tuple[int, int]:
+    """The bytes that the program reads from the host's memory, and writes there.
+
+    A kernel of a GPU reads it itself; all others are copies.
+    """
+    types, brought, stored = dict[str, str](), 0, 0
+    instruction = r"%(\S+) = (\(.*?\)|\S+) ([\w-]+)\((.*?)\)"
+    passed_on = {"parameter", "tuple", "get-tuple-element", "copy-done"}
+    for name, result, kind, operands in re.findall(instruction, entry_of(program)):
+        types[name] = result
+        if kind in passed_on:
+            continue
+        if kind == "copy-start" and "S(5)" in result.split("}")[0]:
+            stored += _size(result)
+        for operand in re.findall(r"%([\w.-]+)", operands):
+            if "S(5)" in types[operand]:
+                brought += _size(types[operand])
+    return brought, stored
+
+
+def _size(shape: str) -> int:
+    """The bytes of the first array of a type."""
+    kind, axes = re.findall(r"([a-z]+\d+)\[([\d,]*)\]", shape)[0]
+    return (
+        math.prod(map(int, filter(None, axes.split(","))))
+        * int(re.sub(r"\D", "", kind))
+        // 8
+    )

@@ -18,6 +18,7 @@ scale_by_rmsprop: Any = rmsprop_jax.scale_by_rmsprop
 
 master_weights: Any = rmsprop_jax.precision.master_weights
 stochastic_rounding: Any = rmsprop_jax.precision.stochastic_rounding
+offload: Any = rmsprop_jax.sharding.offload
 state_shardings: Any = rmsprop_jax.sharding.state_shardings
 zero1: Any = rmsprop_jax.sharding.zero1
 

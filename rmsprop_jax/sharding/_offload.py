@@ -1,0 +1,176 @@
+"""The state in the host's memory, and on the device one leaf of it at a time."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import TypeAlias, TypeGuard, TypeVar
+
+import jax
+import jax.extend.core as jex
+import optax
+from jax import lax
+
+_T = TypeVar("_T")
+_Atom: TypeAlias = jex.Var | jex.Literal
+
+# A leaf has as many moments, of which an operation may take all.
+_MOMENTS = 4
+
+
+def offload(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """Keep the optimizer's state in the host's memory between steps.
+
+    Use it for a state that does not fit on the device beside the model. Every array of
+    the state but scalars is kept in pinned memory of the host, with the sharding that
+    it has without `offload`. Left to itself, XLA would bring all of them to the device
+    at once. So ``update`` brings those of a leaf, updates them and stores them in the
+    host's memory before it brings those of the next leaf. An update then takes as long
+    as the host's bus takes to read and write the state. The results are those of
+    ``tx``.
+
+    This works for transformations that update leaf by leaf, as optax's do. One that
+    takes all leaves in a ``lax.cond`` or a ``lax.scan`` needs all of them on the device
+    at once, and a warning says so: ``optax.apply_if_finite`` and ``optax.MultiSteps``.
+    After a transformation like ``optax.clip_by_global_norm`` that comes behind
+    `rmsprop`, the updates of all leaves wait on the device, but not their state.
+
+    Args:
+        tx: The whole chain, which may be `zero1`'s. Its ``update`` is not under
+            ``jax.jit``, which would take all leaves.
+
+    Returns:
+        A gradient transformation whose state is that of ``tx``, in the host's memory.
+        On a CPU nothing is gained, because the host's memory is the device's.
+
+    Raises:
+        NotImplementedError: If JAX is older than 0.10.2.
+
+    Warns:
+        UserWarning: From ``update``, if an operation takes more than four arrays of the
+            state.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from rmsprop_jax import rmsprop
+        >>> from rmsprop_jax.sharding import offload
+        >>> tx = offload(rmsprop(0.01, momentum=0.9))
+        >>> params = {"kernel": jnp.ones((16, 4)), "bias": jnp.ones(4)}
+        >>> state = tx.init(params)
+        >>> state.nu["kernel"].sharding.memory_kind, state.count.sharding.memory_kind
+        ('pinned_host', 'device')
+    """
+    if jax.__version_info__ < (0, 10, 2):
+        raise NotImplementedError(
+            "offload needs jax 0.10.2 or newer, because older ones can't compile "
+            "sharded arrays in the host's memory for every device, but this is jax "
+            f"{jax.__version__}."
+        )
+    inner_tx = optax.with_extra_args_support(tx)
+    space = jax.memory.Space
+
+    def to_device(state: optax.OptState) -> optax.OptState:
+        return jax.tree.map(
+            lambda x: jax.device_put(x, space.Device) if x.ndim else x, state
+        )
+
+    def to_host(state: optax.OptState) -> optax.OptState:
+        return jax.tree.map(
+            lambda x: jax.device_put(x, space.Host) if x.ndim else x, state
+        )
+
+    def init(params: optax.Params) -> optax.OptState:
+        return to_host(inner_tx.init(params))
+
+    def update(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        **extra_args: object,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        def update_all_at_once(
+            updates: optax.Updates, state: optax.OptState, params: optax.Params | None
+        ) -> tuple[optax.Updates, optax.OptState]:
+            state = to_device(state)
+            updates, state = inner_tx.update(updates, state, params, **extra_args)
+            return updates, to_host(state)
+
+        return _run_leaf_by_leaf(update_all_at_once, updates, state, params)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _run_leaf_by_leaf(function: Callable[..., _T], *arguments: object) -> _T:
+    """Call a function so that it has few of the host's arrays on the device at once.
+
+    The function is traced. Each of its operations is run only when an output needs it,
+    and an array for the host goes there as soon as it is made. An array from the host
+    waits behind a barrier until those that were made before are there.
+    """
+    closed, outputs = jax.make_jaxpr(function, return_shape=True)(*arguments)
+    jaxpr = closed.jaxpr
+    unnamed = jaxpr.debug_info.with_unknown_names()
+    makers = {var: eqn for eqn in jaxpr.eqns for var in eqn.outvars}
+    to_host = {
+        eqn.invars[0]: eqn
+        for eqn in jaxpr.eqns
+        if _is_transfer(eqn) and eqn.outvars[0] in {*jaxpr.outvars}
+    }
+    values: dict[jex.Var, jax.Array] = {
+        **dict(zip(jaxpr.constvars, closed.consts, strict=True)),
+        **dict(zip(jaxpr.invars, jax.tree.leaves(arguments), strict=True)),
+    }
+    brought: set[_Atom] = set()
+    stored: list[jax.Array] = []  # since an array was brought for the last time
+    awaited: list[jax.Array] = []
+
+    def run(eqn: jex.JaxprEqn) -> None:
+        operands = [*dict.fromkeys(v for v in eqn.invars if _is_var(v))]
+        inputs = [values[var] for var in operands]
+        if _is_transfer(eqn) and eqn.invars[0] in {*jaxpr.invars}:
+            if stored:
+                awaited[:] = stored
+                stored.clear()
+            inputs, _ = lax.optimization_barrier((inputs, [*awaited]))
+            brought.update(eqn.outvars)
+        else:
+            _warn_if_many(eqn, len(brought.intersection(operands)))
+        alone = jex.Jaxpr((), operands, eqn.outvars, [eqn], eqn.effects, unnamed)
+        made = jex.jaxpr_as_fun(jex.ClosedJaxpr(alone, ()))(*inputs)
+        values.update(zip(eqn.outvars, made, strict=True))
+        for var in eqn.outvars:
+            if var in to_host:
+                run(to_host[var])
+                stored.extend((values[var], values[to_host[var].outvars[0]]))
+
+    needed: list[_Atom] = [*reversed(jaxpr.outvars)]
+    while needed:
+        atom = needed[-1]
+        if not _is_var(atom) or atom in values:
+            needed.pop()
+            continue
+        missing = [v for v in makers[atom].invars if _is_var(v) and v not in values]
+        if missing:
+            needed.extend(reversed(missing))
+        else:
+            run(makers[atom])
+    results = [values[v] if _is_var(v) else v.val for v in jaxpr.outvars]
+    return jax.tree.unflatten(jax.tree.structure(outputs), results)
+
+
+def _is_transfer(eqn: jex.JaxprEqn) -> bool:
+    return eqn.primitive.name == "device_put"
+
+
+def _is_var(atom: _Atom) -> TypeGuard[jex.Var]:
+    return not isinstance(atom, jex.Literal)
+
+
+def _warn_if_many(eqn: jex.JaxprEqn, number: int) -> None:
+    if number > _MOMENTS:
+        warnings.warn(
+            f"offload has {number} arrays of the state on the device at once, because "
+            f"tx takes them in one {eqn.primitive.name}. Leave out the transformation "
+            "that does, such as optax.apply_if_finite or optax.MultiSteps.",
+            stacklevel=2,
+        )
