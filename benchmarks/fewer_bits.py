@@ -7,9 +7,9 @@ A seed gives the initial parameters and the order of the data, so that every run
 float32 run to be compared with. Prints tables of final losses and draws the differences
 in fewer_bits.png, in some ten minutes on two CPU cores.
 
-Training may be chaotic, so that runs that differ at all part. How far is what "perturbed"
-shows, all float32 from parameters a millionth larger. Differences no larger than its
-own say nothing about the bits.
+Training may be chaotic, so that runs that differ at all diverge. "perturbed" shows how
+far: it is float32 throughout, from parameters that are larger by a millionth. Smaller
+differences than its own say nothing about the number of bits.
 """
 
 import argparse
