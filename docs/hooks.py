@@ -88,9 +88,9 @@ def entry(path: Path) -> str:
     picture = f"pictures/{name}.webp"
     return "\n".join(
         [
-            f"## {name}\n\n**{title}**\n\n{says}\n",
-            f"![What {name}.py draws]({picture})\n" * (DOCS / picture).exists(),
-            f"It took {took} on two CPU cores ({versions}) and printed at the end:\n",
+            f"### {title.removesuffix('.')} {{ #{name} }}\n\n{says}\n",
+            f"![The output of {name}.py]({picture})\n" * (DOCS / picture).exists(),
+            f"The run took {took} on two CPU cores ({versions}). Its last lines:\n",
             "```text",
             *printed[-LAST:],
             "```\n",
@@ -101,12 +101,14 @@ def entry(path: Path) -> str:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Every example that has been run, at the end of the gallery."""
+    """Add every example that has been run to the gallery, grouped as in its README."""
     if page.file.src_uri == "gallery.md":
-        runs = sorted((DOCS / "gallery").glob("*.txt"))
-        markdown += "\n".join(
-            entry(run) for run in runs if (EXAMPLES / f"{run.stem}.py").exists()
-        )
+        readme = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+        for part in re.findall(r"^## .*?(?=^## |\Z)", readme, re.MULTILINE | re.DOTALL):
+            names = re.findall(r"^\| \[(\w+)\.py\]", part, re.MULTILINE)
+            runs = [DOCS / "gallery" / f"{name}.txt" for name in names]
+            markdown += part.splitlines()[0] + "\n\n"
+            markdown += "\n".join(entry(run) for run in runs if run.exists())
     return markdown
 
 

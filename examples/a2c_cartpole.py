@@ -1,14 +1,16 @@
-"""Advantage actor-critic (A2C) on CartPole-v1, with two rules that are called RMSProp.
+"""Advantage actor-critic (A2C) on CartPole-v1 with two algorithms called RMSProp.
 
     pip install -e ".[examples]"
     python examples/a2c_cartpole.py
 
-The numbers are those of Stable-Baselines3's A2C: 8 environments, 5 steps between
-updates, a rate that falls from 7e-4 to 0, ε of 1e-5, gradients clipped at 0.5. It
-trains with torch's rule, its default, and with TensorFlow's (`RMSpropTFLike`, which is
-`dialects.stable_baselines3` here): the same numbers, another run. Four seeds train at
-once under ``jax.vmap``. Draws the returns in a2c_cartpole.png, and prints what each
-seed's last policy gets without exploring; CartPole-v1 counts as solved at 475 of 500.
+The hyperparameters are those of Stable-Baselines3's A2C: 8 environments, 5 steps
+between updates, a learning rate that falls from 7e-4 to 0, ε = 1e-5, and gradients
+clipped at 0.5. The agent trains with PyTorch's RMSprop, which is the default of
+Stable-Baselines3, and with `RMSpropTFLike`, which is `dialects.stable_baselines3` here.
+The second run is slower because that rule initializes ν to 1. Four seeds train at once
+under ``jax.vmap``. The script draws the returns in a2c_cartpole.png, and prints the
+return of each seed's last policy without exploration. CartPole-v1 counts as solved at
+475 of 500.
 """
 
 import argparse

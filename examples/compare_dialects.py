@@ -1,11 +1,11 @@
-"""The same numbers in four frameworks' RMSProp: four different runs.
+"""The same hyperparameters in four frameworks' RMSProp: four different runs.
 
     pip install -e ".[examples]"
     python examples/compare_dialects.py
 
-trains one small network on scikit-learn's handwritten digits, from the same weights on
-the same batches, with what four frameworks make of one set of hyperparameters. It
-prints how large their steps are and where they arrive, and writes a plot,
+This trains one small network on scikit-learn's handwritten digits four times, from the
+same weights and on the same batches, with the RMSProp of four frameworks and one set of
+hyperparameters. It prints how large the steps are and the final losses, and draws
 compare_dialects.png.
 """
 

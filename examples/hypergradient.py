@@ -1,11 +1,12 @@
-"""Tune RMSProp's rate and α by gradient descent through the training itself.
+"""Tune RMSProp's learning rate and α by gradient descent through the training.
 
     pip install -e ".[examples]"
     python examples/hypergradient.py
 
 A network learns scikit-learn's handwritten digits in 100 steps. The gradient of its
-held-out loss through all of them tells how to change log rate and logit α; an outer
-RMSProp does so, and the network starts again. The plot is hypergradient.png.
+held-out loss through all of these steps shows how to change the logarithm of the
+learning rate and the logit of α. An outer RMSProp makes the change, and the network
+starts again. The script draws hypergradient.png.
 """
 
 import argparse

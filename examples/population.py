@@ -1,12 +1,12 @@
-"""Train 64 networks at once, each with its own rate, α and momentum.
+"""Train 64 networks at once, each with its own learning rate, α and momentum.
 
     pip install -e ".[examples]"
     python examples/population.py
 
-``jax.vmap`` over three numbers makes of the training of one small network on
-scikit-learn's handwritten digits that of 64, in one compiled program. All begin with
-the same weights and see the same batches. Prints the best and the worst and draws the
-test accuracies in population.png.
+``jax.vmap`` over three hyperparameters turns the training of one small network on
+scikit-learn's handwritten digits into the training of 64, in one compiled program. All
+of them start from the same weights and see the same batches. The script prints the best
+and the worst, and draws the test accuracies in population.png.
 """
 
 import argparse

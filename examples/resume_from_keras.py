@@ -1,15 +1,14 @@
-"""Start a run in Keras, and go on with it in JAX from the file that Keras saved.
+"""Start a run in Keras, and resume it in JAX from the file that Keras saved.
 
     pip install -e ".[examples,checkpoints]" keras
     python examples/resume_from_keras.py
 
-A convolution, a layer norm and two dense layers learn scikit-learn's digits by
-keras.optimizers.RMSprop, with momentum and a falling rate. At half of the steps Keras
-saves a .keras file. From there on JAX goes on: `from_keras` has the optimizer with its
-settings, schedule included, and its state; `load_weights` has the weights. Keras itself
-goes on as well. resume_from_keras.png has the loss that JAX has from there on over that
-of Keras, and beside it what becomes of a run whose weights move but whose state is
-lost.
+A convolution, a layer norm and two dense layers learn scikit-learn's digits with
+keras.optimizers.RMSprop, momentum and a falling learning rate. Halfway, Keras saves a
+.keras file, and JAX resumes the run: `from_keras` returns the optimizer with its
+settings, including the schedule, and its state; `load_weights` returns the weights.
+Keras continues as well. The script draws resume_from_keras.png: the loss in JAX over
+the loss in Keras, and next to it a run that moves only its weights and loses its state.
 """
 
 import argparse

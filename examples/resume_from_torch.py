@@ -1,14 +1,14 @@
-"""Start a run in PyTorch, go on with it in JAX, and hand it back to PyTorch.
+"""Start a run in PyTorch, resume it in JAX, and export it back to PyTorch.
 
     pip install -e ".[examples]" torch
     python examples/resume_from_torch.py
 
-A convolution, a layer norm and two linear layers learn scikit-learn's digits by
-torch.optim.RMSprop, with momentum and a falling rate. At half of the steps the weights
-and the optimizer's state move to JAX, by one function for both, and the scheduler moves
-as well. resume.png has the loss that JAX has from there on over that of PyTorch, had it
-gone on itself, and beside it what becomes of a run whose weights move but whose state
-is lost. At the end, all goes back to PyTorch, which takes ten steps more.
+A convolution, a layer norm and two linear layers learn scikit-learn's digits with
+torch.optim.RMSprop, momentum and a falling learning rate. Halfway, the weights and the
+optimizer state move to JAX with the same function, and the scheduler moves as well.
+resume.png shows the loss in JAX over the loss that PyTorch has when it continues, and
+next to it a run that moves only its weights and loses its state. At the end, everything
+moves back to PyTorch, which takes ten more steps.
 """
 
 import argparse

@@ -3,9 +3,10 @@
     pip install -e ".[examples]"
     python examples/train_digits.py
 
-The digits come with scikit-learn: 1,797 images of 8 × 8 pixels, a fifth of which is
-kept for the test. Prints losses and test accuracy after every epoch, ends at about
-99 % in well under a minute on two CPU cores, and draws the curves in digits.png.
+The digits come with scikit-learn: 1,797 images of 8 × 8 pixels, of which a fifth is
+held out for the test. The script prints losses and test accuracy after every epoch,
+reaches about 99 % in well under a minute on two CPU cores, and draws the curves in
+digits.png.
 """
 
 import argparse

@@ -3,8 +3,9 @@
     pip install -e ".[examples]"
     python examples/train_digits_nnx.py
 
-The data, the network, the accuracy and the curves in digits.png are train_digits.py's;
-here objects hold the parameters, the optimizer's state and the keys of the dropout.
+The data, the network, the accuracy and the curves in digits.png are those of
+train_digits.py. Here, objects hold the parameters, the optimizer state and the dropout
+keys.
 """
 
 import numpy as np
