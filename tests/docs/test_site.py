@@ -93,6 +93,18 @@ def page(browser, address, request):
     assert not wrong
 
 
+# The beginnings of texts that are smaller than 14 pixels.
+SMALL = """() => [...document.querySelectorAll(
+        "article :is(p, li, td, th, code, label)")]
+    .filter(x => x.offsetWidth && parseFloat(getComputedStyle(x).fontSize) < 13.95)
+    .map(x => x.textContent.slice(0, 60))"""
+# The beginnings of code and tables that are wider than their column.
+CUT = """() => [...document.querySelectorAll(
+        "article :is(pre code, .md-typeset__scrollwrap)")]
+    .filter(x => x.scrollWidth > x.clientWidth + 1)
+    .map(x => x.textContent.slice(0, 60))"""
+
+
 def test_every_page_of_the_navigation(page, address):
     page.goto(address)
     links = page.eval_on_selector_all(
@@ -107,6 +119,9 @@ def test_every_page_of_the_navigation(page, address):
         # Wide tables, code and equations scroll by themselves.
         width = page.evaluate("document.documentElement.scrollWidth")
         assert width <= page.viewport_size["width"], link
+        assert not page.evaluate(SMALL), link
+        if page.viewport_size["width"] == DESK:
+            assert not page.evaluate(CUT), link
         # Pictures below the screen would be loaded later.
         broken = page.evaluate(
             """async () => {
@@ -163,6 +178,17 @@ def test_equations_are_set_and_code_can_be_copied(page, address):
     assert page.locator(".equation math mtr").count() == 8
     assert "$" not in page.inner_text("article")
     assert page.locator("[data-clipboard-target], .md-code__button").count()
+
+
+def test_llms_txt_has_every_page(site):
+    """And the texts of all that are not made of docstrings, in one file."""
+    index = (site / "llms.txt").read_text(encoding="utf-8")
+    pages = re.findall(r"^- \[.+\]\((.*)\)$", index, re.MULTILINE)
+    assert len(pages) == len([*(ROOT / "docs").rglob("*.md")])
+    assert all((site / page).exists() for page in pages)
+    text = (site / "llms-full.txt").read_text(encoding="utf-8")
+    assert "# FAQ and error messages" in text
+    assert "--8<--" not in text
 
 
 PUBLIC = [
