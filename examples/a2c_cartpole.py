@@ -196,7 +196,7 @@ def main(argv=None):
         tx = optax.chain(optax.clip_by_global_norm(CLIP), tx)
         runs = jax.jit(jax.vmap(partial(start, tx)))(seeds)
         returns = []
-        for _ in tqdm(range(chunks), desc=name, unit="chunk"):
+        for _ in tqdm(range(chunks), desc=name, unit="chunk", disable=None):
             runs, mean = train_chunk(runs)
             returns.append(np.asarray(mean))
         curves[name] = np.array(returns)

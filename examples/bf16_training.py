@@ -121,7 +121,9 @@ def train(folder, library, dtype, seed, epochs):
         done = manager.latest_step() or 0
         if done:
             run = manager.restore(done, args=ocp.args.StandardRestore(run))
-        for epoch in trange(done, epochs, desc=f"{library}, {dtype}", unit="epoch"):
+        for epoch in trange(
+            done, epochs, desc=f"{library}, {dtype}", unit="epoch", disable=None
+        ):
             run = train_epoch(run, epoch)
             manager.save(epoch + 1, args=ocp.args.StandardSave(run))
     return run

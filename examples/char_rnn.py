@@ -119,7 +119,7 @@ def train_step(model, optimizer, carry, inputs, targets):
 def train(model, optimizer, codes, steps, name):
     """The bits per character of each step, through the text again and again."""
     batches, losses, carry = list(zip(*windows(codes), strict=True)), [], start()
-    for step in trange(steps, desc=name, unit="step"):
+    for step in trange(steps, desc=name, unit="step", disable=None):
         batch = batches[step % len(batches)]
         loss, carry = train_step(model, optimizer, carry, *batch)
         losses.append(loss)

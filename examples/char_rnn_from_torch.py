@@ -80,7 +80,7 @@ def make_torch_run(torch, seed, steps):
 def train_in_torch(torch, network, optimizer, scheduler, memory: Any, batches):
     """The LSTM's memory after the batches, and the loss before each step."""
     functional, losses = torch.nn.functional, []
-    for inputs, targets in tqdm(batches, desc="PyTorch", unit="step"):
+    for inputs, targets in tqdm(batches, desc="PyTorch", unit="step", disable=None):
         optimizer.zero_grad()
         one_hot = functional.one_hot(torch.tensor(inputs).long(), CHARACTERS).float()
         x, memory = network["lstm"](one_hot, memory)
@@ -118,7 +118,7 @@ def train_in_nnx(tx, params, memory, batches):
     tx = optax.chain(optax.clip_by_global_norm(CLIP), tx)
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
     losses = []
-    for batch in tqdm(batches, desc="flax.nnx", unit="step"):
+    for batch in tqdm(batches, desc="flax.nnx", unit="step", disable=None):
         loss, memory = train_step(model, optimizer, memory, *batch)
         losses.append(loss)
     return bits(np.array(losses))

@@ -164,7 +164,7 @@ def train(name, tx, seeds, chunks):
     size = min(REPLAY, chunks * CHUNK)
     runs = jax.jit(jax.vmap(partial(start, tx, size)))(seeds)
     returns = []
-    for i in tqdm(range(chunks), desc=name, unit="thousand frames"):
+    for i in tqdm(range(chunks), desc=name, unit="thousand frames", disable=None):
         runs, mean = train_chunk(tx, i * CHUNK >= START, runs, i * CHUNK)
         returns.append(np.asarray(mean))
     return np.array(returns)

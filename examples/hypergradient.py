@@ -90,7 +90,7 @@ def main(argv=None):
     outer: Any = rmsprop(outer_rate, alpha=0.9, bias_correction=True)
     state = outer.init(tuned)
     loss_and_slope = jax.jit(jax.value_and_grad(held_out_loss))
-    for run in tqdm(range(1, args.runs + 1), unit="run"):
+    for run in tqdm(range(1, args.runs + 1), unit="run", disable=None):
         loss, slope = loss_and_slope(tuned, *data)
         rate, forgetting = jnp.exp(tuned[0]), jax.nn.sigmoid(-tuned[1])
         history.append((float(rate), float(forgetting), float(loss)))

@@ -174,7 +174,7 @@ def main(argv=None):
     data = load_data(args.seed)
     rules = make_optimizers(len(data[0]) // BATCH_SIZE)
     curves = {}
-    with tqdm(total=len(rules) * args.epochs, unit="epoch") as progress:
+    with tqdm(total=len(rules) * args.epochs, unit="epoch", disable=None) as progress:
         for name, tx in rules.items():
             curves[name] = train(tx, args.seed, args.epochs, data, progress)
     plot(curves, args.out)

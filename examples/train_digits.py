@@ -120,7 +120,7 @@ def main(argv=None):
         tx=make_optimizer(args.epochs * steps),
     )
     history = []
-    for epoch in tqdm(range(1, args.epochs + 1), unit="epoch"):
+    for epoch in tqdm(range(1, args.epochs + 1), unit="epoch", disable=None):
         losses = []
         order = rng.permutation(len(images))[: steps * BATCH_SIZE]
         for batch in order.reshape(steps, BATCH_SIZE):
