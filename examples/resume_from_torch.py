@@ -158,8 +158,8 @@ def plot(path, first, in_torch, in_jax, without_state):
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     for later, label, style in (
-        (without_state, "JAX, the optimizer's state lost", "C1-"),
-        (in_torch, "PyTorch all the way", "k-"),
+        (without_state, "PyTorch, then JAX without the optimizer state", "C1-"),
+        (in_torch, "PyTorch only", "k-"),
         (in_jax, "PyTorch, then JAX", "C0--"),
     ):
         width = 4 if style == "k-" else 1.8
@@ -224,10 +224,11 @@ def main():
     apart = np.abs(np.subtract(in_jax, in_torch)).max()
     lost_apart = np.abs(np.subtract(without_state, in_torch)).max()
     print(
-        f"{len(first)} steps in PyTorch, then {len(rest)} in JAX: the loss is nowhere "
-        f"further than {apart:.1e}\nfrom that of PyTorch all the way, and "
-        f"{lost_apart:.1e} where the optimizer's state is lost.\nBack in PyTorch, ten "
-        f"steps later, it is {found:.6f}; all the way, {expected:.6f}."
+        f"{len(first)} steps in PyTorch, then {len(rest)} in JAX.\n"
+        f"Largest difference from PyTorch's loss: {apart:.1e}; {lost_apart:.1e} "
+        "without the optimizer state.\n"
+        f"Loss after ten more steps in PyTorch: {found:.6f}; "
+        f"without JAX in between: {expected:.6f}."
     )
     plot(arguments.out, losses, in_torch, in_jax, without_state)
 
