@@ -7,12 +7,16 @@ maps the learning rate η that it finds:
     CosineAnnealingLR   η_min + (η − η_min)·r(t); η + (η₀ − η_min)·h where it rises
     others              a value that does not depend on η
 
+Where a chain is the first scheduler of a ``SequentialLR``, PyTorch takes the first step
+of all schedulers in it twice: see `repeat_first_step`.
+
 At its lowest point a cosine has r = 0, so that it forgets what was before. If the
 factors repeat, so do the learning rates from there on.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import TypeAlias, overload
@@ -24,7 +28,7 @@ import numpy as np
 from rmsprop_jax._optimizer.rule import Number
 from rmsprop_jax._optimizer.state import LARGEST_COUNT
 from rmsprop_jax.schedules._annealing import fold
-from rmsprop_jax.schedules._counting import NumpyArray, half_cosine
+from rmsprop_jax.schedules._counting import NumpyArray, half_cosine, to_real
 from rmsprop_jax.schedules._schedule import (
     AbsoluteSchedule,
     CosineSchedule,
@@ -121,6 +125,36 @@ def chained_scheduler(
     return LearningRateAndMomentum(learning_rate, momentum)
 
 
+def repeat_first_step(schedule: Schedule) -> Schedule:
+    """Return a chain with its first step taken twice, or another schedule as it is.
+
+    Raises:
+        ValueError: If PyTorch divides by 0 there.
+    """
+    if not schedule.parts:
+        return schedule
+    return _chain(schedule.call, [_repeat_first_step(part) for part in schedule.parts])
+
+
+def _repeat_first_step(part: Schedule) -> _Link | AbsoluteSchedule:
+    if isinstance(part, CosineSchedule):
+        return dataclasses.replace(part, is_ahead=True)
+    if isinstance(part, AbsoluteSchedule):
+        return dataclasses.replace(part, starts_at_base=False)
+    assert isinstance(part, FactorSchedule)
+    factor, repeat, multiplier = part.factor, part.repeat, part.multiplier
+    if multiplier is not None:
+        evaluate = multiplier.evaluate
+        multiplier = multiplier._replace(
+            evaluate=lambda counts: (
+                evaluate(counts) * np.where(counts == 0, repeat(), 1.0)
+            )
+        )
+    return dataclasses.replace(
+        part, factor=lambda count: factor(count) * repeat(), multiplier=multiplier
+    )
+
+
 def _validate_part(part: object) -> LearningRateAndMomentum:
     if isinstance(part, LearningRateAndMomentum):
         return part
@@ -208,10 +242,19 @@ def _multiply_cosine(
     """
     half = cosine.T_max
     period = 2 * half
+    if cosine.is_ahead and half == 1:
+        raise ValueError(
+            "T_max of cosine_annealing_lr must be at least 2 in a chain that is the "
+            "first of sequential_lr, because PyTorch takes its first step twice, but "
+            "it was 1."
+        )
 
     def formula(count: jax.Array) -> jax.Array:
         value = widen(cosine.learning_rate) * half_cosine(fold(count, half), half)
         has_risen = count > half
+        if cosine.is_ahead:
+            ahead = 1 / math.cos(math.pi / 2 / half) ** 2
+            value = value * jnp.where(has_risen, 1.0, to_real(ahead))
         past = jnp.maximum(count - half - 1, 0)
         rises = past // period if period <= LARGEST_COUNT else jnp.zeros_like(past)
         rise = jnp.where(has_risen, rises * period + half + 1, 0)
@@ -267,12 +310,13 @@ def _step_cosine(
         return jnp.sin(left * (math.pi / 2 / half)) ** 2
 
     # The height of the step before is 0 where it rises.
-    before = height(jnp.maximum(count - 1, 0))
-    is_rise = (count > 0) & (before == 0)
+    before = height(jnp.abs(count - 1))
+    is_rise = before == 0
     ratio = height(count) / jnp.where(is_rise, 1, before)
     added = (widen(cosine.learning_rate) - smallest) * math.sin(math.pi / 2 / half) ** 2
     stepped = jnp.where(is_rise, found + added, smallest + (found - smallest) * ratio)
-    return jnp.where(count == 0, found, stepped)
+    is_kept = (count == 0) & (not cosine.is_ahead)
+    return jnp.where(is_kept, found, stepped)
 
 
 # --- Without one: the learning rates of the first steps, computed once.
@@ -405,8 +449,9 @@ def _compute_cosine_steps(
     height = [
         1 + math.cos(math.pi * (count - 1) / half) for count in range(counts.size + 1)
     ]
-    is_rise = ((counts - 1 - half) % (2 * half) == 0) & (counts > 0)
-    is_kept = is_rise | (counts == 0)
+    is_first = (counts == 0) & (not cosine.is_ahead)
+    is_rise = ((counts - 1 - half) % (2 * half) == 0) & ~is_first
+    is_kept = is_rise | is_first
     before = np.where(is_kept, 1.0, height[:-1])
     gain = np.where(is_kept, 1.0, np.array(height[1:]) / before)
     rise = (1 - math.cos(math.pi / half)) / 2

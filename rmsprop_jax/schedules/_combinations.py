@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 from typing import TypeAlias, overload
 
@@ -10,6 +11,7 @@ import optax
 
 from rmsprop_jax._optimizer.options import is_schedule
 from rmsprop_jax.schedules._arguments import validate_integer
+from rmsprop_jax.schedules._chains import repeat_first_step
 from rmsprop_jax.schedules._schedule import (
     Formula,
     LearningRateAndMomentum,
@@ -42,9 +44,9 @@ def sequential_lr(
     milestone or use another formula: see `swa_lr`, `multiplicative_lr` and
     `constant_lr`.
 
-    PyTorch can't put a ``ChainedScheduler`` after a milestone. Where one is the first,
-    PyTorch takes the first step of an ``ExponentialLR`` in it twice. Here it is taken
-    once.
+    Where a ``ChainedScheduler`` is the first, PyTorch takes the first step of all
+    schedulers in it twice, so that an ``ExponentialLR`` in it is a step ahead. So does
+    this schedule. PyTorch can't put one after a milestone; here it begins anew there.
 
     Args:
         schedulers: Schedules of this module or of optax, or what `cyclic_lr` and
@@ -80,7 +82,10 @@ def sequential_lr(
     if starts != sorted(starts):
         raise ValueError(f"milestones must ascend, but they were {starts[1:]}.")
     call = f"sequential_lr({[*schedulers]!r}, milestones={starts[1:]})"
-    formula = _join([part.learning_rate for part in parts], starts)
+    learning_rates = [part.learning_rate for part in parts]
+    first = bisect.bisect_right(starts, 0) - 1
+    learning_rates[first] = repeat_first_step(learning_rates[first])
+    formula = _join(learning_rates, starts)
     if all(part.momentum is None for part in parts):
         return Schedule(call, formula)
     momentum = _hold_between([part.momentum for part in parts], starts)

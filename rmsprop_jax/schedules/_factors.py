@@ -287,8 +287,14 @@ def exponential_lr(learning_rate: ArrayLike, gamma: float) -> Schedule:
         return np.where(counts > 0, gamma, 1.0)
 
     call = f"exponential_lr({base}, gamma={gamma})"
-    multiplier = Multiplier(multiply, settled=0, period=1)
-    return make_factor_schedule(call, base, factor, growth, multiplier=multiplier)
+    return make_factor_schedule(
+        call,
+        base,
+        factor,
+        growth,
+        multiplier=Multiplier(multiply, settled=0, period=1),
+        repeat=lambda: gamma,
+    )
 
 
 def polynomial_lr(
@@ -344,6 +350,14 @@ def polynomial_lr(
     def multiply(counts: NumpyArray) -> NumpyArray:
         return _divide_steps(evaluate, counts)
 
+    def repeat() -> float:
+        if steps == 0:
+            raise ValueError(
+                "total_iters of polynomial_lr must be at least 1 in a chain that is "
+                "the first of sequential_lr, where PyTorch divides by it, but it was 0."
+            )
+        return (steps / (steps + 1)) ** exponent
+
     call = f"polynomial_lr({base}, total_iters={steps}, power={exponent})"
     return make_factor_schedule(
         call,
@@ -352,6 +366,7 @@ def polynomial_lr(
         growth,
         None if steps else refuse,
         Multiplier(multiply, settled=steps),
+        repeat=repeat,
     )
 
 
@@ -407,12 +422,17 @@ def multiplicative_lr(
     def factor(count: jax.Array) -> jax.Array:
         return growth(jnp.zeros_like(count), count)
 
+    def repeat() -> jax.Array:
+        return to_real(lr_lambda(jnp.zeros((), jnp.int32)))
+
     def continue_from(start: jax.Array) -> Formula:
-        first = start * to_real(lr_lambda(jnp.zeros((), jnp.int32)))
+        first = start * repeat()
         return lambda count: first * factor(count)
 
     call = f"multiplicative_lr({base}, {lr_lambda!r})"
-    return make_factor_schedule(call, base, factor, growth, continue_from)
+    return make_factor_schedule(
+        call, base, factor, growth, continue_from, repeat=repeat
+    )
 
 
 def validate_function(name: str, value: object) -> None:

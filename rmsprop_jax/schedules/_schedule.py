@@ -81,12 +81,14 @@ class FactorSchedule(Schedule):
             the quotient of two factors, because both may be 0 by underflow.
         multiplier: What PyTorch multiplies by, or None if only a traced function of the
             user knows.
+        repeat: What PyTorch multiplies by in addition if it takes the first step twice.
     """
 
     learning_rate: Number = 0.0
     factor: Formula = to_real
     growth: Callable[[jax.Array, jax.Array], jax.Array] = lambda since, count: count
     multiplier: Multiplier | None = None
+    repeat: Callable[[], Number] = lambda: 1.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -97,11 +99,13 @@ class CosineSchedule(Schedule):
         learning_rate: The base learning rate.
         T_max: Half of a period.
         eta_min: The smallest learning rate.
+        is_ahead: Whether PyTorch takes its first step twice.
     """
 
     learning_rate: Number = 0.0
     T_max: int = 1
     eta_min: float = 0.0
+    is_ahead: bool = False
 
 
 class LearningRateAndMomentum(NamedTuple):
@@ -124,6 +128,7 @@ def make_factor_schedule(
     continue_from: Callable[[jax.Array], Formula] | None = None,
     multiplier: Multiplier | None = None,
     parts: tuple[Schedule, ...] = (),
+    repeat: Callable[[], Number] = lambda: 1.0,
 ) -> FactorSchedule:
     """Return the schedule ``learning_rate * factor(count)``."""
 
@@ -139,6 +144,7 @@ def make_factor_schedule(
         factor=factor,
         growth=growth,
         multiplier=multiplier,
+        repeat=repeat,
     )
 
 

@@ -149,7 +149,7 @@ def _advance(
         new["last_epoch"] = after if before < 0 else new["last_epoch"] + steps
     if scheduler.name == "CosineAnnealingWarmRestarts":  # it has a step() of its own
         new |= _restart(new["T_cur"] + steps, new.get("T_i", new["T_0"]), new["T_mult"])
-    elif "_step_count" in new:
+    elif "_step_count" in new and not scheduler.parts:  # nested ones don't count
         new["_step_count"] += steps
     if "_last_lr" in new:
         new["_last_lr"] = learning_rates(after)

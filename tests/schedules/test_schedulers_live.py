@@ -707,21 +707,42 @@ def test_a_class_is_not_guessed(torch):
         resume(optimizer, scheduler)
 
 
-def test_a_chain_in_a_sequence(torch):
-    """torch takes its first step twice; the schedule would not have that."""
-    optimizer = make_optimizer(torch)
-    made = [
-        make_theirs(torch, optimizer, name, MULTIPLY[name])
-        for name in ("LinearLR", "ExponentialLR", "StepLR")
+LEADING = {
+    **{"-".join(c): [(name, MULTIPLY[name]) for name in c] for c in CHAINS[::2]},
+    **MIXED,
+    "a milestone at 0": [("MultiStepLR", {"milestones": [0, 4], "gamma": 0.5}), GENTLE],
+}
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.filterwarnings("ignore:.*CyclicLR")
+@pytest.mark.parametrize("chain", LEADING)
+def test_a_chain_that_leads_a_sequence(torch, chain):
+    """torch takes its first step twice, also where a milestone at 0 lets it lead."""
+    parts = LEADING[chain]
+    after = ("StepLR", {"step_size": 9, "gamma": 0.5})
+    lambdas = [
+        (lambda base, n=name, of=arguments: make_ours(n, of, base).learning_rate)
+        for name, arguments in parts
+        if "lr_lambda" in arguments
     ]
-    chain = torch.optim.lr_scheduler.ChainedScheduler(made[:2])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        scheduler = torch.optim.lr_scheduler.SequentialLR(
-            optimizer, [chain, made[2]], [5]
-        )
-    with pytest.raises(ValueError, match="Something else set the learning rate too"):
-        resume(optimizer, scheduler)
+    for done, is_second in ((0, False), (1, True), (70, False)):
+        optimizer = make_optimizer(torch, (0.1, 0.02))
+        # torch's schedulers keep what those before them did to the optimizer.
+        before = [make_theirs(torch, optimizer, *after)] if is_second else []
+        made = [
+            *before,
+            make_chain(torch, optimizer, parts),
+            make_theirs(torch, optimizer, *after),
+        ]
+        milestones = [0, 60] if is_second else [60]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            scheduler = torch.optim.lr_scheduler.SequentialLR(
+                optimizer, made, milestones
+            )
+        follow(optimizer, scheduler, done)
+        assert_resumes(optimizer, scheduler, 80, 1e-12, lambdas=lambdas)
 
 
 def test_restarts_by_parts_of_an_epoch(torch):

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import warnings
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,18 @@ def build_nested_chain(torch, optimizer):
     return torch.optim.lr_scheduler.ChainedScheduler(parts, optimizer)
 
 
+def build_leading_chain(torch, optimizer):
+    """torch takes its first step twice."""
+    chain = build_chain("LinearLR", "ExponentialLR", "CosineAnnealingLR")
+    parts = [
+        chain(torch, optimizer),
+        make_theirs(torch, optimizer, "StepLR", SINGLE["StepLR"]),
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of that step, before the optimizer's
+        return torch.optim.lr_scheduler.SequentialLR(optimizer, parts, [8])
+
+
 BUILD = {name: build_single(name, of) for name, of in SINGLE.items()} | {
     "restarts of one length": build_single("CosineAnnealingWarmRestarts", {"T_0": 4}),
     "chain": build_chain("LinearLR", "ExponentialLR", "StepLR"),
@@ -93,6 +106,7 @@ BUILD = {name: build_single(name, of) for name, of in SINGLE.items()} | {
         [4, 20], "LinearLR", "CosineAnnealingWarmRestarts", "ExponentialLR"
     ),
     "sequence with a cycle": build_sequence([6], "ExponentialLR", "CyclicLR"),
+    "sequence that a chain leads": build_leading_chain,
     "at once": build_sequence([0, 9], "LinearLR", "StepLR", "ExponentialLR"),
     "one skipped": build_sequence([5, 5], "LinearLR", "StepLR", "ExponentialLR"),
 }
