@@ -104,6 +104,44 @@ CUT = """() => [...document.querySelectorAll(
     .filter(x => x.scrollWidth > x.clientWidth + 1)
     .map(x => x.textContent.slice(0, 60))"""
 
+# Texts whose contrast with their ground is less than 4.5, as WCAG 2.2 computes it.
+FAINT = """() => {
+    const pen = document.createElement("canvas").getContext(
+        "2d", {willReadFrequently: true});
+    const known = {};
+    const rgba = color => known[color] ??= read(color);
+    const read = color => {
+        pen.clearRect(0, 0, 1, 1);
+        pen.fillStyle = color;
+        pen.fillRect(0, 0, 1, 1);
+        const [r, g, b, a] = pen.getImageData(0, 0, 1, 1).data;
+        return [[r, g, b], a / 255];
+    };
+    const over = ([color, a], ground) =>
+        color.map((x, i) => x * a + ground[i] * (1 - a));
+    const luminance = color => color
+        .map(x => x / 255)
+        .map(x => x > 0.04045 ? ((x + 0.055) / 1.055) ** 2.4 : x / 12.92)
+        .reduce((sum, x, i) => sum + x * [0.2126, 0.7152, 0.0722][i], 0.05);
+    const groundOf = element => element
+        ? over(rgba(getComputedStyle(element).backgroundColor),
+               groundOf(element.parentElement))
+        : [255, 255, 255];
+    const texts = document.createTreeWalker(
+        document.querySelector("article"), NodeFilter.SHOW_TEXT);
+    const faint = [];
+    while (texts.nextNode()) {
+        const element = texts.currentNode.parentElement;
+        if (!element.offsetWidth || !texts.currentNode.textContent.trim()) continue;
+        const ground = groundOf(element);
+        const color = over(rgba(getComputedStyle(element).color), ground);
+        const both = [luminance(color), luminance(ground)];
+        if (Math.max(...both) / Math.min(...both) < 4.5)
+            faint.push(element.outerHTML.slice(0, 60));
+    }
+    return faint;
+}"""
+
 
 def test_every_page_of_the_navigation(page, address):
     page.goto(address)
@@ -120,6 +158,10 @@ def test_every_page_of_the_navigation(page, address):
         width = page.evaluate("document.documentElement.scrollWidth")
         assert width <= page.viewport_size["width"], link
         assert not page.evaluate(SMALL), link
+        page.add_style_tag(content="* { transition: none !important }")
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            assert not page.evaluate(FAINT), (link, scheme)
         if page.viewport_size["width"] == DESK:
             assert not page.evaluate(CUT), link
         # Pictures below the screen would be loaded later.
