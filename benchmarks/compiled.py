@@ -5,11 +5,11 @@
     python benchmarks/compiled.py --platform h100   for an H100, without one
 
 Many leaves of few shapes, momentum 0.9, one donated training step. It prints Markdown:
-seconds, in brackets as a multiple of optax's in the same run (the least of several),
-the kernels that the step has, and its temporaries. For the CPU also the time of an
-update outside of jit. For the others also how long their compilers expect the kernels
-to take (not measured, and without the launches), the share of arithmetic in that of a
-GPU's memory (of float32 and bfloat16 state), and the bytes that cross a TPU's HBM.
+seconds (the least of several), their multiple of optax's in the same run, the kernels
+of the step, and its temporaries. For the CPU, it also prints the time of an update
+outside of jit. For the other two, it prints how long their compilers expect the kernels
+to take (not measured, and without the launches), on a GPU the time of the arithmetic as
+a share of that of the memory traffic, and on a TPU the bytes that cross its HBM.
 
 The compilers of the other two run on any x86 machine:
 
@@ -54,8 +54,7 @@ def parse() -> argparse.Namespace:
 def print_estimates_of_rules(makers, lowered):
     """Print how long the compiler expects one large leaf to take, by each rule."""
     params = {"kernel": jax.ShapeDtypeStruct(LARGE, "float32")}
-    print("| rule | optax | float32 state | bfloat16 state | arithmetic |")
-    print("| --- | --- | --- | --- | --- |")
+    head: list[str] = []
     for rule, options in RULES.items():
         expected = {
             state: compilers.estimate(lowered(make(**options), params).compile())
@@ -63,19 +62,22 @@ def print_estimates_of_rules(makers, lowered):
         }
         optax_, ours, smaller = expected.values()
         on_gpu = not math.isnan(ours.memory)
-        unit = "µs" if on_gpu else "cycles"
-        parts = [f"{x.arithmetic / x.memory:.2f}" for x in (ours, smaller)]
-        print(
-            f"| {rule} | {optax_.time:,.0f} {unit} "
-            f"| {ours.time:,.0f} ({ours.time / optax_.time:.2f}) "
-            f"| {smaller.time:,.0f} ({smaller.time / optax_.time:.2f}) "
-            f"| {', '.join(parts) if on_gpu else ''} |"
-        )
+        if not head:
+            unit = "µs" if on_gpu else "cycles"
+            head = ["rule", *(f"{name}, {unit}" for name in expected)]
+            head += ["float32, × optax", "bfloat16, × optax"]
+            head += [f"{x}: arithmetic / memory" for x in expected if on_gpu][1:]
+            print(f"| {' | '.join(head)} |\n|---{'|--:' * (len(head) - 1)}|")
+        cells = [f"{x.time:,.0f}" for x in expected.values()]
+        cells += [f"{x.time / optax_.time:.2f}" for x in (ours, smaller)]
+        if on_gpu:
+            cells += [f"{x.arithmetic / x.memory:.2f}" for x in (ours, smaller)]
+        print(f"| {rule} | {' | '.join(cells)} |")
     print()
 
 
 def main() -> None:
-    """Prints the tables."""
+    """Print the tables."""
     options = parse()
     name = DEVICES.get(options.platform)
     device = compilers.devices(name)[0] if name else jax.devices()[0]
@@ -120,8 +122,9 @@ def main() -> None:
     print(f"jax {jax.__version__}, optax {optax.__version__}, {device.device_kind}\n")
     if name:
         print_estimates_of_rules(makers, lowered)
-    print("| leaves of shapes | state | traced, lowered | compiled | kernels | held |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    head = "leaves of shapes", "state", "tracing and lowering, s", "× optax"
+    head += "compiling, s", "× optax", "kernels", "temporaries, bytes per parameter"
+    print(f"| {' | '.join(head)} |\n|---|---{'|--:' * (len(head) - 2)}|")
     estimates: list[str] = []
     for leaves in options.leaves:
         shapes = SHAPES.get(leaves, 10)
@@ -142,23 +145,24 @@ def main() -> None:
             held = program.memory_analysis().temp_size_in_bytes
             print(
                 f"| {leaves} of {shapes} | {state} "
-                f"| {lowering:.2f} s ({lowering / first:.1f}) "
-                f"| {compiling:.2f} s ({compiling / second:.1f}) "
-                f"| {kernels} | {held / size:.2f} bytes |"
+                f"| {lowering:.2f} | {lowering / first:.1f} "
+                f"| {compiling:.2f} | {compiling / second:.1f} "
+                f"| {kernels:,} | {held / size:.2f} |"
             )
             expected = compilers.estimate(program)
             moved = compilers.hbm_bytes(program) / size
             estimates.append(
-                f"| {leaves} of {shapes} | {state} | {expected.time:,.1f} µs "
-                f"| {kernels} |"
+                f"| {leaves} of {shapes} | {state} | {expected.time:,.1f} "
+                f"| {kernels:,} |"
                 if options.platform == "h100"
-                else f"| {leaves} of {shapes} | {state} | {expected.time:,.0f} cycles "
-                f"| {moved:.2f} bytes |"
+                else f"| {leaves} of {shapes} | {state} | {expected.time:,.0f} "
+                f"| {moved:.2f} |"
             )
     if name:
-        last = "launches" if options.platform == "h100" else "read and written in HBM"
-        print(f"\n| leaves of shapes | state | the compiler's estimate | {last} |")
-        print("| --- | --- | --- | --- |", *estimates, sep="\n")
+        last = "time, cycles | bytes moved per parameter"
+        last = "time, µs | launches" if options.platform == "h100" else last
+        print(f"\n| leaves of shapes | state | {last} |")
+        print("|---|---|--:|--:|", *estimates, sep="\n")
     if options.platform == "cpu":
         best = {}
         for _ in range(options.repeat):

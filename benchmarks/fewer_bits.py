@@ -7,9 +7,9 @@ A seed gives the initial parameters and the order of the data, so that every run
 float32 run to be compared with. Prints tables of final losses and draws the differences
 in fewer_bits.png, in some ten minutes on two CPU cores.
 
-Training may be chaotic, so that runs that differ at all part. How far is what "nudged"
-shows, all float32 from parameters a millionth larger. Differences no larger than its
-own say nothing about the bits.
+Training may be chaotic, so that runs that differ at all diverge. "perturbed" shows how
+far: it is float32 throughout, from parameters that are larger by a millionth. Smaller
+differences than its own say nothing about the number of bits.
 """
 
 import argparse
@@ -148,11 +148,11 @@ class Variant(NamedTuple):
 
 VARIANTS = {
     "all float32": Variant(),
-    "all float32, nudged": Variant(nudge=1e-6),
+    "all float32, perturbed": Variant(nudge=1e-6),
     "bfloat16 state": Variant(state_dtype="bfloat16"),
     "bfloat16 state, to nearest": Variant(state_to_nearest=True),
     "bfloat16 params, stochastic": Variant("bfloat16", stochastic_rounding=True),
-    "bfloat16 params, masters": Variant("bfloat16", master_weights=True),
+    "bfloat16 params, master weights": Variant("bfloat16", master_weights=True),
     "bfloat16 params, to nearest": Variant("bfloat16"),
     "all bfloat16": Variant("bfloat16", "bfloat16", stochastic_rounding=True),
 }
@@ -202,8 +202,8 @@ def differences(results):
 
 def table(task_name, results):
     """Markdown: the deviation of the losses, the standard error of the differences."""
-    print(f"\n| {task_name} | bytes of state | final loss | beside float32, % |")
-    print("|---|---|---|---|")
+    head = ("state, bytes per parameter", "final loss", "compared with float32, %")
+    print(f"\n| {task_name} | {' | '.join(head)} |\n|---|--:|--:|--:|")
     for name, difference in differences(results).items():
         losses, held = results[name]
         error = difference.std(ddof=1) / len(losses) ** 0.5
@@ -222,7 +222,7 @@ def plot(tables, path):
             row = np.full(len(difference), list(VARIANTS).index(name))
             axes.plot(difference, row, "o", alpha=0.6)
         axes.set_xscale("symlog", linthresh=1)
-        axes.set(title=task_name, xlabel="final loss beside float32's (%)")
+        axes.set(title=task_name, xlabel="final loss compared with float32 (%)")
     panels[0].set_yticks(range(len(VARIANTS)), list(VARIANTS))
     panels[0].invert_yaxis()
     figure.savefig(path, dpi=150)

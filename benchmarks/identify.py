@@ -20,6 +20,7 @@ import argparse
 import collections
 import inspect
 import itertools
+import re
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -71,11 +72,11 @@ class Case(NamedTuple):
             parts.append(self.dtype)
         if self.clip:
             kind, share = self.clip
-            parts.append(f"clip of the {kind}, {100 * share:.0f}% of the steps")
+            parts.append(f"{kind} clipped in {100 * share:.0f} % of the steps")
         if self.noise:
-            parts.append(f"{100 * self.noise:.0f}% noise in the gradients")
+            parts.append(f"{100 * self.noise:.0f} % noise in the gradients")
         if self.is_partial:
-            parts.append("decay of the kernel only")
+            parts.append("only the kernel decays")
         if self.is_constant:
             parts.append("constant learning rate")
         return ", ".join(parts)
@@ -338,18 +339,22 @@ def draw_case(seed: int) -> Case:
 
 def print_table(cases: list[Case]) -> None:
     """Print a table of cases, in Markdown."""
-    print("| the run | the answer | verdict |\n|---|---|---|")
+    print("| run | answer | also possible | verdict |\n|---|---|---|---|")
     for case in tqdm(cases, unit="run"):
         match = identify(*make_run(case))
-        answer = match.best.brief_call
+        answer = f"`{match.best.brief_call}`"
         if not match.is_explained:
             share = 100 * match.best.residual
-            answer = f"nothing; nearest is {answer}, which leaves {share:.2g}%"
-        elif len(match.explanations) > 1:
-            answer += "; or " + "; or ".join(
-                x.brief_call for x in match.explanations[1:4]
-            )
-        print(f"| {case.describe()} | {answer} | {judge(case, match)} |")
+            answer = f"nothing; the nearest, {answer}, leaves {share:.2g} %"
+        others = [x.brief_call for x in match.explanations[1:]]
+        # Those with the name of the answer are the same optimizer, with other numbers.
+        names = dict.fromkeys(re.sub(r"\(.*", "", call) for call in others)
+        run = re.sub(r"^.*?\)", r"`\g<0>`", case.describe())
+        print(
+            f"| {run} | {answer} "
+            f"| {', '.join(names) if match.is_explained else ''} "
+            f"| {judge(case, match)} |"
+        )
 
 
 def run_random(seeds: range) -> None:

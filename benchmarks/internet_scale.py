@@ -38,12 +38,12 @@ from rmsprop_jax.sharding import offload, state_shardings
 HEAD = (
     "parameters",
     "devices",
-    "state",
+    "state dtype",
     "parameters and state",
     "temporaries",
     "collectives",
-    "of the update",
-    "compiled in",
+    "collectives of the update",
+    "compile time",
 )
 
 

@@ -51,8 +51,8 @@ from rmsprop_jax import rmsprop
 
 ROOT = Path(__file__).parents[1]
 OWED = (
-    "No GPU has run this yet: the figures are owed. This makes them in eight minutes:"
-    "\n\n    PYTHONPATH=. python benchmarks/on_gpu.py OUT"
+    "No GPU has run this yet, so these figures are missing. This command measures them "
+    "in eight minutes:\n\n    PYTHONPATH=. python benchmarks/on_gpu.py OUT"
 )
 # In order of worth, with the share of the time that each has; then for a rehearsal.
 PARTS = {

@@ -1,4 +1,4 @@
-"""What mkdocs asks while it builds the site: equations, links, and the gallery.
+"""What mkdocs calls while it builds the site: equations, links, gallery, llms.txt.
 
 Equations are written as in the code, in Unicode, between dollars. They become MathML,
 which browsers set themselves: no script, no font, no network.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import html
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,11 @@ def mathml(found: re.Match[str]) -> str:
     kind, text = found[1], html.unescape(found[2])
     if kind == "span":
         return convert(latex(text))
-    return f'<div class="equation">{convert(aligned(text), display="block")}</div>'
+    # Behind an arrow, a minus is a sign: without this, browsers set a subtraction.
+    equation = convert(aligned(text), display="block").replace(
+        "&#x02190;</mo><mo>&#x02212;", '&#x02190;</mo><mo form="prefix">&#x02212;'
+    )
+    return f'<div class="equation">{equation}</div>'
 
 
 def public() -> dict[str, str]:
@@ -78,6 +83,17 @@ def linked(found: re.Match[str]) -> str:
     return f'<autoref optional identifier="{_NAMES[found[2]]}">{found[0]}</autoref>'
 
 
+# Cells whose code may break behind its dots, commas, underscores and brackets.
+_CELL = re.compile(r"(?<=<td>).*?(?=</td>)", re.DOTALL)
+_CELL_CODE = re.compile(r"(?<=<code>)[^<]*(?=</code>)")
+_BREAK = re.compile(r"[_,(]|\.(?!\d)")  # not in a number
+
+
+def breakable(found: re.Match[str]) -> str:
+    """Return a table's cell in which long calls may break, so that the table fits."""
+    return _CELL_CODE.sub(lambda m: _BREAK.sub(r"\g<0><wbr>", m[0]), found[0])
+
+
 def entry(path: Path) -> str:
     """An example in the gallery: what it says of itself, draws and prints."""
     name = path.stem
@@ -88,9 +104,9 @@ def entry(path: Path) -> str:
     picture = f"pictures/{name}.webp"
     return "\n".join(
         [
-            f"## {name}\n\n**{title}**\n\n{says}\n",
-            f"![What {name}.py draws]({picture})\n" * (DOCS / picture).exists(),
-            f"It took {took} on two CPU cores ({versions}) and printed at the end:\n",
+            f"### {title.removesuffix('.')} {{ #{name} }}\n\n{says}\n",
+            f"![The output of {name}.py]({picture})\n" * (DOCS / picture).exists(),
+            f"The run took {took} on two CPU cores ({versions}). Its last lines:\n",
             "```text",
             *printed[-LAST:],
             "```\n",
@@ -100,16 +116,49 @@ def entry(path: Path) -> str:
     )
 
 
+_PAGES: list[Any] = []  # in the order of the navigation
+_SNIPPET = re.compile(r'^( *)--8<-- "(.*?)"$', re.MULTILINE)
+
+
+def on_nav(nav: Any, **_: Any) -> None:
+    """Keep the pages, whose texts are known when the site has been built."""
+    _PAGES[:] = nav.pages
+
+
+def on_post_build(config: Any, **_: Any) -> None:
+    """Write llms.txt, a list of the pages, and llms-full.txt, one page of all."""
+    head = f"# {config.site_name}\n\n> {config.site_description}\n"
+    links = "".join(f"- [{page.title}]({page.file.dest_uri})\n" for page in _PAGES)
+    texts = [with_snippets(page.markdown) for page in _PAGES]
+    # The reference is made of docstrings, which are not there.
+    full = [head, *(x for x in texts if not re.search("^::: ", x, re.MULTILINE))]
+    site = Path(config.site_dir)
+    (site / "llms.txt").write_text(f"{head}\n{links}", encoding="utf-8")
+    (site / "llms-full.txt").write_text("\n\n".join(full), encoding="utf-8")
+
+
+def with_snippets(markdown: str) -> str:
+    """Return the Markdown with the files that it includes."""
+
+    def read(found: re.Match[str]) -> str:
+        text = (DOCS.parent / found[2]).read_text(encoding="utf-8")
+        return textwrap.indent(text, found[1])
+
+    return _SNIPPET.sub(read, markdown)
+
+
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Every example that has been run, at the end of the gallery."""
+    """Add every example that has been run to the gallery, grouped as in its README."""
     if page.file.src_uri == "gallery.md":
-        runs = sorted((DOCS / "gallery").glob("*.txt"))
-        markdown += "\n".join(
-            entry(run) for run in runs if (EXAMPLES / f"{run.stem}.py").exists()
-        )
+        readme = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+        for part in re.findall(r"^## .*?(?=^## |\Z)", readme, re.MULTILINE | re.DOTALL):
+            names = re.findall(r"^\| \[(\w+)\.py\]", part, re.MULTILINE)
+            runs = [DOCS / "gallery" / f"{name}.txt" for name in names]
+            markdown += part.splitlines()[0] + "\n\n"
+            markdown += "\n".join(entry(run) for run in runs if run.exists())
     return markdown
 
 
 def on_page_content(content: str, **_: Any) -> str:
-    """Equations into MathML, names into links."""
-    return _CODE.sub(linked, _EQUATION.sub(mathml, content))
+    """Turn equations into MathML and names into links, and let code in cells break."""
+    return _CELL.sub(breakable, _CODE.sub(linked, _EQUATION.sub(mathml, content)))

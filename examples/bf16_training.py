@@ -1,15 +1,15 @@
-"""Train in bfloat16 from end to end, be killed, and go on to the same bits.
+"""Train in bfloat16 throughout, kill the run, and resume it to the same bits.
 
     pip install -e ".[examples]"
     python examples/bf16_training.py
 
-Parameters and moments are bfloat16, and so is the network's arithmetic, in flax.nnx and
-in Equinox. Stochastic rounding keeps small updates from being lost. The gradients of
-four batches are averaged in float32, and the average of the weights is float32. After
-every epoch orbax saves all of it. A process that trains this is killed with SIGKILL,
-and another one goes on from the last checkpoint. It must end at the bits of a run that
-was never killed. Prints the accuracy on scikit-learn's digits beside that of float32.
-Draws bf16_training.png.
+Parameters, moments and the network's arithmetic are bfloat16, in flax.nnx and in
+Equinox. Stochastic rounding keeps small updates from being lost. The gradients of four
+batches are averaged in float32, and the moving average of the weights is float32. After
+every epoch, orbax saves everything. The process that trains is killed with SIGKILL, and
+another one resumes from the last checkpoint. It must end bitwise identical to a run
+that was never killed. The script prints the accuracy on scikit-learn's digits, compared
+with float32, and draws bf16_training.png.
 """
 
 import argparse
@@ -121,7 +121,9 @@ def train(folder, library, dtype, seed, epochs):
         done = manager.latest_step() or 0
         if done:
             run = manager.restore(done, args=ocp.args.StandardRestore(run))
-        for epoch in trange(done, epochs, desc=f"{library}, {dtype}", unit="epoch"):
+        for epoch in trange(
+            done, epochs, desc=f"{library}, {dtype}", unit="epoch", disable=None
+        ):
             run = train_epoch(run, epoch)
             manager.save(epoch + 1, args=ocp.args.StandardSave(run))
     return run

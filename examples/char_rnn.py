@@ -3,13 +3,13 @@
     pip install -e ".[examples]"
     python examples/char_rnn.py
 
-The rule is Graves's (2013, arXiv:1308.0850): centered, with momentum 0.9. Around it
-stands what recurrent networks are trained with: clipped gradients, a rate that falls in
-steps, and two groups of parameters (kernels decay, biases do not). The text is the
-370,000 characters that ``help()`` prints about the language. It comes with Python, and
-the last tenth is held out. Prints the bits per character there, beside those of
-`optax.rmsprop` with the same numbers and of bzip2, and a sample of text. Draws the
-curves in char_rnn.png.
+The rule is that of Graves (2013, arXiv:1308.0850): centered, with momentum 0.9. The
+recipe adds what recurrent networks are usually trained with: clipped gradients, a
+learning rate that drops in steps, and two groups of parameters (kernels decay, biases
+do not). The text is the 370,000 characters that ``help()`` prints about the language.
+It comes with Python, and the last tenth is held out. The script prints a sample of text
+and the bits per character on the held-out text, compared with `optax.rmsprop` (with the
+same hyperparameters) and with bzip2. It draws the curves in char_rnn.png.
 """
 
 import argparse
@@ -119,7 +119,7 @@ def train_step(model, optimizer, carry, inputs, targets):
 def train(model, optimizer, codes, steps, name):
     """The bits per character of each step, through the text again and again."""
     batches, losses, carry = list(zip(*windows(codes), strict=True)), [], start()
-    for step in trange(steps, desc=name, unit="step"):
+    for step in trange(steps, desc=name, unit="step", disable=None):
         batch = batches[step % len(batches)]
         loss, carry = train_step(model, optimizer, carry, *batch)
         losses.append(loss)

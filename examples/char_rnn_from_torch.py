@@ -1,16 +1,16 @@
-"""Start a character-level LSTM in PyTorch, and go on with it in flax.nnx at half.
+"""Start a character-level LSTM in PyTorch, and resume it halfway in flax.nnx.
 
     pip install -e ".[examples]" torch "flax>=0.12"
     python examples/char_rnn_from_torch.py
 
-The text, the network and the recipe are those of char_rnn.py, with the rule as
-torch.optim.RMSprop has it: centered, with momentum, clipping, two groups of parameters
-and a rate that falls in steps. At half of the steps the weights, the optimizer's state
-and the LSTM's memory move to flax.nnx. An LSTM has two biases in PyTorch, and one in
-Flax. Each has moments of its own, and their sum has not. So the cell here has two, and
-every tensor has its place. PyTorch goes on as well. Prints how far apart the losses
-are, and draws the curve in char_rnn_from_torch.png, with that of a run whose weights
-move but whose state is lost.
+The text, the network and the recipe are those of char_rnn.py, with the rule of
+torch.optim.RMSprop: centered, with momentum, clipping, two groups of parameters and a
+learning rate that drops in steps. Halfway, the weights, the optimizer state and the
+LSTM's memory move to flax.nnx. An LSTM has two biases in PyTorch and one in Flax. Each
+of the two has its own moments, but their sum has none, so the cell here has two biases,
+and every tensor has its place. PyTorch continues as well. The script prints how far
+apart the losses are, and draws the curve in char_rnn_from_torch.png, compared with a
+run that moves only its weights and loses its state.
 """
 
 import argparse
@@ -80,7 +80,7 @@ def make_torch_run(torch, seed, steps):
 def train_in_torch(torch, network, optimizer, scheduler, memory: Any, batches):
     """The LSTM's memory after the batches, and the loss before each step."""
     functional, losses = torch.nn.functional, []
-    for inputs, targets in tqdm(batches, desc="PyTorch", unit="step"):
+    for inputs, targets in tqdm(batches, desc="PyTorch", unit="step", disable=None):
         optimizer.zero_grad()
         one_hot = functional.one_hot(torch.tensor(inputs).long(), CHARACTERS).float()
         x, memory = network["lstm"](one_hot, memory)
@@ -118,7 +118,7 @@ def train_in_nnx(tx, params, memory, batches):
     tx = optax.chain(optax.clip_by_global_norm(CLIP), tx)
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
     losses = []
-    for batch in tqdm(batches, desc="flax.nnx", unit="step"):
+    for batch in tqdm(batches, desc="flax.nnx", unit="step", disable=None):
         loss, memory = train_step(model, optimizer, memory, *batch)
         losses.append(loss)
     return bits(np.array(losses))

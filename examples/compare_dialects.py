@@ -1,11 +1,11 @@
-"""The same numbers in four frameworks' RMSProp: four different runs.
+"""The same hyperparameters in four frameworks' RMSProp: four different runs.
 
     pip install -e ".[examples]"
     python examples/compare_dialects.py
 
-trains one small network on scikit-learn's handwritten digits, from the same weights on
-the same batches, with what four frameworks make of one set of hyperparameters. It
-prints how large their steps are and where they arrive, and writes a plot,
+This trains one small network on scikit-learn's handwritten digits four times, from the
+same weights and on the same batches, with the RMSProp of four frameworks and one set of
+hyperparameters. It prints how large the steps are and the final losses, and draws
 compare_dialects.png.
 """
 
@@ -40,16 +40,16 @@ def rate(count: ArrayLike) -> jax.Array:
 
 
 OPTIMIZERS = {
-    "torch: √ν + ε, ν from 0, momentum before the rate": dialects.torch(
+    "PyTorch: √ν + ε, ν is 0 at first, learning rate after momentum": dialects.torch(
         rate, alpha=DECAY, eps=EPS, momentum=MOMENTUM
     ),
-    "keras: √(ν + ε), ν from 0, rate in the momentum": dialects.keras(
+    "Keras: √(ν + ε), ν is 0 at first, learning rate inside momentum": dialects.keras(
         rate, rho=DECAY, momentum=MOMENTUM, epsilon=EPS
     ),
-    "tensorflow: √(ν + ε), ν from 1, rate in the momentum": dialects.tensorflow(
-        rate, decay=DECAY, momentum=MOMENTUM, epsilon=EPS
+    "TensorFlow 1: √(ν + ε), ν is 1 at first, learning rate inside momentum": (
+        dialects.tensorflow(rate, decay=DECAY, momentum=MOMENTUM, epsilon=EPS)
     ),
-    "stable_baselines3: √(ν + ε), ν from 1, momentum before the rate": (
+    "Stable-Baselines3: √(ν + ε), ν is 1 at first, learning rate after momentum": (
         dialects.stable_baselines3(rate, alpha=DECAY, eps=EPS, momentum=MOMENTUM)
     ),
 }
@@ -122,7 +122,7 @@ def plot(curves: dict[str, tuple[np.ndarray, np.ndarray]], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
     left.annotate(
-        "rate ÷ 10 ",
+        "learning rate ÷ 10 ",
         (DROP, 1),
         xycoords=("data", "axes fraction"),
         ha="right",
@@ -132,8 +132,9 @@ def plot(curves: dict[str, tuple[np.ndarray, np.ndarray]], path: Path) -> None:
     handles, names = left.get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", frameon=False, ncols=1)
     figure.suptitle(
-        f"One set of numbers (rate {RATE}, decay {DECAY}, momentum {MOMENTUM}, "
-        f"ε {EPS}), four RMSProps"
+        "The same hyperparameters in four frameworks: with ν = 1 at first, training "
+        "is slow\n"
+        f"(learning rate {RATE}, decay {DECAY}, momentum {MOMENTUM}, ε {EPS})"
     )
     figure.savefig(path, dpi=130)
     plt.close(figure)

@@ -1,15 +1,17 @@
-"""Train the digits' network on eight devices, three ways that must agree.
+"""Train the digits network on eight devices in three ways that must agree.
 
     pip install -e ".[examples]"
     python examples/data_parallel.py
 
 Each way splits every batch over eight CPU devices. With pmap, every device has a copy
-of the parameters and of the optimizer's state; with jit over a mesh, XLA knows that
-they are copies; with ZeRO-1, each device keeps and updates an eighth of the state.
-Prints how far the parameters end from pmap's, and the bytes that a device holds.
+of the parameters and of the optimizer state. With jit over a mesh, XLA knows that they
+are copies. With ZeRO-1, each device stores and updates an eighth of the state. The
+script prints how far the final parameters are from pmap's, and the bytes on each
+device.
 
-It trains in float64: there the differences are of the order of 1e-12. In float32 they
-would be those of any two runs that add up in another order, up to some hundredths.
+It trains in float64, where the differences are of the order of 1e-12. In float32, they
+would be as large as those of any two runs that sum in a different order: up to a few
+hundredths.
 """
 
 import argparse

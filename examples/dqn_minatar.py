@@ -1,21 +1,21 @@
-"""DQN on MinAtar's Breakout: one sentence of a paper, three rules.
+"""DQN on MinAtar's Breakout: one sentence of a paper, read as three rules.
 
     pip install -e ".[examples]"
     python examples/dqn_minatar.py
 
 DQN's paper (Nature 2015) has a "gradient momentum" of 0.95 and a "min squared gradient"
-of 0.01. Its own code adds the 0.01 inside the root (`dialects.nature_dqn`). MinAtar's
-agent takes torch's RMSProp with the same numbers, which adds it to the root
-(`dialects.minatar`). Both take 0.95 as the decay of the gradient's mean. Who reads it
-as torch's ``momentum`` has a third rule. This trains MinAtar's agent with all three,
-and draws the returns in dqn_minatar.png.
+of 0.01. Its own code adds the 0.01 inside the square root (`dialects.nature_dqn`).
+MinAtar's agent uses PyTorch's RMSprop with the same values, which adds it outside
+(`dialects.minatar`). Both use 0.95 as the decay rate of the gradient mean. If you read
+it as PyTorch's ``momentum``, you get a third rule. This script trains MinAtar's agent
+with all three, and draws the returns in dqn_minatar.png.
 
-The network and the numbers are those of MinAtar's ``examples/dqn.py``, but for three
-actions that do nothing in this game. The curve that MinAtar shows for DQN (mean of 30
-runs, of Young and Tian, arXiv:1903.03176; read off the picture in its README, as we
-could not read the paper) is at about 5 after 100,000 frames, at 8 after 400,000 and at
-10 after 5 million. 100,000 frames, which this trains for, are the first steps: the
-agent has explored less and less, and does so in one frame of ten from then on.
+The network and the hyperparameters are those of MinAtar's ``examples/dqn.py``, without
+three actions that do nothing in this game. The curve that MinAtar shows for DQN (mean
+of 30 runs, of Young and Tian, arXiv:1903.03176; read off the picture in its README, as
+we could not read the paper) is at about 5 after 100,000 frames, at 8 after 400,000 and
+at 10 after 5 million. This script trains for 100,000 frames, which are the first steps:
+the agent explores less and less, and from then on in one frame of ten.
 """
 
 import argparse
@@ -164,7 +164,7 @@ def train(name, tx, seeds, chunks):
     size = min(REPLAY, chunks * CHUNK)
     runs = jax.jit(jax.vmap(partial(start, tx, size)))(seeds)
     returns = []
-    for i in tqdm(range(chunks), desc=name, unit="thousand frames"):
+    for i in tqdm(range(chunks), desc=name, unit="thousand frames", disable=None):
         runs, mean = train_chunk(tx, i * CHUNK >= START, runs, i * CHUNK)
         returns.append(np.asarray(mean))
     return np.array(returns)

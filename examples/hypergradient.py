@@ -1,11 +1,12 @@
-"""Tune RMSProp's rate and α by gradient descent through the training itself.
+"""Tune RMSProp's learning rate and α by gradient descent through the training.
 
     pip install -e ".[examples]"
     python examples/hypergradient.py
 
 A network learns scikit-learn's handwritten digits in 100 steps. The gradient of its
-held-out loss through all of them tells how to change log rate and logit α; an outer
-RMSProp does so, and the network starts again. The plot is hypergradient.png.
+held-out loss through all of these steps shows how to change the logarithm of the
+learning rate and the logit of α. An outer RMSProp makes the change, and the network
+starts again. The script draws hypergradient.png.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from tqdm import tqdm
 from rmsprop_jax import rmsprop
 
 STEPS, BATCH, HELD_OUT = 100, 64, 597
-ROW = "run {:2}: rate {:.2e}, 1 − α {:.2e}, held-out loss {:.4f}"
+ROW = "run {:2}: learning rate {:.2e}, 1 − α {:.2e}, held-out loss {:.4f}"
 
 
 def load_data():
@@ -64,14 +65,14 @@ def plot(history, rates, forgettings, losses, path):
     rate, forgetting, _ = np.array(history).T
     figure = Figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    labels = "rate", "1 − α", "held-out cross-entropy (nats)"
+    labels = "learning rate", "1 − α", "held-out cross-entropy (nats)"
     left.semilogy(range(1, len(history) + 1), history, ".-", label=labels)
-    left.set(xlabel="run", title="Each run has its rate and α")
+    left.set(xlabel="run", title="Each run has its own learning rate and α")
     drawn = right.contourf(rates, forgettings, np.log10(losses), 20)
     figure.colorbar(drawn, label="log₁₀ of held-out cross-entropy (nats)")
     right.plot(rate, forgetting, ".-w", linewidth=1)
     right.plot(rate[-1], forgetting[-1], "*r", markersize=12, label="last run")
-    right.set(xscale="log", yscale="log", xlabel="rate", ylabel="1 − α")
+    right.set(xscale="log", yscale="log", xlabel="learning rate", ylabel="1 − α")
     left.legend()
     right.legend(loc="lower left")
     figure.savefig(path, dpi=130)
@@ -89,7 +90,7 @@ def main(argv=None):
     outer: Any = rmsprop(outer_rate, alpha=0.9, bias_correction=True)
     state = outer.init(tuned)
     loss_and_slope = jax.jit(jax.value_and_grad(held_out_loss))
-    for run in tqdm(range(1, args.runs + 1), unit="run"):
+    for run in tqdm(range(1, args.runs + 1), unit="run", disable=None):
         loss, slope = loss_and_slope(tuned, *data)
         rate, forgetting = jnp.exp(tuned[0]), jax.nn.sigmoid(-tuned[1])
         history.append((float(rate), float(forgetting), float(loss)))
@@ -102,7 +103,7 @@ def main(argv=None):
     grid = jnp.stack([jnp.log(rates), jnp.log(1 / forgettings - 1)], axis=-1)
     losses = jax.lax.map(jax.vmap(lambda tuned: held_out_loss(tuned, *data)), grid)
     plot(history, *axes, np.asarray(losses), args.out)
-    print(f"the least of {losses.size} on a grid: {losses.min():.4f}; see {args.out}")
+    print(f"minimum of a grid of {losses.size}: {losses.min():.4f}; see {args.out}")
 
 
 if __name__ == "__main__":

@@ -1,30 +1,29 @@
-"""Which RMSProp made this run? Record it, find the rule, and see how well it explains.
+"""Which RMSProp made this run? Record it, find the rule, and check how well it fits.
 
     pip install -e ".[examples]"
     python examples/identify.py
 
 A network learns scikit-learn's handwritten digits with an optimizer that the rest of
-this file knows nothing of. From the parameters and gradients of its first 40 steps
-`identify` finds the rule, its hyperparameters and its learning rates. The plot,
-identify.png, has each update as it was observed against what the rule that was found
-makes of the gradients.
+this file does not know. From the parameters and gradients of its first 40 steps,
+`identify` finds the rule, its hyperparameters and its learning rates. The script draws
+identify.png: each observed update against the update that the rule predicts.
 
-To record your own run, keep a copy of each, in the order in which they come:
+To record your own run, keep a copy of each gradient and of the parameters, in order,
+beginning with the parameters before the first step:
 
-    torch, around optimizer.step():
+    PyTorch, around optimizer.step():
         gradients.append({n: p.grad.clone() for n, p in model.named_parameters()})
         optimizer.step()
         params.append({n: p.detach().clone() for n, p in model.named_parameters()})
 
-    Keras, in a train_step of your own, around optimizer.apply(gradients, variables):
+    Keras, in your own train_step, around optimizer.apply(gradients, variables):
         recorded.append([ops.convert_to_numpy(g) for g in gradients])
         params.append([ops.convert_to_numpy(v) for v in variables])
 
-    JAX: what jax.lax.scan returns of each step, as here.
+    JAX: return them from each step of jax.lax.scan, as here.
 
-with the parameters at the start as the first of them. Stacked, by
-``jax.tree.map(lambda *xs: np.stack(xs), *params)``, or as lists, they are what
-`identify` takes.
+`identify` takes lists, or arrays that were stacked with
+``jax.tree.map(lambda *xs: np.stack(xs), *params)``.
 """
 
 import argparse

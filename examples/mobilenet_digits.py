@@ -3,12 +3,13 @@
     pip install -e ".[examples]"
     python examples/mobilenet_digits.py
 
-The whole recipe: depthwise separable convolutions with batch norm, `dialects.timm` with
-ε 0.001 and momentum 0.9, a rate that warms up and is then times 0.97 every 2.4 epochs,
-decay on kernels only, and an average of weights and statistics. `optax.rmsprop` and
-torch's rule train beside it, with the same numbers from the same weights on the same
-batches. Prints the test accuracy of each, with the average and without it, and draws
-the curves in mobilenet_digits.png. The digits come with scikit-learn.
+This is the whole recipe: depthwise separable convolutions with batch norm,
+`dialects.timm` with ε = 0.001 and momentum 0.9, a learning rate that warms up and is
+then multiplied by 0.97 every 2.4 epochs, weight decay on kernels only, and a moving
+average of weights and statistics. For comparison, `optax.rmsprop` and PyTorch's rule
+train with the same hyperparameters, from the same weights and on the same batches. The
+script prints the test accuracy of each, with and without the average, and draws the
+curves in mobilenet_digits.png. The digits come with scikit-learn.
 """
 
 import argparse
@@ -173,7 +174,7 @@ def main(argv=None):
     data = load_data(args.seed)
     rules = make_optimizers(len(data[0]) // BATCH_SIZE)
     curves = {}
-    with tqdm(total=len(rules) * args.epochs, unit="epoch") as progress:
+    with tqdm(total=len(rules) * args.epochs, unit="epoch", disable=None) as progress:
         for name, tx in rules.items():
             curves[name] = train(tx, args.seed, args.epochs, data, progress)
     plot(curves, args.out)

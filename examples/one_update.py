@@ -1,9 +1,9 @@
-"""PyTorch's example of an optimizer, in JAX: the loss before, after 1 and 100 updates.
+"""PyTorch's example of an optimizer in JAX: the loss before, after 1 and 100 updates.
 
     pip install -e ".[examples]"
     python examples/one_update.py
 
-PyTorch has it so:
+In PyTorch, the example is:
 
     model = nn.Sequential(nn.Linear(10, 5), nn.ReLU(), nn.Linear(5, 1))
     optimizer = RMSprop(model.parameters(), lr=0.01, alpha=0.99, momentum=0.9)
@@ -13,7 +13,7 @@ PyTorch has it so:
     loss.backward()
     optimizer.step()
 
-From the same weights and data, the JAX below gets PyTorch's losses.
+From the same weights and data, the JAX code below reproduces PyTorch's losses.
 """
 
 from typing import Any

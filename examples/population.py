@@ -1,12 +1,12 @@
-"""Train 64 networks at once, each with its own rate, α and momentum.
+"""Train 64 networks at once, each with its own learning rate, α and momentum.
 
     pip install -e ".[examples]"
     python examples/population.py
 
-``jax.vmap`` over three numbers makes of the training of one small network on
-scikit-learn's handwritten digits that of 64, in one compiled program. All begin with
-the same weights and see the same batches. Prints the best and the worst and draws the
-test accuracies in population.png.
+``jax.vmap`` over three hyperparameters turns the training of one small network on
+scikit-learn's handwritten digits into the training of 64, in one compiled program. All
+of them start from the same weights and see the same batches. The script prints the best
+and the worst, and draws the test accuracies in population.png.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from rmsprop_jax import rmsprop
 RATES, ALPHAS = (1e-4, 1e-3, 1e-2, 1e-1), (0.5, 0.9, 0.99, 0.999)
 MOMENTA = (0.0, 0.5, 0.9, 0.99)
 MEMBERS = list(itertools.product(MOMENTA, ALPHAS, RATES))
-SAYS = "{}: {:.1%} of the test digits, with momentum {}, α {}, rate {}"
+SAYS = "{}: {:.1%} of the test digits, with momentum {}, α {}, learning rate {}"
 
 
 def load_data():
@@ -75,7 +75,7 @@ def plot(accuracies, path):
             axes.text(x, y, f"{value:.1f}", color=colour, ha="center", va="center")
         axes.set_xticks(range(len(RATES)), RATES)
         axes.set_yticks(range(len(ALPHAS)), ALPHAS)
-        axes.set(title=f"momentum {momentum}", xlabel="rate")
+        axes.set(title=f"momentum {momentum}", xlabel="learning rate")
     panels[0].set_ylabel("α")
     label = "test digits recognized (%)"
     figure.colorbar(panels[0].images[0], ax=panels, label=label)

@@ -1,15 +1,14 @@
-"""Start a run in Keras, and go on with it in JAX from the file that Keras saved.
+"""Start a run in Keras, and resume it in JAX from the file that Keras saved.
 
     pip install -e ".[examples,checkpoints]" keras
     python examples/resume_from_keras.py
 
-A convolution, a layer norm and two dense layers learn scikit-learn's digits by
-keras.optimizers.RMSprop, with momentum and a falling rate. At half of the steps Keras
-saves a .keras file. From there on JAX goes on: `from_keras` has the optimizer with its
-settings, schedule included, and its state; `load_weights` has the weights. Keras itself
-goes on as well. resume_from_keras.png has the loss that JAX has from there on over that
-of Keras, and beside it what becomes of a run whose weights move but whose state is
-lost.
+A convolution, a layer norm and two dense layers learn scikit-learn's digits with
+keras.optimizers.RMSprop, momentum and a falling learning rate. Halfway, Keras saves a
+.keras file, and JAX resumes the run: `from_keras` returns the optimizer with its
+settings, including the schedule, and its state; `load_weights` returns the weights.
+Keras continues as well. The script draws resume_from_keras.png: the loss in JAX over
+the loss in Keras, and next to it a run that moves only its weights and loses its state.
 """
 
 import argparse
@@ -128,8 +127,8 @@ def plot(path, first, in_keras, in_jax, without_state):
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     for later, label, style in (
-        (without_state, "JAX, the optimizer's state lost", "C1-"),
-        (in_keras, "Keras all the way", "k-"),
+        (without_state, "Keras, then JAX without the optimizer state", "C1-"),
+        (in_keras, "Keras only", "k-"),
         (in_jax, "Keras, then JAX", "C0--"),
     ):
         width = 4 if style == "k-" else 1.8
@@ -181,9 +180,9 @@ def main():
     apart = np.abs(np.subtract(in_jax, in_keras)).max()
     lost_apart = np.abs(np.subtract(without_state, in_keras)).max()
     print(
-        f"{len(first)} steps in Keras, then {len(rest)} in JAX: the loss is nowhere "
-        f"further than {apart:.1e}\nfrom that of Keras all the way, and "
-        f"{lost_apart:.1e} where the optimizer's state is lost."
+        f"{len(first)} steps in Keras, then {len(rest)} in JAX.\n"
+        f"Largest difference from Keras's loss: {apart:.1e}; {lost_apart:.1e} without "
+        "the optimizer state."
     )
     plot(arguments.out, losses, in_keras, in_jax, without_state)
 

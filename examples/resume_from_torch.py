@@ -1,14 +1,14 @@
-"""Start a run in PyTorch, go on with it in JAX, and hand it back to PyTorch.
+"""Start a run in PyTorch, resume it in JAX, and export it back to PyTorch.
 
     pip install -e ".[examples]" torch
     python examples/resume_from_torch.py
 
-A convolution, a layer norm and two linear layers learn scikit-learn's digits by
-torch.optim.RMSprop, with momentum and a falling rate. At half of the steps the weights
-and the optimizer's state move to JAX, by one function for both, and the scheduler moves
-as well. resume.png has the loss that JAX has from there on over that of PyTorch, had it
-gone on itself, and beside it what becomes of a run whose weights move but whose state
-is lost. At the end, all goes back to PyTorch, which takes ten steps more.
+A convolution, a layer norm and two linear layers learn scikit-learn's digits with
+torch.optim.RMSprop, momentum and a falling learning rate. Halfway, the weights and the
+optimizer state move to JAX with the same function, and the scheduler moves as well.
+resume.png shows the loss in JAX over the loss that PyTorch has when it continues, and
+next to it a run that moves only its weights and loses its state. At the end, everything
+moves back to PyTorch, which takes ten more steps.
 """
 
 import argparse
@@ -158,8 +158,8 @@ def plot(path, first, in_torch, in_jax, without_state):
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     for later, label, style in (
-        (without_state, "JAX, the optimizer's state lost", "C1-"),
-        (in_torch, "PyTorch all the way", "k-"),
+        (without_state, "PyTorch, then JAX without the optimizer state", "C1-"),
+        (in_torch, "PyTorch only", "k-"),
         (in_jax, "PyTorch, then JAX", "C0--"),
     ):
         width = 4 if style == "k-" else 1.8
@@ -224,10 +224,11 @@ def main():
     apart = np.abs(np.subtract(in_jax, in_torch)).max()
     lost_apart = np.abs(np.subtract(without_state, in_torch)).max()
     print(
-        f"{len(first)} steps in PyTorch, then {len(rest)} in JAX: the loss is nowhere "
-        f"further than {apart:.1e}\nfrom that of PyTorch all the way, and "
-        f"{lost_apart:.1e} where the optimizer's state is lost.\nBack in PyTorch, ten "
-        f"steps later, it is {found:.6f}; all the way, {expected:.6f}."
+        f"{len(first)} steps in PyTorch, then {len(rest)} in JAX.\n"
+        f"Largest difference from PyTorch's loss: {apart:.1e}; {lost_apart:.1e} "
+        "without the optimizer state.\n"
+        f"Loss after ten more steps in PyTorch: {found:.6f}; "
+        f"without JAX in between: {expected:.6f}."
     )
     plot(arguments.out, losses, in_torch, in_jax, without_state)
 

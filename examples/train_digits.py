@@ -3,9 +3,10 @@
     pip install -e ".[examples]"
     python examples/train_digits.py
 
-The digits come with scikit-learn: 1,797 images of 8 × 8 pixels, a fifth of which is
-kept for the test. Prints losses and test accuracy after every epoch, ends at about
-99 % in well under a minute on two CPU cores, and draws the curves in digits.png.
+The digits come with scikit-learn: 1,797 images of 8 × 8 pixels, of which a fifth is
+held out for the test. The script prints losses and test accuracy after every epoch,
+reaches about 99 % in well under a minute on two CPU cores, and draws the curves in
+digits.png.
 """
 
 import argparse
@@ -119,7 +120,7 @@ def main(argv=None):
         tx=make_optimizer(args.epochs * steps),
     )
     history = []
-    for epoch in tqdm(range(1, args.epochs + 1), unit="epoch"):
+    for epoch in tqdm(range(1, args.epochs + 1), unit="epoch", disable=None):
         losses = []
         order = rng.permutation(len(images))[: steps * BATCH_SIZE]
         for batch in order.reshape(steps, BATCH_SIZE):

@@ -3,8 +3,9 @@
     pip install -e ".[examples]"
     python examples/train_digits_nnx.py
 
-The data, the network, the accuracy and the curves in digits.png are train_digits.py's;
-here objects hold the parameters, the optimizer's state and the keys of the dropout.
+The data, the network, the accuracy and the curves in digits.png are those of
+train_digits.py. Here, objects hold the parameters, the optimizer state and the dropout
+keys.
 """
 
 import numpy as np
@@ -65,7 +66,7 @@ def main(argv=None):
     tx = make_optimizer(args.epochs * steps)
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
     history = []
-    for epoch in tqdm(range(1, args.epochs + 1), unit="epoch"):
+    for epoch in tqdm(range(1, args.epochs + 1), unit="epoch", disable=None):
         losses = []
         order = rng.permutation(len(images))[: steps * BATCH_SIZE]
         for batch in order.reshape(steps, BATCH_SIZE):

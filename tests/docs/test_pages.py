@@ -4,6 +4,7 @@ import ast
 import contextlib
 import io
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ PEERS = {"keras", "stable_baselines3", "timm", "torch"}
 
 
 def blocks(page):
-    """The Python of a page, from top to bottom."""
-    found = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S)
-    assert all("--8<--" not in block for block in found)
-    return found
+    """Return the Python of a page, from top to bottom; in a tab it is indented."""
+    fences = r"^( *)```python\n(.*?)^\1```"
+    found = re.findall(fences, page.read_text(), re.M | re.S)
+    assert all("--8<--" not in block for _, block in found)
+    return [textwrap.dedent(block) for _, block in found]
 
 
 def peers_of(block):

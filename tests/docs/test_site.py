@@ -93,6 +93,56 @@ def page(browser, address, request):
     assert not wrong
 
 
+# The beginnings of texts that are smaller than 14 pixels.
+SMALL = """() => [...document.querySelectorAll(
+        "article :is(p, li, td, th, code, label)")]
+    .filter(x => x.offsetWidth && parseFloat(getComputedStyle(x).fontSize) < 13.95)
+    .map(x => x.textContent.slice(0, 60))"""
+# The beginnings of code and tables that are wider than their column.
+CUT = """() => [...document.querySelectorAll(
+        "article :is(pre code, .md-typeset__scrollwrap)")]
+    .filter(x => x.scrollWidth > x.clientWidth + 1)
+    .map(x => x.textContent.slice(0, 60))"""
+
+# Texts whose contrast with their ground is less than 4.5, as WCAG 2.2 computes it.
+FAINT = """() => {
+    const pen = document.createElement("canvas").getContext(
+        "2d", {willReadFrequently: true});
+    const known = {};
+    const rgba = color => known[color] ??= read(color);
+    const read = color => {
+        pen.clearRect(0, 0, 1, 1);
+        pen.fillStyle = color;
+        pen.fillRect(0, 0, 1, 1);
+        const [r, g, b, a] = pen.getImageData(0, 0, 1, 1).data;
+        return [[r, g, b], a / 255];
+    };
+    const over = ([color, a], ground) =>
+        color.map((x, i) => x * a + ground[i] * (1 - a));
+    const luminance = color => color
+        .map(x => x / 255)
+        .map(x => x > 0.04045 ? ((x + 0.055) / 1.055) ** 2.4 : x / 12.92)
+        .reduce((sum, x, i) => sum + x * [0.2126, 0.7152, 0.0722][i], 0.05);
+    const groundOf = element => element
+        ? over(rgba(getComputedStyle(element).backgroundColor),
+               groundOf(element.parentElement))
+        : [255, 255, 255];
+    const texts = document.createTreeWalker(
+        document.querySelector("article"), NodeFilter.SHOW_TEXT);
+    const faint = [];
+    while (texts.nextNode()) {
+        const element = texts.currentNode.parentElement;
+        if (!element.offsetWidth || !texts.currentNode.textContent.trim()) continue;
+        const ground = groundOf(element);
+        const color = over(rgba(getComputedStyle(element).color), ground);
+        const both = [luminance(color), luminance(ground)];
+        if (Math.max(...both) / Math.min(...both) < 4.5)
+            faint.push(element.outerHTML.slice(0, 60));
+    }
+    return faint;
+}"""
+
+
 def test_every_page_of_the_navigation(page, address):
     page.goto(address)
     links = page.eval_on_selector_all(
@@ -107,6 +157,13 @@ def test_every_page_of_the_navigation(page, address):
         # Wide tables, code and equations scroll by themselves.
         width = page.evaluate("document.documentElement.scrollWidth")
         assert width <= page.viewport_size["width"], link
+        assert not page.evaluate(SMALL), link
+        page.add_style_tag(content="* { transition: none !important }")
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            assert not page.evaluate(FAINT), (link, scheme)
+        if page.viewport_size["width"] == DESK:
+            assert not page.evaluate(CUT), link
         # Pictures below the screen would be loaded later.
         broken = page.evaluate(
             """async () => {
@@ -128,16 +185,34 @@ def test_the_navigation_is_followed_by_clicks(page, address):
     assert page.inner_text("h1").startswith("Dialects")
 
 
-def test_search_finds_learning_rate(page, address):
+# What people type, and the pages where they find it.
+SEARCHES = {
+    "lr": {"faq", "migrate/torch"},
+    "learning rate": {"rule", "how-to"},
+    "epsilon": {"rule", "dialects"},
+    "momentum": {"rule"},
+    "centered": {"rule"},
+    "nan": {"faq", "how-to"},
+    "resume": {"checkpoints"},
+    "freeze": {"how-to", "migrate/torch"},
+    "FSDP": {"many-devices"},
+    "weight decay": {"rule", "how-to"},
+}
+
+
+@pytest.mark.parametrize("text", SEARCHES)
+def test_searches_find_the_page_that_people_want(page, address, text):
+    """Among the first three pages."""
     page.goto(address)
     if page.viewport_size["width"] == PHONE:
         page.click("label.md-header__button[for=__search]")
-    page.locator("input.md-search__input").press_sequentially("learning_rate")
-    found = page.locator(".md-search-result__link")
+    page.locator("input.md-search__input").press_sequentially(text)
+    found = page.locator(".md-search-result__item")
     found.first.wait_for()
-    found.first.click()
-    page.wait_for_load_state()
-    assert "learning_rate" in page.inner_text("article")
+    first = ".md-search-result__item > a.md-search-result__link"
+    links = page.eval_on_selector_all(first, "links => links.map(link => link.href)")
+    pages = [link.removeprefix(address).split("/?")[0] for link in links]
+    assert SEARCHES[text] & {*pages[:3]}
 
 
 def test_equations_are_set_and_code_can_be_copied(page, address):
@@ -145,6 +220,17 @@ def test_equations_are_set_and_code_can_be_copied(page, address):
     assert page.locator(".equation math mtr").count() == 8
     assert "$" not in page.inner_text("article")
     assert page.locator("[data-clipboard-target], .md-code__button").count()
+
+
+def test_llms_txt_has_every_page(site):
+    """And the texts of all that are not made of docstrings, in one file."""
+    index = (site / "llms.txt").read_text(encoding="utf-8")
+    pages = re.findall(r"^- \[.+\]\((.*)\)$", index, re.MULTILINE)
+    assert len(pages) == len([*(ROOT / "docs").rglob("*.md")])
+    assert all((site / page).exists() for page in pages)
+    text = (site / "llms-full.txt").read_text(encoding="utf-8")
+    assert "# FAQ and error messages" in text
+    assert "--8<--" not in text
 
 
 PUBLIC = [

@@ -26,7 +26,7 @@ ENVIRONMENT = {
 # What the examples print when they have learned: with these arguments, all numbers that
 # the pattern finds lie between the two.
 LEARNS = {
-    "a2c_cartpole": ([], r"rmsprop: .* least ([\d.]+)", 475, 500),
+    "a2c_cartpole": ([], r"RMSprop: .* minimum ([\d.]+)", 475, 500),
     "bf16_training": ([], r"test accuracy ([\d.]+)%", 97, 100),
     "char_rnn": (["--steps", "160"], r"(?:graves|rmsprop) +([\d.]+)", 1.7, 2.6),
     "char_rnn_from_torch": ([], r"at most ([\d.e-]+) bits", 0, 1e-5),

@@ -52,13 +52,15 @@ def _number(value: Any) -> str:
     return re.sub(r"e-0(\d)", r"e-\1", f"{value}")
 
 
-def _call(name: str) -> str:
-    """The call with the defaults written out."""
+def _arguments(name: str) -> str:
+    """Return the arguments that must be given, and those that are on by default."""
     words = []
     for p in inspect.signature(getattr(dialects, name)).parameters.values():
-        default = "" if p.default is p.empty else f"={_number(p.default)}"
-        words.append(f"{p.name}{default}")
-    return f"`dialects.{name}({', '.join(words)})`"
+        if p.default is p.empty:
+            words.append(p.name)
+        elif p.default is not None and p.default is not False:
+            words.append(f"{p.name}={_number(p.default)}")
+    return f"`{', '.join(words)}`"
 
 
 def _config(name: str, **arguments: Any) -> Config:
@@ -75,18 +77,18 @@ def _eps(name: str) -> str:
     flags &= inspect.signature(getattr(dialects, name)).parameters.keys()
     word = "√(ν + ε)" if without else "√ν + ε"
     if without != with_:
-        return f"{word}, √(ν + ε) with momentum"
+        return f"{word}, or √(ν + ε) with momentum"
     return f"{word} (`{flags.pop()}`)" if flags else word
 
 
-def _momentum(name: str) -> str:
+def _learning_rate(name: str) -> str:
     if "momentum" not in inspect.signature(getattr(dialects, name)).parameters:
-        return "none"
-    return _order(_config(name, momentum=0.9))
+        return "no momentum"
+    return f"{_order(_config(name, momentum=0.9))} momentum"
 
 
 def _order(config: Config) -> str:
-    return "includes η" if config.rule.learning_rate_in_momentum else "before η"
+    return "inside" if config.rule.learning_rate_in_momentum else "after"
 
 
 def _decay(name: str) -> str:
@@ -99,34 +101,39 @@ def _decay(name: str) -> str:
 
 
 def frameworks() -> str:
-    """Framework → call to write here, and what sets it apart."""
+    """Return the dialects of frameworks, and what sets each apart."""
     lines = [
-        "| you had | write | divisor | ν starts at | momentum | weight decay |",
-        "|---|---|---|---|---|---|",
+        "| write | instead of | arguments | divisor | ν at first | learning rate "
+        "| weight decay |",
+        "|---|---|---|---|--:|---|---|",
     ]
     for name, title in FRAMEWORKS.items():
-        start = f"{_config(name).initial_scale:g}"
-        cells = [title, _call(name), _eps(name), start, _momentum(name), _decay(name)]
-        lines.append(f"| {' | '.join(cells)} |")
+        cells = [f"`dialects.{name}`", title, _arguments(name), _eps(name)]
+        cells += [f"{_config(name).initial_scale:g}", _learning_rate(name)]
+        lines.append(f"| {' | '.join([*cells, _decay(name)])} |")
     return "\n".join(lines)
 
 
 def papers() -> str:
-    """Paper → call with its numbers, and the rule that this is."""
-    lines = ["| source | write | the rule | source read |", "|---|---|---|---|"]
+    """Return the dialects of papers, and which rule each is."""
+    lines = [
+        "| write | source | arguments | rule | source read |",
+        "|---|---|---|---|---|",
+    ]
     for name, title in PAPERS.items():
         config = _config(name)
         has_eps = config.hyperparams.eps != 0.0
         words = [
             "centered" if config.rule.centered else "not centered",
             "√(ν + ε)" if config.rule.eps_in_sqrt else "√ν + ε" if has_eps else "√ν",
-            f"ν from {config.initial_scale:g}",
+            f"ν is {config.initial_scale:g} at first",
         ]
         if config.rule.has_momentum:
-            words.append(f"momentum {_order(config)}")
+            words.append(f"learning rate {_order(config)} momentum")
         doc = inspect.getdoc(getattr(dialects, name)) or ""
         read = "in part" if "unverified" in doc.lower() else "yes"
-        lines.append(f"| {title} | {_call(name)} | {', '.join(words)} | {read} |")
+        cells = [f"`dialects.{name}`", title, _arguments(name), ", ".join(words), read]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -134,12 +141,12 @@ TABLES = {"frameworks": frameworks, "papers": papers}
 
 
 def in_page(name: str, text: str) -> re.Match[str] | None:
-    """What the page has between the lines that mark a table."""
+    """Find what the page has between the lines that mark a table."""
     return re.search(rf"(?<=<!-- table: {name} -->\n).*?(?=\n<!-- end -->)", text, re.S)
 
 
 def main() -> None:
-    """Writes the tables into the page."""
+    """Write the tables into the page."""
     text = PAGE.read_text()
     for name, table in TABLES.items():
         found = in_page(name, text)
