@@ -20,6 +20,8 @@ SOURCES = sorted((ROOT / "rmsprop_jax").rglob("*.py"))
 MODULES = [
     module.name
     for module in pkgutil.walk_packages(rmsprop_jax.__path__, "rmsprop_jax.")
+    # Which needs it.
+    if jax.__version_info__ >= (0, 10, 2) or not module.name.endswith("_offload")
 ]
 
 

@@ -29,11 +29,12 @@ def offload(tx: optax.GradientTransformation) -> optax.GradientTransformationExt
     as the host's bus takes to read and write the state. The results are those of
     ``tx``.
 
-    This works for transformations that update leaf by leaf, as optax's do. One that
-    takes all leaves in a ``lax.cond`` or a ``lax.scan`` needs all of them on the device
-    at once, and a warning says so: ``optax.apply_if_finite`` and ``optax.MultiSteps``.
-    After a transformation like ``optax.clip_by_global_norm`` that comes behind
-    `rmsprop`, the updates of all leaves wait on the device, but not their state.
+    This works for transformations that update leaf by leaf, as Optax's do. A
+    transformation that takes all leaves in one operation, such as
+    ``optax.apply_if_finite`` and ``optax.MultiSteps``, needs all of them on the device
+    at once, and a warning says so. If `rmsprop` comes before one like
+    ``optax.clip_by_global_norm``, the updates of all leaves wait on the device, but
+    their state does not.
 
     Args:
         tx: The whole chain, which may be `zero1`'s. Its ``update`` is not under

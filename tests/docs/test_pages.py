@@ -79,7 +79,10 @@ def run(code):
 
 @pytest.mark.parametrize("page", pages(live=False))
 def test_code_runs(page, as_users_have_it):
-    run(block for block in blocks(page) if not peers_of(block))
+    code = [block for block in blocks(page) if not peers_of(block)]
+    if jax.__version_info__ < (0, 10, 2):
+        code = [block for block in code if "offload" not in block]
+    run(code)
 
 
 @pytest.mark.live
