@@ -4,13 +4,9 @@ import pytest
 from recorded import problem
 from recorded.frameworks import FRAMEWORKS
 from support import trajectories
-from support.steps import compile_quickly
 
 from rmsprop_jax import dialects, rmsprop
-from rmsprop_jax._optimizer.transform import (
-    get_config,
-    make_transformation_of_config,
-)
+from rmsprop_jax._optimizer.transform import get_config
 
 NAMES = [name for name, framework in FRAMEWORKS.items() if framework.recorded]
 
@@ -63,55 +59,8 @@ def test_rmsprop_is_the_torch_dialect():
         assert ours == theirs
 
 
-def telling_arguments(name):
-    """A framework's call that is a plain rule with momentum and decay, if it can.
-
-    And with a large ε: where the second moment begins at 1 a small one is not seen.
-    """
-    numbers = {"decay", "rho", "gamma", "alpha", "epsilon", "eps"}
-    numbers |= {"momentum", "weight_decay"}
-    plain = [
-        c.arguments
-        for c in problem.configurations(name)
-        if not any(value for word, value in c.arguments.items() if word not in numbers)
-    ]
-
-    def telling(arguments):
-        eps = arguments.get("eps", arguments.get("epsilon", 0.0))
-        return sum(map(bool, arguments.values())), eps
-
-    return max(plain, key=telling)
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_nearest_wrong_rule_is_told_apart(name):
     """The tolerances are worth something: whatever else a rule could be, they see."""
-    arguments = telling_arguments(name)
-    right = get_config(trajectories.call(name, arguments)(0.01, 0.01))
-    flags = ["eps_in_sqrt"]
-    flags += ["learning_rate_in_momentum"] * right.rule.has_momentum
-    flags += ["decoupled_weight_decay"] * right.rule.has_weight_decay
-    wrong = {"initial_scale": right._replace(initial_scale=1.0 - right.initial_scale)}
-    for flag in flags:
-        opposite = {flag: not getattr(right.rule, flag)}
-        wrong[flag] = right._replace(rule=right.rule._replace(**opposite))
-
-    def call(option):
-        def make(learning_rate, _):
-            numbers = wrong[option].hyperparams._replace(learning_rate=learning_rate)
-            return make_transformation_of_config(
-                wrong[option]._replace(hyperparams=numbers)
-            )
-
-        return make
-
-    them = trajectories.theirs(recording(name), "float32")
-    key = problem.Configuration(arguments, "scheduled").name
-    calls = {option: call(option) for option in wrong}
-    for option, run in trajectories.run(
-        name, "float32", calls, jit=compile_quickly
-    ).items():
-        if option.endswith("scheduled"):
-            far = trajectories.distance(run, them[key])
-            print(f"{name}: another {option.split(',')[0]} is {far:.1e} away")
-            assert far > 10 * trajectories.TOLERANCE["float32"]
+    for option, far in trajectories.wrong_rules(name, recording(name)).items():
+        assert far > 10 * trajectories.TOLERANCE["float32"], option

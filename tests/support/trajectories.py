@@ -22,6 +22,10 @@ from recorded.frameworks import FRAMEWORKS
 from support.steps import compile_quickly
 
 from rmsprop_jax import dialects
+from rmsprop_jax._optimizer.transform import (
+    get_config,
+    make_transformation_of_config,
+)
 
 RECORDED = Path(__file__).parents[1] / "recorded"
 SCHEDULES = ("constant", "scheduled")
@@ -241,6 +245,56 @@ def check_same_numbers(framework: str, path: Path) -> None:
         # Where ν starts at 1, and they don't divide by little, nothing cancels.
         limit = 1.1 if framework == "stable_baselines3" else 0.5
         assert far <= limit * their_far, f"{far:.1e}, but theirs {their_far:.1e}"
+
+
+def wrong_rules(framework: str, path: Path) -> dict[str, float]:
+    """How far from theirs a rule is that differs from the dialect in one option.
+
+    In float32, with a learning rate that changes.
+    """
+    arguments = _telling_arguments(framework)
+    right = get_config(call(framework, arguments)(0.01, 0.01))
+    flags = ["eps_in_sqrt"]
+    flags += ["learning_rate_in_momentum"] * right.rule.has_momentum
+    flags += ["decoupled_weight_decay"] * right.rule.has_weight_decay
+    wrong = {"initial_scale": right._replace(initial_scale=1.0 - right.initial_scale)}
+    for flag in flags:
+        opposite = {flag: not getattr(right.rule, flag)}
+        wrong[flag] = right._replace(rule=right.rule._replace(**opposite))
+
+    def make_call(option: str) -> Call:
+        def make(learning_rate: Any, _: Any) -> optax.GradientTransformation:
+            numbers = wrong[option].hyperparams._replace(learning_rate=learning_rate)
+            return make_transformation_of_config(
+                wrong[option]._replace(hyperparams=numbers)
+            )
+
+        return make
+
+    goal = theirs(path, "float32")[problem.Configuration(arguments, "scheduled").name]
+    calls = {option: make_call(option) for option in wrong}
+    runs = run(framework, "float32", calls, jit=compile_quickly)
+    return {option: distance(runs[f"{option},scheduled"], goal) for option in wrong}
+
+
+def _telling_arguments(framework: str) -> problem.Arguments:
+    """A framework's call that is a plain rule with momentum and decay, if it can.
+
+    And with a large ε: where the second moment begins at 1 a small one is not seen.
+    """
+    numbers = {"decay", "rho", "gamma", "alpha", "epsilon", "eps"}
+    numbers |= {"momentum", "weight_decay"}
+    plain = [
+        c.arguments
+        for c in problem.configurations(framework)
+        if not any(value for word, value in c.arguments.items() if word not in numbers)
+    ]
+
+    def telling(arguments: problem.Arguments) -> tuple[int, float]:
+        eps = arguments.get("eps", arguments.get("epsilon", 0.0))
+        return sum(map(bool, arguments.values())), eps
+
+    return max(plain, key=telling)
 
 
 # Arguments of ours that theirs do not have; each docstring says why.
