@@ -4,9 +4,10 @@
     python benchmarks/evidence.py
 
 Reads the recordings of the real frameworks in tests/recorded, runs the dialects on the
-same gradients, and writes the table of docs/evidence.md.
+same gradients, and prints the table of docs/evidence.md, or with --write puts it there.
 """
 
+import argparse
 import re
 import sys
 from pathlib import Path
@@ -90,7 +91,10 @@ def row(name: str) -> str:
 
 
 def main() -> None:
-    """Write the table into the page."""
+    """Print the table, or write it into the page."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--write", action="store_true", help="into docs/evidence.md")
+    arguments = parser.parse_args()
     lines = [
         f"| {' | '.join(HEAD)} |",
         "| --- | --- | ---: | ---: | ---: | --- | ---: |",
@@ -98,6 +102,8 @@ def main() -> None:
     for name in NAMES:
         lines.append(row(name))
         print(lines[-1], flush=True)
+    if not arguments.write:
+        return
     table = "\n".join(lines)
     PAGE.write_text(
         re.sub(

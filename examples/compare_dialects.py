@@ -1,6 +1,6 @@
 """The same hyperparameters in four frameworks' RMSProp: four different runs.
 
-    pip install -e ".[examples]"
+    pip install -e ".[demo]"
     python examples/compare_dialects.py
 
 This trains one small network on scikit-learn's handwritten digits four times, from the

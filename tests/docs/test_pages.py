@@ -156,7 +156,7 @@ def test_the_readme_is_for_two_minutes():
 
 def test_the_readme_has_the_two_commands():
     text = (ROOT / "README.md").read_text()
-    train = r'^    pip install -e "\.\[examples\]" && python examples/train_digits\.py$'
+    train = r'^    pip install -e "\.\[demo\]" && python examples/compare_dialects\.py$'
     assert re.search(train, text, re.M)
     assert re.search(r'^    pip install -e "\.\[test\]" && pytest$', text, re.M)
 

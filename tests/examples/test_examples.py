@@ -45,8 +45,7 @@ LEARNS = {
 # What others do not run without. The rehearsal ends by itself after two minutes.
 ARGUMENTS = {"on_gpu": ["out", "--rehearse"]}
 
-# Each takes some ten seconds, and what it does other tests do as well. train_digits.py
-# is also the README's first command.
+# Each takes some ten seconds, and what it does other tests do as well.
 QUICK = {"resume_from_keras", "resume_from_torch"}
 
 
