@@ -58,7 +58,7 @@ class StochasticRoundingState(NamedTuple):
     """The state of `stochastic_rounding`.
 
     Attributes:
-        count: int32 scalar, the number of updates so far.
+        count: int32 scalar, the step count: how many updates there were.
     """
 
     # Every tuple has a method of this name, so a type checker objects to the field.

@@ -64,7 +64,8 @@ def identify(
         params: The parameters before the first step and after each, in the precision in
             which they were trained: a tree of arrays [T + 1, ...], an open ``.npz``
             file of such arrays, or a list of T + 1 trees.
-        gradients: The gradients that the optimizer was given, likewise: [T, ...]. They
+        gradients: The gradients that the optimizer was given, in the same form: [T,
+        ...]. They
             are compared as they are. If they were recorded before they were averaged
             over n parts, ε is n times as large (n² times inside the root), λ n times if
             coupled, and the initial second moment n² times.
@@ -77,12 +78,12 @@ def identify(
             is found by it.
 
     Returns:
-        What explains the run. `print` it.
+        The rules that explain the run; print the result to read them.
 
     Raises:
         TypeError: If a leaf is not an array of numbers.
-        ValueError: If the trees, their lengths or their shapes do not belong together,
-            if a number is not finite, if nothing moves, or if there are fewer than 4
+        ValueError: If the trees, their lengths or their shapes do not match, if a
+        number is not finite, if nothing moves, or if there are fewer than 4
             steps. It names the leaf.
 
     Examples:

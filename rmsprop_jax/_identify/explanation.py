@@ -53,12 +53,12 @@ class Explanation:
             ``"clip"`` is the largest norm of a gradient.
         stderr: Their standard errors; infinite where a number can't be seen.
         learning_rates: Those of the steps, float64 [T]; NaN where nothing moved.
-        learning_rates_stderr: The standard errors of each step by itself, likewise.
+        learning_rates_stderr: The standard errors of each step alone, in the same form.
         pieces: For how many steps each learning rate stays the same, if up to four
             explain as much as those of all steps by themselves; otherwise empty.
         residual: What it leaves unexplained of the updates: its root mean square over
             theirs. Updates of which rounding is a large part count less.
-        remarks: What else there is to say of it, in sentences.
+        remarks: Further remarks, in sentences.
         recipe: What `transformation` makes.
     """
 

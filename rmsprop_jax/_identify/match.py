@@ -29,7 +29,7 @@ class Match:
             `Explanation.residual`.
         by_leaf: What explains each leaf by itself, by its path, if nothing explains all
             of them.
-        remarks: What else there is to say of the recording, in sentences.
+        remarks: Further remarks about the recording, in sentences.
     """
 
     explanations: tuple[Explanation, ...]

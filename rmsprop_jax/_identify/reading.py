@@ -61,7 +61,7 @@ class Rates(NamedTuple):
     Attributes:
         values: [T of the user's], those of the first leaf of which something is known;
             NaN where nothing moved.
-        stderr: [T of the user's], their standard errors, likewise.
+        stderr: [T of the user's], their standard errors, in the same form.
         pieces: The fewest that explain as much, if they are few; `values` are these.
         factors: [leaves], those of each leaf over these; None if that changes.
         varying: [T], the momentum or the decay of each step, where it varies.

@@ -47,8 +47,8 @@ def read_run(params: optax.Params, gradients: optax.Updates) -> Run:
 
     Raises:
         TypeError: If a leaf is not an array of numbers.
-        ValueError: If the trees, their lengths or their shapes do not belong together.
-            It names the leaf.
+        ValueError: If the trees, their lengths or their shapes do not match. The error
+            names the leaf.
     """
     p_tree, g_tree = _read_trees(params, gradients)
     _check_trees(p_tree.leaves, g_tree.leaves)
@@ -69,7 +69,7 @@ def _read_trees(params: optax.Params, gradients: optax.Updates) -> tuple[_Tree, 
             return _stack_steps("params", params), _stack_steps("gradients", gradients)
         if any(isinstance(x, Mapping) for x in (*params[:1], *gradients[:1])):
             raise ValueError(
-                "params must be one tree more than gradients, because the parameters "
+                "params must have one tree more than gradients, because the parameters "
                 "before the first step come first, but there were "
                 f"{len(params)} trees of params and {len(gradients)} of gradients."
             )
@@ -131,8 +131,8 @@ def _check_trees(params: Leaves, gradients: Leaves) -> None:
     if odd:
         raise ValueError(
             f"gradients must be a tree like params, but in gradients {odd}. Give both "
-            "as one tree of arrays with the steps in front, or as a list of one tree "
-            "per step."
+            "as one tree of arrays with a leading axis of steps, or as a list of one "
+            "tree per step."
         )
     if not params:
         raise ValueError("params must hold floating-point leaves, but it has none.")
@@ -140,8 +140,8 @@ def _check_trees(params: Leaves, gradients: Leaves) -> None:
         for name, x in leaves.items():
             if x.ndim == 0:
                 raise ValueError(
-                    f"{what} must be stacked, with the steps in front, but leaf {name} "
-                    "was a scalar."
+                    f"{what} must be stacked, with a leading axis of steps, but leaf "
+                    f"{name} was a scalar."
                 )
     steps = len(next(iter(gradients.values())))
     if steps < LEAST_STEPS:

@@ -117,7 +117,7 @@ def rmsprop(
         ValueError: If a number is negative, infinite or NaN, if ``alpha`` is greater
             than 1, if an array does not have one element, or if the state dtype is
             unknown. From ``update``, if gradients, parameters, mask and state do not
-            belong together.
+            match.
         TypeError: If an argument has the wrong type. From ``update``, if the state is
             not an `RMSPropState`.
 

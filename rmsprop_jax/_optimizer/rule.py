@@ -66,7 +66,7 @@ class Rule(NamedTuple):
 
 
 class StepNumbers(NamedTuple):
-    """The numbers of one step, scalars."""
+    """The hyperparameters at one step, scalars."""
 
     learning_rate: Number
     alpha: Number  # α, or α_t with bias correction

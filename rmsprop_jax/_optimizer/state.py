@@ -24,7 +24,7 @@ class RMSPropState(NamedTuple):
     """The state of RMSProp, whatever its options.
 
     Attributes:
-        count: int32 scalar, the number of updates so far.
+        count: int32 scalar, the step count: how many updates there were.
         nu: A pytree like the parameters: the second moment of the gradient about the
             origin, or about its mean (the variance) if centered. PyTorch calls it
             ``square_avg``. A complex leaf holds one moment for the real and one for

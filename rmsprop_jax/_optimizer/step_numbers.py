@@ -1,4 +1,4 @@
-"""The numbers of one step: evaluated schedules, α_t, (1 − α)/α and η·λ.
+"""The hyperparameters at one step: evaluated schedules, α_t, (1 − α)/α and η·λ.
 
 They stay Python floats as long as all of them are, so that no digits are lost: in
 float32, 1 − 0.999 is off by 1.3·10⁻⁵.

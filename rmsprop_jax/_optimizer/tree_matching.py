@@ -76,7 +76,7 @@ def match_trees(
     """Match gradients, state, parameters and mask.
 
     Raises:
-        ValueError: If they do not belong together. It names the leaf.
+        ValueError: If they do not match. The error names the leaf.
     """
     nu, structure = jax.tree.flatten(state.nu, is_leaf=is_none)
     absent: list[Any] = [None] * len(nu)
@@ -85,7 +85,7 @@ def match_trees(
         return _flatten_as(structure, what, tree, like=state.nu)
 
     _check_not_lost(config, state)
-    g = flatten("The tree of the gradients", updates)
+    g = flatten("The gradients", updates)
     p, mu, grad_mean, decays = absent, absent, absent, absent
     if config.rule.has_momentum:
         mu = flatten("state.mu, which momentum needs,", state.mu)
@@ -93,7 +93,7 @@ def match_trees(
         grad_mean = flatten("state.grad_mean, which centered needs,", state.grad_mean)
     if config.rule.has_weight_decay:
         params = require_params(_describe_weight_decay(config), params)
-        p = flatten("The tree of params", params)
+        p = flatten("params", params)
         mask_name = config.name("weight_decay_mask")
         mask = spread_mask(mask_name, config.weight_decay_mask, params)
         decays = flatten(mask_name, mask)
@@ -173,7 +173,8 @@ def _flatten_as(
     odd = describe_difference(_leaf_names(tree), _leaf_names(like))
     odd = odd or describe_node_mismatch(structure, expected)
     raise ValueError(
-        f"{what} must be a tree like the parameters that init was given, but {odd}. "
+        f"{what} must have the same tree structure as the parameters that init was "
+        f"given, but {odd}. "
         "If the model or the optimizer has changed, make a new state with init."
     )
 
@@ -183,8 +184,8 @@ def _check_leaf(config: Config, leaf: Leaf, name: _LeafName) -> None:
     if config.rule.cautious and jnp.iscomplexobj(leaf.g):
         raise ValueError(
             f"{config.name('cautious')} is for real leaves, but the gradient of leaf "
-            f"{name} was complex. Leave it out, or give this leaf a rule of its own "
-            "with optax.partition."
+            f"{name} was complex. Leave it out, or give this leaf its own "
+            "transformation with optax.partition."
         )
     _check_shape("The gradients", leaf.g, leaf, name)
     if config.rule.has_momentum:

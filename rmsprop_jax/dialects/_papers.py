@@ -1,4 +1,4 @@
-"""RMSProp as papers and reference systems used it, with their numbers as defaults.
+"""RMSProp as papers and reference systems used it, with their defaults.
 
 Each function is a framework's rule with that system's settings. Its docstring says
 where every number comes from, and says "unverified" if we could not read the source.

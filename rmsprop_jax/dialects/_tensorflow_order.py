@@ -70,7 +70,7 @@ def keras(
     - for ``global_clipnorm=1.0``, ``optax.chain(optax.clip_by_global_norm(1.0),
       dialects.keras(...))``;
     - for ``clipvalue=1.0``, ``optax.clip(1.0)`` in that chain;
-    - for ``clipnorm=1.0``, which clips each variable by itself, ``optax.stateless(
+    - for ``clipnorm=1.0``, which clips each variable separately, ``optax.stateless(
       lambda g, _: jax.tree.map(lambda x: x / jnp.maximum(1.0, jnp.linalg.norm(x)),
       g))`` in that chain;
     - for ``loss_scale_factor=c``, ``optax.scale(1 / c)`` in that chain;

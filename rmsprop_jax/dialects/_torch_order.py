@@ -157,7 +157,7 @@ def chainer(
     References:
         Chainer, ``chainer/optimizers/rmsprop.py`` at a8e15cb. Chainer does not install
         with today's NumPy, so the tests do not run it; we compared our results with
-        this file run by itself.
+        this file, run alone.
     """
     return make_transformation(
         Options(
@@ -181,7 +181,7 @@ def burn(
     """Burn's ``RmsPropConfig``: PyTorch's rule, but with a default momentum of 0.9.
 
     In Burn the learning rate is an argument of ``step``; here it comes first. For
-    ``GradientClippingConfig::Norm(1.0)``, which clips each tensor by itself, see
+    ``GradientClippingConfig::Norm(1.0)``, which clips each tensor separately, see
     ``clipnorm`` in `keras`; for ``Value(1.0)`` write
     ``optax.chain(optax.clip(1.0), dialects.burn(...))``.
 

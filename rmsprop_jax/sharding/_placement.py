@@ -221,7 +221,8 @@ def check_shardings(state: optax.OptState, expected: Shardings) -> None:
         )
         odd = odd or describe_node_mismatch(expected_structure, structure)
         raise ValueError(
-            f"expected must be a tree of shardings like the state, but {odd}. "
+            f"expected must be a pytree of shardings with the structure of the state, "
+            f"but {odd}. "
             "Make it with state_shardings(tx, params), for the same tx and params."
         )
     wrong = [

@@ -205,7 +205,7 @@ def test_an_injected_mask_is_no_schedule():
         tx.update(P, tx.init(P), P)
     # One boolean may have come from there, too.
     tx = rmsprop(weight_decay=0.1, weight_decay_mask=True)
-    with refused(ValueError, "it was True", "If all leaves shall decay, leave it out"):
+    with refused(ValueError, "it was True", "To decay all leaves, leave it out"):
         tx.update(P, tx.init(P), P)
 
 
