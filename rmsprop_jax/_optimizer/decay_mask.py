@@ -36,15 +36,16 @@ def spread_mask(name: str, mask: Mask | None, params: optax.Params) -> optax.Par
     elif decays is mask and is_one_leaf and not jax.tree_util.all_leaves([params]):
         raise ValueError(
             f"{name} must be a pytree of booleans with the structure of the "
-            f"parameters, or a function from them to one, but it was {mask}. To decay all leaves, "
-            "leave it out. optax.inject_hyperparams takes a function for a "
+            f"parameters, or a function from them to one, but it was {mask}. To decay "
+            "all leaves, leave it out. optax.inject_hyperparams takes a function for a "
             f"schedule: add static_args={name!r}."
         )
     mismatch = describe_prefix_mismatch(decays, params)
     if mismatch:
         raise ValueError(
             f"{name} must be a pytree of booleans with the structure of the "
-            f"parameters, or a prefix of it, or a function from them to one, but {mismatch}"
+            "parameters, or a prefix of it, or a function from them to one, but "
+            f"{mismatch}"
         )
 
     def spread(path: Path, decays: ArrayLike, under: optax.Params) -> optax.Params:
