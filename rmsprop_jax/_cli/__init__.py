@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import sys
@@ -11,6 +10,7 @@ from collections.abc import Sequence
 
 from rmsprop_jax._cli.converting import convert
 from rmsprop_jax._cli.identifying import (
+    check_plotting,
     draw,
     explain_missing_plot,
     identify_recording,
@@ -200,8 +200,8 @@ def _add_identify_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _identify(arguments: argparse.Namespace) -> int:
-    if arguments.plot and importlib.util.find_spec("matplotlib") is None:
-        raise ImportError("--plot needs matplotlib: pip install matplotlib")
+    if arguments.plot:
+        check_plotting()
     match, recording = identify_recording(
         arguments.recording, arguments.learning_rate, arguments.count
     )

@@ -7,6 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from rmsprop_jax import Explanation, Match, identify
 from rmsprop_jax._cli.float64 import use_float64
@@ -30,7 +31,7 @@ def identify_recording(
     """
     recording = read_recording(path)
     if count is not None:
-        recording = recording._replace(count=count)
+        recording = recording._replace(step_count=count)
     # A single array has no name, and the answer would speak of leaf [''].
     trees = [
         next(iter(part.values())) if [*part] == [""] else part
@@ -40,10 +41,21 @@ def identify_recording(
     match = identify(
         *trees,
         learning_rate=known,
-        count=recording.count,
+        count=recording.step_count,
         gradient_norms=recording.gradient_norms,
     )
     return match, recording
+
+
+def check_plotting() -> None:
+    """Raise if matplotlib is missing, before a search that takes seconds."""
+    try:
+        import matplotlib.figure
+    except ImportError as error:
+        raise ImportError(
+            "--plot needs matplotlib, which is missing: pip install matplotlib"
+        ) from error
+    del matplotlib
 
 
 def explain_missing_plot(match: Match, recording: Recording) -> str:
@@ -52,7 +64,7 @@ def explain_missing_plot(match: Match, recording: Recording) -> str:
         return "no RMSProp explains the run"
     if match.best.recipe.options is None:
         return "the best explanation is not an RMSProp"
-    if recording.count:
+    if recording.step_count:
         return "the recording does not begin with the run, whose state is unknown"
     if match.best.recipe.leaf_norm is not None and recording.gradient_norms is not None:
         return "each leaf is clipped by its norm, of which the recording has a part"
@@ -115,15 +127,16 @@ def _compare(best: Explanation, recording: Recording) -> tuple[Arrays, Arrays]:
     tx = best.transformation()
     is_single = [*params] == [""]
 
-    def step(state: object, now: tuple[object, object]) -> tuple[object, object]:
+    def step(
+        state: optax.OptState, now: tuple[optax.Updates, optax.Params]
+    ) -> tuple[optax.OptState, optax.Updates]:
         updates, state = tx.update(now[0], state, now[1])
         return state, updates
 
-    trees = [x[""] if is_single else x for x in (gradients, before)]
-    state = tx.init(jax.tree.map(lambda x: jnp.asarray(x[0]), trees[1]))
-    updates = jax.lax.scan(step, state, tuple(trees))[1]
-    made = {"": updates} if is_single else updates
-    return {k: np.asarray(x) for k, x in made.items()}, observed
+    g_tree, p_tree = (x[""] if is_single else x for x in (gradients, before))
+    state = tx.init(jax.tree.map(lambda x: jnp.asarray(x[0]), p_tree))
+    updates = jax.tree.map(np.asarray, jax.lax.scan(step, state, (g_tree, p_tree))[1])
+    return {"": updates} if is_single else updates, observed
 
 
 def _widen(x: np.ndarray) -> np.ndarray:

@@ -33,21 +33,21 @@ class Recording(NamedTuple):
         gradients: The gradients, [T, …].
         gradient_norms: The global norms of the whole gradients [T], if there are.
         learning_rate: That of each step [T], if it is known.
-        count: The number of updates before the first step.
+        step_count: The number of updates before the first step.
     """
 
     params: Arrays
     gradients: Arrays
     gradient_norms: NumpyArray | None
     learning_rate: NumpyArray | None
-    count: int
+    step_count: int
 
     def make_schedule(self) -> optax.Schedule | None:
         """Return the learning rate as a schedule of the step count."""
         rates = self.learning_rate
         if rates is None:
             return None
-        first = self.count
+        first = self.step_count
 
         def schedule(count: jax.typing.ArrayLike) -> jax.Array:
             index = jnp.clip(jnp.asarray(count) - first, 0, len(rates) - 1)
@@ -86,7 +86,7 @@ def read_recording(path: str) -> Recording:
             **parts,
             gradient_norms=_find_numbers("gradient_norms", arrays, steps),
             learning_rate=_find_numbers("learning_rate", arrays, steps),
-            count=_find_count(arrays),
+            step_count=_find_count(arrays),
         )
 
 
