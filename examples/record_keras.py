@@ -100,8 +100,8 @@ class Recorder(keras.callbacks.Callback):
         size = sum(len(index) for index in self.indices)
         is_wide = any("float64" in str(v.dtype) for v in self.variables)
         dtype = "float64" if is_wide else "float32"  # bfloat16 is exact in it
-        # Whatever comes after the last step goes into the last row.
-        rows = self.steps + 1
+        # Whatever comes after the last step goes into the rows after the next.
+        rows = self.steps + 2
 
         def add(shape, dtype, name):
             return optimizer.add_variable(shape, dtype=dtype, name=name)
@@ -193,7 +193,9 @@ def make_recording_class(kind, recorder):
             given = variables if trainable_variables is None else trainable_variables
             pairs = zip(given, grads, strict=True)
             kept = {id(v): g for v, g in pairs if g is not None}
-            row = ops.minimum(recorder.stored["done"].value, recorder.steps)
+            done = recorder.stored["done"]
+            # Rows that nobody reads, once all steps are recorded.
+            row = ops.where(done.value < recorder.steps, done.value, recorder.steps + 1)
             recorder.gradients = [*kept.values()]
             recorder.write("rates", row, self.learning_rate)
             recorder.write("params", row, recorder.take([v.value for v in variables]))
@@ -206,12 +208,13 @@ def make_recording_class(kind, recorder):
             recorder.write(
                 "gradients",
                 row,
-                recorder.take([kept.get(id(v), ops.zeros_like(v)) for v in variables]),
+                recorder.take(
+                    [kept.get(id(v), ops.zeros_like(v.value)) for v in variables]
+                ),
             )
             after = recorder.take([v.value for v in variables])
             recorder.write("params", row + 1, after)
-            done = recorder.stored["done"]
-            done.assign(ops.minimum(done.value + 1, recorder.steps + 1))
+            done.assign(ops.minimum(done.value + 1, recorder.steps))
             return result
 
         def _clip_gradients(self, grads):
