@@ -74,8 +74,8 @@ _COUNTED = (
     "The file does not have these either. They are such that the optimizer has as many "
     "variables: give what it was made with."
 )
-# Where a dialect has no default of its own.
-_NUMBERS = {"learning_rate": 0.001, "momentum": 0.0, "centered": False}
+# Where a dialect has no default of its own, or None for none.
+_NUMBERS = {"learning_rate": 0.001, "momentum": 0.0, "weight_decay": 0.0}
 
 
 class _Layer(NamedTuple):
@@ -224,10 +224,8 @@ def _complete(
         if name in own:
             continue
         default = parameter.default
-        if default is inspect.Parameter.empty:
+        if default in (inspect.Parameter.empty, None):
             default = _NUMBERS[name]
-        if name == "weight_decay":
-            default = 0.0
         given[name] = structure.get(name, default)
     given |= {k: v for k, v in structure.items() if k not in own}
     for name in sorted(given, key=lambda name: name in structure):
@@ -397,7 +395,11 @@ def _guess_names(
             names = [v for x in order for v in x.variables[: x.trained]]
             names = names or [f"variable_{i}" for i in range(size)]
             return names, {} if own else _describe_blocks(count), order
-    return [], {}, []
+    raise ValueError(
+        f"its optimizer has {len(variables)} variables, which are not those of an "
+        "RMSprop: the iterations, perhaps the learning rate, and the same number of "
+        "each of its moments."
+    )
 
 
 def _describe_blocks(count: int) -> Settings:

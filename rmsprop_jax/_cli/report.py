@@ -209,7 +209,8 @@ def _compute(value: Value, progress: Progress) -> Statistics:
         is_finite = np.isfinite(wide)
         bad += int(np.sum(~is_finite))
         zeros += int(np.sum(wide == 0))
-        total += float(np.sum(np.square(np.abs(wide[is_finite]))))
+        with np.errstate(over="ignore"):  # a sum of squares may be infinite
+            total += float(np.sum(np.square(np.abs(wide[is_finite]))))
         progress.update(chunk.size)
     finite = max(flat.size - bad, 1)
     return Statistics(math.sqrt(total / finite), bad, zeros, flat.size)

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import pickle
+import re
 import sys
 import zipfile
 
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from support.screens import PAGE, SCREEN
 
 from rmsprop_jax import dialects, identify
 from rmsprop_jax._cli import identifying
@@ -79,6 +81,16 @@ def test_prints_what_the_match_prints(keras_run, match, run, tmp_path):
     assert out == f"{match}\n"
     assert out.startswith("dialects.keras(0.01, rho=0.8, momentum=0.5, epsilon=0.001)")
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_shows_it(match):
+    """But for what rounding does on another machine."""
+    shown = {c: out for c, out in SCREEN.findall(PAGE.read_text())}
+
+    def mask(text):
+        return re.sub(r"[\d.]+e-\d+|[\d.]+%", "#", text).split()
+
+    assert mask(shown["identify recording.npz"]) == mask(str(match))
 
 
 def test_the_plot_lies_on_the_diagonal(keras_run, match):
