@@ -100,8 +100,8 @@ class Recorder(keras.callbacks.Callback):
         size = sum(len(index) for index in self.indices)
         is_wide = any("float64" in str(v.dtype) for v in self.variables)
         dtype = "float64" if is_wide else "float32"  # bfloat16 is exact in it
-        # Whatever comes after the last step goes into the rows after the next.
-        rows = self.steps + 2
+        # Whatever comes after the last step goes into a row that nobody reads.
+        rows = self.steps + 1
 
         def add(shape, dtype, name):
             return optimizer.add_variable(shape, dtype=dtype, name=name)
@@ -113,6 +113,7 @@ class Recorder(keras.callbacks.Callback):
             "rates": add((rows,), dtype, "recorded_rates"),
             "done": add((), "int32", "recorded_steps"),
         }
+        self.write("params", 0, self.take([v.value for v in self.variables]))
         self.left_out = set()
         self.original = type(optimizer)
         optimizer.__class__ = make_recording_class(self.original, self)
@@ -171,8 +172,10 @@ class Recorder(keras.callbacks.Callback):
     def norm(self, tensors):
         """Return the norm of all together."""
         dtype = self.stored["norms"].dtype
-        squares = [ops.sum(ops.square(ops.cast(x, dtype))) for x in tensors]
-        return ops.sqrt(ops.sum(ops.stack(squares)))
+        squares = [ops.square(ops.cast(x, dtype)) for x in tensors]
+        # Last over the last axis: XLA sums along it one by one.
+        columns = [ops.sum(x, axis=tuple(range(len(x.shape) - 1))) for x in squares]
+        return ops.sqrt(ops.sum(ops.stack([ops.sum(x) for x in columns])))
 
     def write(self, name, row, value):
         """Write a row of a variable of the recording."""
@@ -188,17 +191,15 @@ def make_recording_class(kind, recorder):
 
     class Recording(kind):
         def apply(self, grads, trainable_variables=None):
-            """Record the parameters before and after, and the gradients."""
+            """Record the gradients, and the parameters after."""
             variables = recorder.variables
             given = variables if trainable_variables is None else trainable_variables
             pairs = zip(given, grads, strict=True)
             kept = {id(v): g for v, g in pairs if g is not None}
             done = recorder.stored["done"]
-            # Rows that nobody reads, once all steps are recorded.
-            row = ops.where(done.value < recorder.steps, done.value, recorder.steps + 1)
+            row = ops.minimum(done.value, recorder.steps)
             recorder.gradients = [*kept.values()]
             recorder.write("rates", row, self.learning_rate)
-            recorder.write("params", row, recorder.take([v.value for v in variables]))
             result = super().apply(grads, trainable_variables)
             # What was clipped, if anything was.
             kept = dict(zip(kept, recorder.gradients, strict=True))

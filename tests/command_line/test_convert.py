@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from recorded.record_runs import FILES
-from support.recorded_files import RECORDED
+from support.recorded_files import KINDS, RECORDED
 
 from rmsprop_jax._cli import writing
 from rmsprop_jax.checkpoints import load_weights
@@ -24,8 +24,13 @@ OF_ORBAX = [
     "keras_jax/all.keras",
     "tensorflow/plain.index",
 ]
+QUICK = ["torch", "keras_jax/all.keras"]
 CASES = [
-    (form, name)
+    pytest.param(
+        form,
+        name,
+        marks=[] if name in (KINDS if form == "npz" else QUICK) else [pytest.mark.slow],
+    )
     for form in ENDINGS
     for name in RECORDED
     if form != "orbax" or name in OF_ORBAX

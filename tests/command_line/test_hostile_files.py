@@ -11,7 +11,7 @@ from rmsprop_jax.checkpoints._readers import source
 
 # Those of `mutate`, which writes a member twice.
 pytestmark = pytest.mark.filterwarnings("ignore:Duplicate name")
-COUNT = 4
+COUNT = 2
 
 
 def attempt(name, seed, run, folder):

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 from recorded.record_runs import FILES
-from support.recorded_files import RECORDED
+from support.recorded_files import RECORDED, every_file
 
 from rmsprop_jax._cli import terminal
 from rmsprop_jax.checkpoints._readers import source
@@ -40,7 +40,7 @@ def exec_lines(lines):
     return namespace
 
 
-@pytest.mark.parametrize("name", RECORDED)
+@pytest.mark.parametrize("name", every_file())
 def test_printed_lines_resume_the_run(name, folders, run):
     """As they stand, but for what the file does not have."""
     recorded = RECORDED[name]
@@ -77,7 +77,7 @@ def test_printed_lines_resume_the_run(name, folders, run):
     assert structure == jax.tree.structure(made["opt_state"])
 
 
-@pytest.mark.parametrize("name", RECORDED)
+@pytest.mark.parametrize("name", every_file())
 def test_json_holds_what_is_printed(name, folders, run):
     path = RECORDED[name].path(folders)
     code, out, _ = run("inspect", path, "--json", "--statistics")
@@ -96,7 +96,7 @@ def test_json_holds_what_is_printed(name, folders, run):
     assert all(len(line) <= 88 for line in text.splitlines() if "path" not in line)
 
 
-@pytest.mark.parametrize("name", RECORDED)
+@pytest.mark.parametrize("name", every_file())
 def test_no_tensor_is_read(name, folders, run, monkeypatch):
     """But for single numbers: counts and learning rates.
 

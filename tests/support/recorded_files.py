@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 from recorded import runs
 from recorded.keras_runs import FRAMEWORKS
 from recorded.record_keras_runs import FILE
@@ -82,6 +83,26 @@ def _keras() -> dict[str, Recorded]:
                     framework, file, resume, missing
                 )
     return found
+
+
+# One of each format. The others are for the slow tests.
+KINDS = (
+    *("torch", "torch before 1.6", "timm", "stable_baselines3", "paddle"),
+    *(
+        "keras_jax/all.keras",
+        "keras_jax/bfloat16.weights.h5",
+        "tf_keras/mixed_float16.h5",
+    ),
+    *("keras_tensorflow/all.index", "tensorflow/plain.index"),
+)
+
+
+def every_file() -> list[Any]:
+    """Return a parameter of a test for every file, most of them marked slow."""
+    return [
+        pytest.param(name, marks=[] if name in KINDS else [pytest.mark.slow])
+        for name in RECORDED
+    ]
 
 
 RECORDED: dict[str, Recorded] = {
