@@ -33,15 +33,17 @@ import argparse
 import json
 import os
 import platform
+from typing import Any
 
 import numpy as np
 
 try:
     import keras
-    from keras import ops
 except ImportError:
     print("This example needs Keras, and a backend: pip install keras")
     raise SystemExit(0) from None
+
+ops: Any = keras.ops  # it works with tensors of three frameworks
 
 LEAST_OF_EACH = 8  # elements: a bias may have other settings than a kernel
 
@@ -59,24 +61,27 @@ class Recorder(keras.callbacks.Callback):
     def __init__(self, path, *, steps=60, elements=20_000, seed=0):
         super().__init__()
         self.path, self.steps, self.elements, self.seed = path, steps, elements, seed
-        self.optimizer = None
+        self.optimizer: Any = None
+        self.gradients: Any = None  # of the step that is being made
 
     def on_train_begin(self, logs=None):
         """Attach to the optimizer of the model, whose variables it takes."""
-        optimizer = self.model.optimizer
+        model: Any = self.model
+        optimizer = model.optimizer
         inner = getattr(optimizer, "inner_optimizer", optimizer)
         if not optimizer.built:
-            optimizer.build(self.model.trainable_variables)
+            optimizer.build(model.trainable_variables)
         if not inner.built:
-            inner.build(self.model.trainable_variables)
+            inner.build(model.trainable_variables)
         self.attach(optimizer)
         # What was compiled before knows nothing of the recording.
-        self.model.make_train_function(force=True)
+        model.make_train_function(force=True)
 
     def on_train_end(self, logs=None):
         """Write the file."""
         self.save()
-        self.model.make_train_function(force=True)
+        model: Any = self.model
+        model.make_train_function(force=True)
 
     def attach(self, optimizer):
         """Record the updates of an optimizer that is built.
@@ -106,7 +111,7 @@ class Recorder(keras.callbacks.Callback):
         def add(shape, dtype, name):
             return optimizer.add_variable(shape, dtype=dtype, name=name)
 
-        self.stored = {
+        self.stored: dict[str, Any] = {
             "params": add((rows + 1, size), dtype, "recorded_params"),
             "gradients": add((rows, size), dtype, "recorded_gradients"),
             "norms": add((rows,), dtype, "recorded_norms"),
@@ -280,7 +285,8 @@ def main(argv=None):
     inputs = rng.normal(size=(32 * args.steps, 16)).astype("float32")
     targets = inputs @ rng.normal(size=(16, 4)).astype("float32")
     recorder = Recorder(args.out, steps=args.steps)
-    model.fit(inputs, targets, batch_size=32, verbose=0, callbacks=[recorder])
+    train: Any = model.fit
+    train(inputs, targets, batch_size=32, verbose=0, callbacks=[recorder])
     size = os.path.getsize(args.out) / 1e6
     print(f"{args.steps} steps are recorded, {size:.1f} MB. What made them?")
     print(f"rmsprop-jax identify {args.out}")

@@ -83,7 +83,7 @@ class Recorder:
             name: index and tuple(i[:PROBED] for i in index)
             for name, index in self.on_device.items()
         }
-        self.first, self.after, self.gradients = None, [], []
+        self.first, self.after, self.gradients = {}, [], []
         self.probed_before, self.probed_after = [], []
         self.norms, self.learning_rates = [], []
         self.without_gradient = set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -50,12 +51,11 @@ def identify_recording(
 def check_plotting() -> None:
     """Raise if matplotlib is missing, before a search that takes seconds."""
     try:
-        import matplotlib.figure
+        importlib.import_module("matplotlib.figure")
     except ImportError as error:
         raise ImportError(
             "--plot needs matplotlib, which is missing: pip install matplotlib"
         ) from error
-    del matplotlib
 
 
 def explain_missing_plot(match: Match, recording: Recording) -> str:

@@ -6,6 +6,7 @@ import pickle
 import re
 import sys
 import zipfile
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +21,11 @@ from rmsprop_jax._cli.float64 import use_float64
 from rmsprop_jax._cli.recordings import Recording
 
 
-def simulate(tx, steps=24, size=9, dtype=np.float32):
+def simulate(tx: Any, steps=24, size=9, dtype=np.float32) -> Any:
     """The parameters and the gradients of a run of two leaves."""
     rng = np.random.default_rng(0)
     shapes = {"kernel": (size, 2), "bias": (size,)}
-    params = [{k: jnp.zeros(s, dtype) for k, s in shapes.items()}]
+    params: list[Any] = [{k: jnp.zeros(s, dtype) for k, s in shapes.items()}]
     gradients = [
         {k: jnp.asarray(rng.normal(size=s), dtype) for k, s in shapes.items()}
         for _ in range(steps)
@@ -94,7 +95,8 @@ def test_the_page_shows_it(match):
 
 
 def test_the_plot_lies_on_the_diagonal(keras_run, match):
-    recording = Recording(*keras_run, None, None, 0)
+    params, gradients = keras_run
+    recording = Recording(params, gradients, None, None, 0)
     with use_float64():
         made, observed = identifying._compare(match.best, recording)
     for name, updates in made.items():

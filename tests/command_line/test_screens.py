@@ -3,7 +3,7 @@
 import pytest
 from support.screens import PAGE, SCREEN, run_screen
 
-SCREENS = dict(match.groups() for match in SCREEN.finditer(PAGE.read_text()))
+SCREENS = {m[1]: m[2] for m in SCREEN.finditer(PAGE.read_text())}
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ in a .json of the same name.
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +34,7 @@ def make_model(dtype="float32"):
     )
 
 
-def fit(model, optimizer, path, steps=STEPS, **arguments):
+def fit(model: Any, optimizer: Any, path, steps=STEPS, **arguments):
     """Train for more steps than are recorded, and return the recorder."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(16 * (steps + 15), 6)).astype("float32")
@@ -48,12 +49,13 @@ def fit(model, optimizer, path, steps=STEPS, **arguments):
     assert before == 0 or len(model.optimizer.variables) >= before
     # The run goes on without the recorder.
     model.fit(x[:32], y[:32], batch_size=16, verbose=0)
-    return {"iterations": int(keras.ops.convert_to_numpy(inner.iterations))}
+    iterations: Any = keras.ops.convert_to_numpy(inner.iterations)
+    return {"iterations": int(iterations)}
 
 
 def plain(path):
     """Momentum, a schedule and a clip of the global norm; a sample of the elements."""
-    rate = keras.optimizers.schedules.PiecewiseConstantDecay([29], [0.004, 0.001])
+    rate: Any = keras.optimizers.schedules.PiecewiseConstantDecay([29], [0.004, 0.001])
     optimizer = keras.optimizers.RMSprop(
         rate, rho=0.8, momentum=0.5, epsilon=1e-3, global_clipnorm=0.5
     )
