@@ -122,7 +122,8 @@ def test_a_failure_leaves_all_as_it_was(is_there, run, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("signal", "is_clean"), [("SIGTERM", True), ("SIGKILL", False)]
+    ("signal", "is_clean"),
+    [("SIGKILL", False), pytest.param("SIGTERM", True, marks=pytest.mark.slow)],
 )
 def test_a_process_that_is_killed(signal, is_clean, run, tmp_path):
     """Nothing can clean up after SIGKILL, but the next command."""

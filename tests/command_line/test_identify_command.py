@@ -104,6 +104,7 @@ def test_the_plot_lies_on_the_diagonal(keras_run, match):
         assert np.std(observed[name]) > 1e-3
 
 
+@pytest.mark.slow
 def test_a_clip_is_drawn_by_the_whole_gradient_s_norm(match):
     """Of which the recording has a part: here by norms four times as large."""
     keras = dialects.keras(0.01, rho=0.8, momentum=0.5, epsilon=1e-3)
@@ -253,7 +254,7 @@ def test_what_is_not_a_recording(keras_run, run, tmp_path):
 
 
 def test_missing_matplotlib_is_said_before_the_search(run, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     code, _, err = run("identify", "none.npz", "--plot", tmp_path / "x.png")
     assert code == 2
     assert "matplotlib" in err
