@@ -152,7 +152,7 @@ def _add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
 def _inspect(arguments: argparse.Namespace) -> int:
     report = make_report(arguments.file, has_statistics=arguments.statistics)
     if arguments.json:
-        print(json.dumps(to_json(report), indent=2))
+        print(json.dumps(to_json(report), indent=2, allow_nan=False))
     else:
         print_report(report, sys.stdout, is_whole=arguments.all)
     return 0

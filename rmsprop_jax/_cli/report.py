@@ -375,8 +375,8 @@ def write_size(size: int) -> str:
 
 
 def to_json(report: Report) -> Settings:
-    """Return a report as dictionaries, lists, text and numbers."""
-    return {
+    """Return a report as dictionaries, lists, text and numbers that JSON has."""
+    found = {
         "path": report.path,
         "size": report.size,
         "format": report.format,
@@ -388,6 +388,18 @@ def to_json(report: Report) -> Settings:
         "notes": report.notes,
         "python": report.lines,
     }
+    return {key: _to_plain(value) for key, value in found.items()}
+
+
+def _to_plain(value: object) -> object:
+    """Return a value without infinite numbers and NaN, which JSON does not have."""
+    if isinstance(value, dict):
+        return {str(key): _to_plain(x) for key, x in value.items()}
+    if isinstance(value, list):
+        return [_to_plain(x) for x in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
 
 
 def _optimizer_to_json(optimizer: Optimizer) -> Settings:
@@ -397,7 +409,7 @@ def _optimizer_to_json(optimizer: Optimizer) -> Settings:
         "here": optimizer.dialect,
         "step": optimizer.step_count,
         "groups": [
-            {"count": count, "settings": _finite(settings)}
+            {"count": count, "settings": settings}
             for settings, count in zip(optimizer.groups, optimizer.counts, strict=True)
         ],
         "schedulers": optimizer.schedulers,
@@ -415,14 +427,6 @@ def _optimizer_to_json(optimizer: Optimizer) -> Settings:
             for x in optimizer.parameters
         ],
         "notes": optimizer.notes,
-    }
-
-
-def _finite(settings: Settings) -> Settings:
-    """Return settings without what JSON does not have."""
-    return {
-        key: str(x) if isinstance(x, float) and not math.isfinite(x) else x
-        for key, x in settings.items()
     }
 
 

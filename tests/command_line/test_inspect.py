@@ -287,6 +287,9 @@ def test_statistics_mark_what_is_not_finite(write, run):
     assert "1, 1 NaN" in out
     assert "all 0" in out
     assert "NaN" not in run("inspect", write(checkpoint))[1]
+    checkpoint["optimizer"]["param_groups"][0]["odd"] = [np.inf, float("nan")]
+    found = json.loads(run("inspect", write(checkpoint), "--json")[1])
+    assert found["optimizers"][0]["groups"][0]["settings"]["odd"] == ["inf", "nan"]
 
 
 def test_tables_are_cut_unless_all_is_asked_for(write, run, monkeypatch):
