@@ -126,9 +126,14 @@ class Plan:
             return [*lines, f"params = {loaded}"]
         lines.append(f"weights = {loaded}")
         if where.others:
-            condition = f"if not name.endswith({where.others!r})"
-            pairs = "{name: x for name, x in weights.items() "
-            return [*lines, "params = " + pairs + condition + "}"]
+            return [
+                *lines,
+                f"not_trained = {where.others!r}",
+                "params = {",
+                "    name: x for name, x in weights.items() "
+                "if not name.endswith(not_trained)",
+                "}",
+            ]
         names = [x.name for x in self.arguments if x.name == "names"]
         if not names:
             lines += _write_list("names", where.trained)

@@ -173,7 +173,7 @@ def test_exit_code_of_what_is_not_explained(
 @pytest.mark.slow
 def test_a_run_of_another_optimizer_is_explained(run, tmp_path):
     with jax.numpy_dtype_promotion("standard"):
-        recorded = simulate(optax.sgd(0.1, momentum=0.9))
+        recorded = simulate(optax.sgd(0.1, momentum=0.9), 40, 24)
     code, out, _ = run("identify", save(tmp_path / "x.npz", *recorded))
     assert code == 0
     assert "optax.sgd(0.1, momentum=0.9)" in out
