@@ -6,6 +6,7 @@ import graphlib
 import importlib.metadata
 import pkgutil
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -71,6 +72,9 @@ def test_only_public_names_and_declared_packages_are_imported(path):
                 # Of the extra checkpoints: imported within functions.
                 "google_crc32c",
                 "h5py",
+                # Of the command line: imported within functions.
+                "matplotlib",
+                "orbax",
                 "jax",
                 "optax",
                 "numpy",
@@ -97,6 +101,18 @@ def imported_by(module, path):
         for name in names:
             if name in FILES and name != module:
                 yield name
+
+
+def test_importing_the_package_imports_nothing_of_the_command_line():
+    """Nor what only some files and commands need."""
+    others = ["rmsprop_jax._cli", "h5py", "matplotlib", "orbax", "safetensors", "tqdm"]
+    program = (
+        f"import rmsprop_jax, sys; print([x for x in {others} if x in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"
 
 
 FILES = {

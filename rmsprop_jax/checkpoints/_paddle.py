@@ -14,6 +14,7 @@ The settings are not in the file. In the ``.pdparams`` beside it,
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections.abc import Mapping
@@ -36,9 +37,13 @@ from rmsprop_jax.checkpoints._convert.run import (
     make_run,
 )
 from rmsprop_jax.checkpoints._readers import read_file
-from rmsprop_jax.checkpoints._readers.source import File, explain_content_errors
+from rmsprop_jax.checkpoints._readers.source import (
+    File,
+    StoredArray,
+    explain_content_errors,
+)
 
-_KEYS: dict[Moment, str] = {
+MOMENT_KEYS: dict[Moment, str] = {
     "nu": "mean_square",
     "mu": "momentum",
     "grad_mean": "mean_grad",
@@ -46,11 +51,11 @@ _KEYS: dict[Moment, str] = {
 # A number at the end distinguishes Paddle's variables. With mixed precision the moments
 # are those of the float32 weights.
 _KEY = re.compile(r"(.+?)(?:_fp32_master_\d+)?_(mean_square|momentum|mean_grad)_\d+")
-_NAMES = "StructuredToParameterName@@"
+NAMES_KEY = "StructuredToParameterName@@"
 _SCHEDULER = "LR_Scheduler"
 _MASTER_WEIGHTS = "master_weights"
 _HINTS = ErrorHints(
-    keys=_KEYS,
+    keys=MOMENT_KEYS,
     to_drop="take their keys out of the checkpoint.",
     to_join="Make one optimizer of them first.",
 )
@@ -130,10 +135,10 @@ def from_paddle(
     """
     what, content = _read(checkpoint)
     with explain_content_errors(what):
-        moments = _collect_moments(what, content)
+        moments = collect_moments(what, content)
         _check_centered(what, moments, centered=centered)
         if count is None:
-            count = _read_count(what, content)
+            count = read_count(what, content)
     found = _rename(names, [*moments])
     settings = {
         "rho": rho,
@@ -154,14 +159,15 @@ def find_paddle_weights(what: str, content: object) -> dict[str, NumpyArray]:
     """Return the weights in a ``.pdparams`` file."""
     if not isinstance(content, Mapping):
         raise ValueError(f"{what} must hold weights by name, but it holds none.")
-    found = {k: v for k, v in content.items() if k != _NAMES}
-    odd = [key for key, value in found.items() if not isinstance(value, np.ndarray)]
+    found = {k: v for k, v in content.items() if k != NAMES_KEY}
+    arrays = (np.ndarray, StoredArray)
+    odd = [key for key, value in found.items() if not isinstance(value, arrays)]
     if odd or not found or any(_KEY.fullmatch(str(key)) for key in found):
         raise ValueError(
             f"{what} must hold weights by name, as paddle.save(model.state_dict(), "
             f"...) writes them, but it holds {(odd or [*found])[:8]}."
         )
-    return {name: _view_bfloat16(array) for name, array in found.items()}
+    return {name: np.asarray(_view_bfloat16(x)) for name, x in found.items()}
 
 
 def _read(checkpoint: StateDict | File) -> tuple[str, Any]:
@@ -171,23 +177,29 @@ def _read(checkpoint: StateDict | File) -> tuple[str, Any]:
     return "checkpoint", checkpoint
 
 
-def _view_bfloat16(value: Value) -> NumpyArray:
+def _view_bfloat16(value: Value) -> Value:
     """Return Paddle's bfloat16, which are 16 bits in NumPy, as what they are."""
+    if isinstance(value, StoredArray):
+        is_bfloat16 = value.dtype == np.uint16
+        dtype = jnp.dtype(jnp.bfloat16) if is_bfloat16 else value.dtype
+        return dataclasses.replace(value, dtype=dtype)
     array = np.asarray(value)
     return array.view(jnp.bfloat16) if array.dtype == np.uint16 else array
 
 
-def _collect_moments(what: str, content: object) -> dict[str, dict[Moment, NumpyArray]]:
+def collect_moments(
+    what: str, content: object
+) -> dict[str, dict[Moment, NumpyArray | StoredArray]]:
     """Return the moments of each parameter, by Paddle's names of the parameters."""
     if not isinstance(content, Mapping):
         raise ValueError(
             f"{what} must hold the state of a paddle.optimizer.RMSProp, but it holds "
             f"{type(content).__name__}."
         )
-    moment_of: dict[str, Moment] = {key: moment for moment, key in _KEYS.items()}
-    found: dict[str, dict[Moment, NumpyArray]] = {}
+    moment_of: dict[str, Moment] = {key: moment for moment, key in MOMENT_KEYS.items()}
+    found: dict[str, dict[Moment, NumpyArray | StoredArray]] = {}
     for key, value in content.items():
-        if key in (_NAMES, _SCHEDULER, _MASTER_WEIGHTS):
+        if key in (NAMES_KEY, _SCHEDULER, _MASTER_WEIGHTS):
             continue
         match = _KEY.fullmatch(str(key))
         if not match:
@@ -197,10 +209,12 @@ def _collect_moments(what: str, content: object) -> dict[str, dict[Moment, Numpy
                 "whole checkpoint, give the optimizer's part; the state of another "
                 "optimizer can't be converted."
             )
-        array = to_numpy(_view_bfloat16(value))
+        array = _view_bfloat16(value)
+        if not isinstance(array, StoredArray):
+            array = to_numpy(array)
         found.setdefault(match[1], {})[moment_of[match[2]]] = array
     for name, arrays in found.items():
-        missing = [key for moment, key in _KEYS.items() if moment not in arrays]
+        missing = [key for moment, key in MOMENT_KEYS.items() if moment not in arrays]
         shapes = {array.shape for array in arrays.values()}
         if missing or len(shapes) > 1:
             raise ValueError(
@@ -215,7 +229,7 @@ def _collect_moments(what: str, content: object) -> dict[str, dict[Moment, Numpy
     return found
 
 
-def _read_count(what: str, content: StateDict) -> int:
+def read_count(what: str, content: StateDict) -> int:
     scheduler = content.get(_SCHEDULER, {})
     count = scheduler.get("last_epoch", 0) if isinstance(scheduler, Mapping) else None
     if not isinstance(count, int) or count < 0:
@@ -228,13 +242,13 @@ def _read_count(what: str, content: StateDict) -> int:
 
 def _check_centered(
     what: str,
-    moments: Mapping[str, Mapping[Moment, NumpyArray]],
+    moments: Mapping[str, Mapping[Moment, Value]],
     *,
     centered: bool,
 ) -> None:
     """Raise if the means of the gradients contradict it."""
-    was = any(arrays["grad_mean"].any() for arrays in moments.values())
-    stepped = any(arrays["nu"].any() for arrays in moments.values())
+    was = any(np.any(arrays["grad_mean"]) for arrays in moments.values())
+    stepped = any(np.any(arrays["nu"]) for arrays in moments.values())
     if was != bool(centered) and stepped:
         raise ValueError(
             f"centered must be {was}, as the optimizer was made with, but it was "
@@ -247,7 +261,7 @@ def _rename(names: Mapping[str, str] | File | None, own: list[str]) -> list[str]
     if names is None:
         return own
     what, given = _read(names)
-    given = given.get(_NAMES, given) if isinstance(given, Mapping) else {}
+    given = given.get(NAMES_KEY, given) if isinstance(given, Mapping) else {}
     pairs = given.items() if isinstance(given, Mapping) else ()
     name_of = {
         theirs: name

@@ -20,6 +20,8 @@ from recorded.record_runs import FILES, PADDLE, RUNS
 
 from rmsprop_jax import checkpoints
 from rmsprop_jax.checkpoints import load_weights, read
+from rmsprop_jax.checkpoints._readers import read_file
+from rmsprop_jax.checkpoints._readers.source import StoredArray
 
 CHECKPOINTS = [run.file for run in RUNS.values()]
 FROM: dict[str, Any] = {
@@ -233,3 +235,38 @@ def test_bfloat16_of_paddle(tmp_path):
     found = load_weights(path)["w"]
     assert found.dtype == jnp.bfloat16
     np.testing.assert_array_equal(found, array)
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_large_arrays_stay_in_a_pickle_until_they_are_read(protocol, tmp_path):
+    """As Paddle's are; torch's are not in the pickle."""
+    rng = np.random.default_rng(0)
+    wide = rng.normal(size=(200, 300)).astype(np.float32)
+    content = {
+        "c": wide,
+        "fortran": np.asfortranarray(wide),
+        "big_endian": wide.astype(">f4"),
+        "bfloat16": np.asarray(jnp.asarray(wide, jnp.bfloat16)).view(np.uint16),
+        "bytes": bytes(2**17),
+        "bytearray": bytearray(2**17),
+        "twice": [wide, wide],
+    }
+    path = tmp_path / "x.pdparams"
+    path.write_bytes(pickle.dumps(content, protocol))
+    lazy = read_file(path).content
+    is_lazy = protocol > 2  # before, bytes were text
+    assert isinstance(lazy["c"], StoredArray) == is_lazy
+    found = read(path)
+    assert (found["bytes"], found["bytearray"]) == (bytes(2**17), bytes(2**17))
+    assert found["twice"][0] is not None
+    for name in ("c", "fortran", "big_endian", "bfloat16"):
+        np.testing.assert_array_equal(found[name], content[name])
+        assert found[name].shape == content[name].shape
+    np.testing.assert_array_equal(found["twice"][1], wide)
+    del content["bytes"], content["bytearray"], content["twice"]
+    path.write_bytes(pickle.dumps(content, protocol))
+    weights = load_weights(path)
+    assert weights["bfloat16"].dtype == jnp.bfloat16
+    np.testing.assert_array_equal(weights["fortran"], wide)
+    path.write_bytes(pickle.dumps(content, protocol)[: -(2**18)])
+    refused("cut off or damaged", read, path)

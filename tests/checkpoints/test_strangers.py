@@ -23,7 +23,7 @@ from support import mutations
 from support.strangers import FORMATS, Reader, describe, unpack
 from support.untyped import checkpoints
 
-from rmsprop_jax.checkpoints._readers import source, tensor_bundle
+from rmsprop_jax.checkpoints._readers import keras_h5, source, tensor_bundle
 from rmsprop_jax.checkpoints._readers.h5_attributes import AttributeReader
 from rmsprop_jax.checkpoints._readers.source import Budget, DamagedError
 
@@ -1042,3 +1042,18 @@ def test_changed_files(name):
 def test_a_number_that_goes_beyond_the_end_of_its_bytes(data):
     with pytest.raises(DamagedError, match="beyond the end"):
         tensor_bundle._decode_varint(data, 0)
+
+
+def test_heaps_are_found_wherever_a_piece_of_the_file_ends(monkeypatch):
+    monkeypatch.setattr(keras_h5, "_PIECE", 32)
+    head = b"\x89HDF\r\n\x1a\n" + bytes(5) + b"\x08\x08" + bytes(49)
+    for offset in range(80):
+        for size, is_refused in ((200, False), (2**40, True)):
+            heap = b"HEAP\0\0\0\0" + size.to_bytes(8, "little")
+            content = head + bytes(offset) + heap + bytes(150 - offset)
+            part = source.Source(Path("x"), content)
+            if is_refused:
+                with pytest.raises(DamagedError, match="a heap of names is larger"):
+                    keras_h5._check_layout(part)
+            else:
+                keras_h5._check_layout(part)

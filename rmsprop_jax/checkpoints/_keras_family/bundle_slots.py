@@ -103,10 +103,7 @@ def read_objects(
         count: The step count that the user gave.
     """
     nodes = bundle.nodes
-    found = {
-        path.removesuffix("/inner_optimizer"): i  # of a loss scale
-        for i, path in _find_paths(nodes, _is_rmsprop).items()
-    }
+    found = find_optimizers(bundle)
     if optimizer is None and len(found) == 1:
         optimizer = next(iter(found))
     if optimizer not in found:
@@ -140,6 +137,14 @@ def read_objects(
     return SavedOptimizer(
         what, dialects.keras, own, step_count, names, blocks, BLOCK_NAMES
     )
+
+
+def find_optimizers(bundle: Bundle) -> dict[str, int]:
+    """Return the nodes of the RMSprops in a tf.train.Checkpoint, by their paths."""
+    return {
+        path.removesuffix("/inner_optimizer"): i  # of a loss scale
+        for i, path in _find_paths(bundle.nodes, _is_rmsprop).items()
+    }
 
 
 def _read_slots(

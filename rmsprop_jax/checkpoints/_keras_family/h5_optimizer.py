@@ -57,12 +57,12 @@ def read_optimizer(
     """
     if has_names(file.root):
         variables, labels = _read_named_variables(what, file.root)
-        training = _parse_json(what, file.root.texts["training_config"])
+        training = parse_json(what, file.root.texts["training_config"])
         config = get_config(training, "optimizer_config")
     else:
-        variables, labels = _read_numbered_variables(what, file.root), []
+        variables, labels = read_numbered_variables(what, file.root), []
         config = get_config(get_config(file.config, "compile_config"), "optimizer")
-    dialect, own = _read_settings(what, config)
+    dialect, own = read_settings(what, config)
     if not config and "learning_rate" not in given:
         own["learning_rate"] = None  # it may be among the variables
     settings = merge_settings(what, dialect, own, given)
@@ -153,7 +153,7 @@ def _missing_iterations_error(
     return ValueError(message)
 
 
-def _read_numbered_variables(what: str, root: Group) -> list[StoredArray]:
+def read_numbered_variables(what: str, root: Group) -> list[StoredArray]:
     """Return the optimizer's variables of a file that has no names."""
     if "optimizer" not in root.groups:
         raise _missing_optimizer_error(what)
@@ -179,7 +179,7 @@ def _read_named_variables(
     return [group.array(label) for label in labels], labels
 
 
-def _parse_json(what: str, text: str) -> Settings:
+def parse_json(what: str, text: str) -> Settings:
     try:
         content: Any = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -187,7 +187,7 @@ def _parse_json(what: str, text: str) -> Settings:
     return content if isinstance(content, dict) else {}
 
 
-def _read_settings(what: str, config: Settings) -> tuple[Dialect, Settings]:
+def read_settings(what: str, config: Settings) -> tuple[Dialect, Settings]:
     """Return the dialect, and the settings by Keras's names.
 
     A ``.weights.h5`` has none.

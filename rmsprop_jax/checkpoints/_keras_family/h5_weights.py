@@ -56,7 +56,7 @@ def find_numbered_weights(
 
     The variables of each layer are in the order of the names.
     """
-    groups = list(_walk_layers(file.root, file.config))
+    groups = list(walk_layers(file.root, file.config))
     found: dict[str, StoredArray] = {}
     used: list[str] = []
     for owner, of_owner in _group_by_owner(names).items():
@@ -98,7 +98,7 @@ def check_shapes(
         names: The names of the trainable variables that the user gave.
         shapes: The shapes of their moments.
     """
-    groups = list(_walk_layers(file.root, file.config))
+    groups = list(walk_layers(file.root, file.config))
     shape_of = dict(zip(names, shapes, strict=True))
     for owner, of_owner in _group_by_owner(names).items():
         group = _find_closest(owner.split("/"), groups)
@@ -155,7 +155,7 @@ def _drop_shared(
     return [array for array in arrays if not is_shared(array)]
 
 
-def _walk_layers(
+def walk_layers(
     group: Group, config: Config, outer: Sequence[str] = ()
 ) -> Iterator[tuple[list[str], Group]]:
     """Yield every group with variables, with the names of its layer and the outer ones.
@@ -173,9 +173,9 @@ def _walk_layers(
     for key, child in group.groups.items():
         if key in _CONTAINERS:
             for member, inner in child.groups.items():
-                yield from _walk_layers(inner, members.get(member, {}), names)
+                yield from walk_layers(inner, members.get(member, {}), names)
         elif key not in ("vars", "optimizer", "metrics"):
-            yield from _walk_layers(child, {}, names)
+            yield from walk_layers(child, {}, names)
 
 
 def _name_groups(layers: object) -> dict[str, Config]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rmsprop_jax.checkpoints._readers import keras_h5, pickled, tensor_bundle
-from rmsprop_jax.checkpoints._readers.pickles import Namespace
+from rmsprop_jax.checkpoints._readers.pickles import Namespace, StoredBytes
 from rmsprop_jax.checkpoints._readers.source import (
     File,
     Source,
@@ -126,6 +126,8 @@ def materialize(content: object) -> Any:
     def visit(x: Any, depth: int) -> Any:
         if isinstance(x, StoredArray):
             return x.read()
+        if isinstance(x, StoredBytes):
+            return x.storage.read()
         if not isinstance(x, dict | list | tuple | Namespace):
             return x
         if id(x) in made:  # what stands in two places stays one

@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import mmap
 import zlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
@@ -46,6 +45,9 @@ _LISTS = ("layer_names", "weight_names")
 _DEFLATE, _SHUFFLE, _FLETCHER32 = 1, 2, 3
 _CHECKSUM_SIZE = 4
 _MAX_DEPTH = 100
+# The bytes that are searched for heaps at once, and those of a heap that tell its size.
+_PIECE = 2**22
+_HEAP_HEADER = 16
 
 
 class Group(NamedTuple):
@@ -153,7 +155,7 @@ def _read_h5(source: Source, part: Source) -> Group:
         raise ImportError(
             "Keras's files are read by h5py, which is missing: pip install h5py"
         ) from error
-    _check_layout(part.map())
+    _check_layout(part)
     try:
         # It stays open, as the arrays are read later.
         file = h5py.File(part.open() if part is not source else part.path, "r")
@@ -167,22 +169,32 @@ def _read_h5(source: Source, part: Source) -> Group:
         raise DamagedError(f"{error}") from error
 
 
-def _check_layout(data: bytes | mmap.mmap) -> None:
+def _check_layout(part: Source) -> None:
     """Raise if the file is not laid out as Keras's are, or a heap is larger than it.
 
     For a heap of names libhdf5 takes as much memory as that declares. One that was
     deleted may still be there, and lead beyond the file's end, so only its size is
-    checked.
+    checked. The file is read in pieces, because a large one would fill the memory if it
+    were mapped, and take longer.
     """
     # The sizes of addresses and of lengths, where each version of the file has them.
-    sizes = data[13:15] if data[8:9] in (b"\0", b"\1") else data[9:11]
-    if data[:8] != _SIGNATURE or sizes != b"\x08\x08":
+    head = part.head
+    sizes = head[13:15] if head[8:9] in (b"\0", b"\1") else head[9:11]
+    if head[:8] != _SIGNATURE or sizes != b"\x08\x08":
         raise UnsupportedError("it is not an HDF5 file whose addresses have 8 bytes")
-    start = data.find(b"HEAP\0")
-    while start >= 0:
-        if int.from_bytes(data[start + 8 : start + 16], "little") > len(data):
-            raise DamagedError("a heap of names is larger than the file")
-        start = data.find(b"HEAP\0", start + 5)
+    # What is left of the last piece, which may begin a heap, and a new piece.
+    left = _HEAP_HEADER - 1
+    data = bytearray(left + min(_PIECE, part.size))
+    with part.open() as file:
+        while count := file.readinto(memoryview(data)[left:]):
+            end = left + count
+            start = data.find(b"HEAP\0", 0, end)
+            while 0 <= start <= end - _HEAP_HEADER:
+                size = data[start + 8 : start + _HEAP_HEADER]
+                if int.from_bytes(size, "little") > part.size:
+                    raise DamagedError("a heap of names is larger than the file")
+                start = data.find(b"HEAP\0", start + 5, end)
+            data[:left] = data[end - left : end]
 
 
 @dataclasses.dataclass(frozen=True)

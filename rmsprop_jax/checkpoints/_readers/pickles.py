@@ -13,6 +13,7 @@ with two underscores, and all that is created counts against a budget.
 from __future__ import annotations
 
 import codecs
+import functools
 import math
 import mmap
 import struct
@@ -111,6 +112,8 @@ QUANTIZED_STORAGES = {
 
 # What a Python object takes in memory, about.
 _OBJECT_SIZE = 72
+# Fewer bytes than these are read at once, because it is simpler and no slower.
+_LAZY_SIZE = 2**16
 
 Arguments: TypeAlias = tuple[object, ...]
 
@@ -145,6 +148,18 @@ class _UnbuiltArray(OpaqueValue):
 
 class Namespace(SimpleNamespace):
     """An ``argparse.Namespace`` or a ``types.SimpleNamespace``."""
+
+
+class StoredBytes(OpaqueValue):
+    """Many bytes in a pickle, as NumPy's arrays have them, which are still in the file.
+
+    Attributes:
+        storage: Reads them.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        super().__init__("bytes")
+        self.storage = storage
 
 
 class StorageView(OpaqueValue):
@@ -241,6 +256,19 @@ class PickleMachine:
 
     def read_counted(self, form: str) -> bytes:
         return self.read(self.read_number(form))
+
+    def push_bytes(self, form: str) -> None:
+        """Push bytes. Many of them stay in the file until an array is read."""
+        size = self.read_number(form)
+        if size < _LAZY_SIZE or not isinstance(self.data, mmap.mmap):
+            self.push(self.read(size))
+            return
+        start = self.position
+        if start + size > len(self.data):
+            raise DamagedError("a pickle ends too early")
+        self.position += size
+        read = functools.partial(self.source.read_range, start, size)
+        self.push(StoredBytes(Storage(size, read)))
 
     def skip_frame(self, size: int) -> None:
         if self.position + size > len(self.data):
@@ -436,8 +464,10 @@ class PickleMachine:
     def make_namespace(self, *_: object) -> Namespace:
         return Namespace()
 
-    def make_bytes(self, text: object = "", *_: object) -> bytes:
+    def make_bytes(self, text: object = "", *_: object) -> bytes | StoredBytes:
         """Make bytes of text in Latin-1, which is how protocols 0 to 2 write them."""
+        if isinstance(text, StoredBytes):
+            return text
         if not isinstance(text, str | bytes):
             raise DamagedError("bytes are made of what is not text")
         self.spend(len(text))
@@ -469,13 +499,23 @@ class PickleMachine:
     def make_array(
         self, content: object, dtype: object, shape: object, order: object = "C"
     ) -> object:
-        if not isinstance(dtype, np.dtype) or not isinstance(content, bytes):
+        if not isinstance(dtype, np.dtype) or not isinstance(
+            content, bytes | StoredBytes
+        ):
             return OpaqueValue("NumPy array of text or objects")
         shape = validate_shape(shape)
-        if len(content) != math.prod(shape) * dtype.itemsize:
+        is_stored = isinstance(content, StoredBytes)
+        size = content.storage.size if is_stored else len(content)
+        if size != math.prod(shape) * dtype.itemsize:
             raise DamagedError(
-                f"an array of shape {shape} and dtype {dtype} has {len(content)} bytes"
+                f"an array of shape {shape} and dtype {dtype} has {size} bytes"
             )
+        if is_stored:
+            strides = _find_strides(shape if order != "F" else shape[::-1])
+            layout = Strided(
+                content.storage, 0, strides if order != "F" else strides[::-1]
+            )
+            return StoredArray(self.source.path, shape, dtype, layout)
         flat: NumpyArray = np.frombuffer(content, dtype)
         return flat.reshape(shape, order="F" if order == "F" else "C")
 
@@ -585,6 +625,11 @@ class PickleMachine:
         self.push(StorageView(self.storages[key], dtype, start))
 
 
+def _find_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the strides of an array whose last axis is contiguous, in elements."""
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
 def _read_nowhere() -> bytes:
     raise DamagedError("a tensor has no bytes")
 
@@ -664,10 +709,10 @@ OPCODES: dict[bytes, Callable[[PickleMachine], None]] = {
     b"X": lambda m: m.push_text(m.read_counted("<I")),
     b"\x8c": lambda m: m.push_text(m.read_counted("<B")),
     b"\x8d": lambda m: m.push_text(m.read_counted("<Q")),
-    b"B": lambda m: m.push(m.read_counted("<I")),
+    b"B": lambda m: m.push_bytes("<I"),
     b"C": lambda m: m.push(m.read_counted("<B")),
-    b"\x8e": lambda m: m.push(m.read_counted("<Q")),
-    b"\x96": lambda m: m.push(m.read_counted("<Q")),
+    b"\x8e": lambda m: m.push_bytes("<Q"),
+    b"\x96": lambda m: m.push_bytes("<Q"),
     # Containers.
     b"(": lambda m: m.mark(),
     b"]": lambda m: m.push([]),

@@ -13,7 +13,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import IO, Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -83,7 +83,7 @@ class Source:
         with self.open() as file:
             self.head = file.read(64)
 
-    def open(self) -> IO[bytes]:
+    def open(self) -> io.BufferedReader | io.BytesIO:
         """Open it for reading, which happens again when an array is read."""
         return (
             self.path.open("rb") if self._content is None else io.BytesIO(self._content)

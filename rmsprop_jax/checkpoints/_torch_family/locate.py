@@ -46,7 +46,7 @@ class Parts(NamedTuple):
 
 def find_state_dict(what: str, checkpoint: object) -> StateDict:
     """Return the optimizer's state_dict of a whole checkpoint, if it holds only one."""
-    found = dict(_find(checkpoint, _is_state_dict))
+    found = find_state_dicts(checkpoint)
     if len(found) == 1:
         return next(iter(found.values()))
     if found:
@@ -64,6 +64,11 @@ def find_state_dict(what: str, checkpoint: object) -> StateDict:
     )
 
 
+def find_state_dicts(checkpoint: object) -> dict[str, StateDict]:
+    """Return the state_dicts of optimizers in a whole checkpoint, by their places."""
+    return dict(_find(checkpoint, _is_state_dict))
+
+
 def find_schedulers(checkpoint: object) -> dict[str, StateDict]:
     """Return the state_dicts of schedulers in a whole checkpoint, by their places."""
     return dict(_find(checkpoint, _is_scheduler))
@@ -71,7 +76,7 @@ def find_schedulers(checkpoint: object) -> dict[str, StateDict]:
 
 def find_weights(what: str, checkpoint: object, *, ema: bool) -> dict[str, NumpyArray]:
     """Return the weights of a whole checkpoint, by name, or their moving averages."""
-    found = _find_models(checkpoint, ema=ema)
+    found = find_models(checkpoint, ema=ema)
     if len(found) != 1:
         raise ValueError(
             f"{what} must hold the {'averaged ' * ema}weights of one model, but it "
@@ -84,7 +89,7 @@ def find_weights(what: str, checkpoint: object, *, ema: bool) -> dict[str, Numpy
 
 def find_weights_beside(checkpoint: object) -> dict[str, npt.ArrayLike]:
     """Return the weights of the model in a whole checkpoint, if it holds one."""
-    found = _find_models(checkpoint, ema=False)
+    found = find_models(checkpoint, ema=False)
     return next(iter(found.values())) if len(found) == 1 else {}
 
 
@@ -242,7 +247,7 @@ def _find(tree: object, is_one: Callable[[object], bool]) -> Iterator[tuple[str,
 _CONTAINERS = (Mapping, list, tuple)
 
 
-def _find_models(
+def find_models(
     checkpoint: object, *, ema: bool
 ) -> dict[str, dict[str, npt.ArrayLike]]:
     """Return the dictionaries of tensors in a checkpoint, by their places."""

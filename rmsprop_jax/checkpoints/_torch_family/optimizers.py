@@ -177,7 +177,9 @@ def _recognize(
     if keys & TORCH_SETTINGS or not stepped:
         return TORCH
     alphas = {i: to_float(s["alpha"]) for s in groups for i in s["params"]}
-    for i, buffers in stepped.items():
+    # The smallest come first, because one that proves it ends the reading of a file.
+    by_size = sorted(stepped.items(), key=lambda x: np.prod(np.shape(x[1][nu_key])))
+    for i, buffers in by_size:
         smallest = alphas[i] ** to_float(buffers[STEP])
         # α^t is off by less than a thousandth, by rounding.
         if (np.real(to_numpy(buffers[nu_key])) < 0.999 * smallest).any():

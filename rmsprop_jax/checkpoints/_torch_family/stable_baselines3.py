@@ -92,7 +92,7 @@ def from_stable_baselines3(
         names,
         learning_rate,
         momentum,
-        _guess_names,
+        guess_names,
     )
 
 
@@ -124,7 +124,7 @@ def to_stable_baselines3(
     return export(STABLE_BASELINES3, opt_state, from_params, like, names)
 
 
-def _guess_names(
+def guess_names(
     groups: list[Settings], weights: Mapping[str, Value]
 ) -> list[str] | None:
     """Return the names in the policy's order, if the optimizer has as many."""

@@ -103,7 +103,7 @@ def from_timm(
         names,
         learning_rate,
         momentum,
-        _guess_names,
+        guess_names,
         validate_counting(updates_per_step, offset),
     )
 
@@ -134,12 +134,12 @@ def to_timm(
     return export(TIMM, opt_state, from_params, like, names)
 
 
-def _guess_names(
+def guess_names(
     groups: list[Settings], weights: Mapping[str, Value]
 ) -> list[str] | None:
     """Return the names as timm's script puts them into groups, if it did."""
     names = find_trainable_names(weights)
-    flat = [n for n in names if np.ndim(weights[n]) <= 1 or n.endswith(".bias")]
+    flat = [n for n in names if len(np.shape(weights[n])) <= 1 or n.endswith(".bias")]
     others = [n for n in names if n not in set(flat)]
     sizes = [len(group["params"]) for group in groups]
     if sizes == [len(names)]:

@@ -1,0 +1,28 @@
+"""Files that Keras and TensorFlow wrote, and the command line in this process."""
+
+import zipfile
+
+import pytest
+from recorded.record_keras_runs import FILE
+
+from rmsprop_jax._cli import main
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    """A folder for each framework of the Keras family, with its recorded files."""
+    folder = tmp_path_factory.mktemp("keras")
+    with zipfile.ZipFile(FILE) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+@pytest.fixture
+def run(capsys):
+    """Run the command line, and return its exit code, stdout and stderr."""
+
+    def run(*argv):
+        code = main([str(x) for x in argv])
+        return code, *capsys.readouterr()
+
+    return run
