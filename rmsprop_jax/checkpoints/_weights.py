@@ -27,7 +27,7 @@ def load_weights(
 
     Args:
         checkpoint: A file of torch, timm, Lightning, Stable-Baselines3, Paddle
-            (``.pdparams``) or Keras, or what the names of TensorFlow's files begin
+            (``.pdparams``) or Keras; a folder of torch.distributed.checkpoint; or what the names of TensorFlow's files begin
             with; or a dictionary that `read` returned, whole or in part.
         names: Only for Keras's ``.keras`` and ``.weights.h5``, which do not hold them:
             ``[v.path for v in model.weights]``. With ``ema`` they are those of the
@@ -80,8 +80,9 @@ def read(path: File) -> Any:
     this module take what this returns, whole or in part.
 
     Args:
-        path: A file that ``torch.save`` or ``paddle.save`` wrote, or a zip file of
-            Stable-Baselines3. For the last, the result is a dictionary of what each of
+        path: A file that ``torch.save`` or ``paddle.save`` wrote, a folder that
+            torch.distributed.checkpoint wrote, or a zip file of Stable-Baselines3. For
+            the last, the result is a dictionary of what each of
             its ``.pth`` files holds.
 
     Returns:

@@ -69,7 +69,9 @@ class Source:
         budget: What reading it may cost.
     """
 
-    def __init__(self, path: Path, content: bytes | None = None) -> None:
+    def __init__(
+        self, path: Path, content: bytes | None = None, budget: Budget | None = None
+    ) -> None:
         self.path = path
         self._content = content
         self._counted: set[str] = set()
@@ -79,7 +81,7 @@ class Source:
             self.size = path.stat().st_size
         else:
             self.size = len(content)
-        self.budget = Budget(self.size)
+        self.budget = budget or Budget(self.size)
         with self.open() as file:
             self.head = file.read(64)
 

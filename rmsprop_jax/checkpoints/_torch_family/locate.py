@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -16,7 +16,7 @@ from rmsprop_jax.checkpoints._convert.arrays import (
     to_numpy_exactly,
 )
 from rmsprop_jax.checkpoints._convert.run import Settings
-from rmsprop_jax.checkpoints._readers.source import StoredArray
+from rmsprop_jax.checkpoints._readers.source import StoredArray, read_each
 from rmsprop_jax.checkpoints._torch_family.optimizers import Buffers
 
 # Dictionaries of dictionaries of tensors, lists and numbers, as torch itself types it.
@@ -130,7 +130,7 @@ def split_state_dict(what: str, state_dict: StateDict) -> Parts:
                 f"{what} must have a dictionary under 'state', but it was "
                 f"{own_state!r}."
             )
-        return Parts(own_state, groups)
+        return Parts(_match_ids(own_state, groups), groups)
     ids = {str(i): i for group in groups for i in group["params"]}
     state: dict[Id, NewStateDict] = {}
     for path, value in state_dict.items():
@@ -143,6 +143,18 @@ def split_state_dict(what: str, state_dict: StateDict) -> Parts:
                 f"among the 'params' of a group, but it has the key {path!r}."
             )
     return Parts(state, groups)
+
+
+def _match_ids(
+    state: Mapping[Id, Buffers], groups: Sequence[Settings]
+) -> Mapping[Id, Buffers]:
+    """Return the state by the ids of the groups.
+
+    torch.distributed.checkpoint makes text of torch's numbers in the state, but not in
+    the groups.
+    """
+    number_of = {str(i): i for group in groups for i in group["params"]}
+    return {number_of.get(i, i) if isinstance(i, str) else i: state[i] for i in state}
 
 
 def replace_state(
@@ -204,7 +216,8 @@ def _split_flattened(what: str, state_dict: StateDict) -> Parts:
             )
         found[prefix].setdefault(name, {})[key] = value
     groups: dict[str, Settings] = {}
-    for name, settings in found["param_groups"].items():
+    for name, unread in found["param_groups"].items():
+        settings = dict(zip(unread, read_each([*unread.values()]), strict=True))
         group = groups.setdefault(repr(sorted(settings.items())), settings)
         group.setdefault("params", []).append(name)
     return Parts(found["state"], [*groups.values()])

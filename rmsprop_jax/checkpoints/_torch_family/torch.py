@@ -50,7 +50,8 @@ def from_torch(
     """Resume a run of ``torch.optim.RMSprop`` in JAX.
 
     Args:
-        checkpoint: The path of a file that ``torch.save`` wrote, or what it holds:
+        checkpoint: The path of a file that ``torch.save`` wrote, or of a folder that
+            torch.distributed.checkpoint wrote, as FSDP runs do; or what it holds:
             ``torch.optim.RMSprop(...).state_dict()``, of tensors on any device or of
             NumPy arrays, or the checkpoint of a whole run that has one in it, such as
             Lightning's. The state_dict may also be flat, as safetensors keeps it
