@@ -27,8 +27,9 @@ def load_weights(
 
     Args:
         checkpoint: A file of torch, timm, Lightning, Stable-Baselines3, Paddle
-            (``.pdparams``) or Keras; a folder of torch.distributed.checkpoint; or what the names of TensorFlow's files begin
-            with; or a dictionary that `read` returned, whole or in part.
+            (``.pdparams``) or Keras; a folder of torch.distributed.checkpoint; what the
+            names of TensorFlow's files begin with; or a dictionary that `read`
+            returned, whole or in part.
         names: Only for Keras's ``.keras`` and ``.weights.h5``, which do not hold them:
             ``[v.path for v in model.weights]``. With ``ema`` they are those of the
             ``trainable_variables``.

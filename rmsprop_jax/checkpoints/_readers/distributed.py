@@ -64,8 +64,7 @@ class _Place(NamedTuple):
 
     def read(self, what: str, budget: Budget | None = None) -> object:
         """Read what `torch.save` wrote there."""
-        content = self.source.read_range(self.offset, self.size)
-        part = Source(self.source.path, content, budget)
+        part = Source(self.source.path, (self.offset, self.size), budget)
         if not is_torch(part):
             raise DamagedError(f"the bytes of {what} are not what torch.save writes")
         return read_torch(part)
@@ -86,33 +85,45 @@ class _Chunked:
     name: str
     chunks: Sequence[_Chunk]
 
-    def read(self, shape: tuple[int, ...], dtype: DType) -> NumpyArray:
-        """Read the tensor."""
+    def read(
+        self, shape: tuple[int, ...], dtype: DType, rows: slice | None, *, verify: bool
+    ) -> NumpyArray:
+        """Read the tensor, or some of its first axis."""
+        first, last = (0, shape[0] if shape else 0)
+        if rows is not None:
+            first, last = rows.start, rows.stop
+            shape = (last - first, *shape[1:])
         array = np.zeros(shape, dtype)
         for chunk in self.chunks:
+            into = [slice(o, o + n) for o, n in zip(*chunk[:2], strict=True)]
+            part = None
+            if shape:
+                begin, end = max(into[0].start, first), min(into[0].stop, last)
+                if begin >= end:
+                    continue
+                if end - begin < chunk.sizes[0]:
+                    part = slice(begin - into[0].start, end - into[0].start)
+                into[0] = slice(begin - first, end - first)
             what = f"the chunk at {chunk.offsets} of {self.name!r}"
-            part = chunk.place.read(what)
+            stored = chunk.place.read(what)
             if (
-                not isinstance(part, StoredArray)
-                or part.shape != chunk.sizes
-                or part.dtype != dtype
+                not isinstance(stored, StoredArray)
+                or stored.shape != chunk.sizes
+                or stored.dtype != dtype
             ):
                 raise DamagedError(
                     f"{what} must be a tensor of shape {chunk.sizes} and dtype {dtype},"
-                    f" but it is {part!r}"
+                    f" but it is {stored!r}"
                 )
-            array[_slices(chunk)] = part.layout.read(part.shape, part.dtype)
+            array[tuple(into)] = stored.layout.read(
+                stored.shape, dtype, part, verify=verify
+            )
         array.flags.writeable = False
         return array
 
     def identify(self) -> object:
         """Return what is equal for two arrays of the same elements."""
         return self.name
-
-
-def _slices(chunk: _Chunk) -> tuple[slice, ...]:
-    pairs = zip(chunk.offsets, chunk.sizes, strict=True)
-    return tuple(slice(start, start + size) for start, size in pairs)
 
 
 def is_distributed(source: Source) -> bool:

@@ -66,6 +66,7 @@ def read_torch(source: Source) -> object:
     for key, storage in storages.items():
         member = f"{folder}data/{key}"
         storage.read_bytes = functools.partial(source.read_member, member)
+        storage.verify = functools.partial(source.verify_member, member)
     return content
 
 
@@ -89,10 +90,18 @@ def read_torch_legacy(source: Source) -> object:
         if position + storage.size > source.size:
             raise DamagedError("the last tensors are missing")
         storage.read_bytes = functools.partial(
-            source.read_range, position, storage.size
+            _read_within, source, position, storage.size
         )
         position += storage.size
     return content
+
+
+def _read_within(
+    source: Source, start: int, all_bytes: int, offset: int, size: int
+) -> bytes:
+    """Read a part of some bytes, or what there is of it."""
+    size = max(min(size, all_bytes - offset), 0)
+    return source.read_range(start + offset, size)
 
 
 def read_stable_baselines3(source: Source) -> dict[str, Any]:
