@@ -11,6 +11,8 @@ import numpy as np
 
 from rmsprop_jax.checkpoints._convert.arrays import NumpyArray
 
+_BLOCK = 2**18  # elements
+
 
 def to_variance(mean_square: NumpyArray, mean: NumpyArray) -> NumpyArray:
     """Return ν = E[g²] − m², in the dtype of E[g²]."""
@@ -33,4 +35,10 @@ def _map_parts(
         both.real = _map_parts(formula, np.real(x), np.real(y))
         both.imag = _map_parts(formula, np.imag(x), np.imag(y))
         return both
-    return np.asarray(formula(x.astype(float), y.astype(float)), x.dtype)
+    made: NumpyArray = np.empty(x.shape, x.dtype)
+    flat, of_x, of_y = made.reshape(-1), x.reshape(-1), y.reshape(-1)
+    # In float64 all at once would take several times the memory.
+    for start in range(0, flat.size, _BLOCK):
+        block = slice(start, start + _BLOCK)
+        flat[block] = formula(of_x[block].astype(float), of_y[block].astype(float))
+    return made

@@ -46,9 +46,9 @@ class Reader(NamedTuple):
 READERS = (
     Reader("keras", keras_h5.is_keras, keras_h5.read_keras),
     Reader("tensorflow", tensor_bundle.is_bundle, tensor_bundle.read_bundle),
-    Reader("torch", distributed.is_distributed, distributed.read_distributed),
     Reader("torch", pickled.is_torch, pickled.read_torch),
     Reader("torch", pickled.is_torch_legacy, pickled.read_torch_legacy),
+    Reader("torch", distributed.is_distributed, distributed.read_distributed),
     Reader(
         "stable_baselines3",
         pickled.is_stable_baselines3,

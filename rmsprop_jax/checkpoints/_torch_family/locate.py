@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from rmsprop_jax.checkpoints._convert.arrays import (
-    NumpyArray,
     Tensor,
     to_numpy_exactly,
 )
@@ -69,7 +68,9 @@ def find_schedulers(checkpoint: object) -> dict[str, StateDict]:
     return dict(_find(checkpoint, _is_scheduler))
 
 
-def find_weights(what: str, checkpoint: object, *, ema: bool) -> dict[str, NumpyArray]:
+def find_weights(
+    what: str, checkpoint: object, *, ema: bool
+) -> Mapping[str, npt.ArrayLike]:
     """Return the weights of a whole checkpoint, by name, or their moving averages."""
     found = _find_models(checkpoint, ema=ema)
     if len(found) != 1:
@@ -78,8 +79,7 @@ def find_weights(what: str, checkpoint: object, *, ema: bool) -> dict[str, Numpy
             f"holds {', '.join(found) or 'none'}. Give the part that is meant; "
             "read(path) reads a file."
         )
-    weights = next(iter(found.values()))
-    return {name: to_numpy_exactly(value) for name, value in weights.items()}
+    return next(iter(found.values()))
 
 
 def find_weights_beside(checkpoint: object) -> dict[str, npt.ArrayLike]:
