@@ -5,10 +5,10 @@
 
 makes a file of a decoder's shapes with torch for each size, and reads it in new
 processes. Memory is the peak of the process's resident memory over that before the
-call: all of it, pages of files among them (nothing is mapped). The state of ``to_torch``
-is there before. "elsewhere" is the peak without the result, as where the result is in
-the memory of another device. Time is beside that of reading the bytes of the file into
-memory. The file is in the system's cache.
+call: all of it, pages of files among them (nothing is mapped). The state that
+``to_torch`` gets is there before. "elsewhere" is the peak without the result, as where
+the result is in the memory of another device. Time is beside that of reading the bytes
+of the file into memory. The file is in the system's cache.
 """
 
 from __future__ import annotations

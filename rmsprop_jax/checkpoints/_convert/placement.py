@@ -170,6 +170,8 @@ def _check_fits(name: str, shape: tuple[int, ...], sharding: object) -> Sharding
             f"was {sharding!r}."
         )
     try:
+        if isinstance(sharding, NamedSharding) and len(sharding.spec) > len(shape):
+            raise ValueError(f"it has {len(sharding.spec)} axes")
         sharding.shard_shape(shape)
         sharding.addressable_devices_indices_map(shape)
     except ValueError as error:
