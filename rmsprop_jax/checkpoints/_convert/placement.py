@@ -10,6 +10,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -224,7 +225,7 @@ def place_leaves(
     shardings: Sequence[Sharding | None],
     views: Sequence[View | None],
     values: Sequence[Value],
-    copied: dict[int, Any],
+    copied: Mapping[int, Any],
     finish: Finish | None = None,
     *,
     exact: bool = False,
@@ -237,20 +238,34 @@ def place_leaves(
         shardings: The sharding of every leaf; None for JAX's default device.
         views: What every leaf is of the parameters; None if it is among the copied.
         values: The parameters, in memory or in a file.
-        copied: Leaves that are not views of a parameter, by their numbers. They are
-            taken out.
+        copied: Leaves that are not views of a parameter, by their numbers.
         finish: From what was read of some leaves to what is put.
         exact: Whether the dtype is that of the value, or at least float32.
     """
     placed: list[jax.Array | None] = [None] * len(views)
-    for batch in _plan_batches(leaves, shapes, shardings):
+
+    def read(batch: Sequence[Part]) -> list[NumpyArray]:
         arrays = read_parts(batch, views, values, copied, exact=exact)
-        arrays = finish(arrays, batch) if finish else arrays
+        return finish(arrays, batch) if finish else arrays
+
+    def put(batch: Sequence[Part], arrays: list[NumpyArray]) -> None:
         for i, part in enumerate(batch):
             # Until it is ready, JAX keeps the memory of the NumPy array.
             placed[part.leaf] = _put(arrays[i], part).block_until_ready()
             arrays[i] = np.zeros(0)
-            copied.pop(part.leaf, None)
+
+    batches = _plan_batches(leaves, shapes, shardings)
+    if len(batches) == 1:
+        put(batches[0], read(batches[0]))
+    elif batches:
+        # While one batch is put, the next one is read. One thread alone reads.
+        with ThreadPoolExecutor(1) as thread:
+            pending = thread.submit(read, batches[0])
+            for batch, after in zip(batches, [*batches[1:], []], strict=True):
+                arrays = pending.result()
+                pending = thread.submit(read, after)
+                put(batch, arrays)
+                del arrays
     return placed
 
 
