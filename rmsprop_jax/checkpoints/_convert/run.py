@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
@@ -219,7 +219,7 @@ def split_run(
     opt_state: optax.OptState,
     from_params: FromParams | None,
     group_of: Mapping[str, int],
-) -> list[ParamState]:
+) -> Iterator[ParamState]:
     """Return the state of each parameter: the inverse of `make_run`.
 
     Args:
@@ -230,7 +230,8 @@ def split_run(
             show theirs themselves.
 
     Returns:
-        The states, in the order of the names. Their ``group`` is that of ``opt_state``.
+        The states one by one, so that the caller need not hold all of them, in the
+        order of the names. Their ``group`` is that of ``opt_state``.
 
     Raises:
         ValueError: If from_params makes other names, does not only rearrange, or makes
@@ -256,32 +257,43 @@ def split_run(
         fill = functools.partial(jnp.full_like, fill_value=make_mark(number))
         return jax.tree.map(fill, decode_moment(state, "nu"))
 
+    # The marks take as much memory as a moment, so they are forgotten first.
     marked = map_from_params([mark(state, n) for n, state in enumerate(states)])
-    arrays = {
+    leaves = [(repr(name), marked[name]) for name in group_of]
+    found = count_marks("from_params", leaves, len(states))
+    del marked, leaves
+    owners: dict[str, int] = {}
+    for (name, group), counts in zip(group_of.items(), found, strict=True):
+        if len(counts) > 1:
+            raise ValueError(
+                f"from_params must keep the groups apart, but it made {name!r} of "
+                f"leaves of {len(counts)} groups."
+            )
+        owners[name] = next(iter(counts), min(group, len(states) - 1))
+    arrays: dict[Moment, Mapping[str, npt.ArrayLike]] = {
         moment: map_from_params([decode_moment(state, moment) for state in states])
         for moment in MOMENTS
         if any(getattr(state, moment) is not None for state in states)
     }
-    counts = [int(state.count) for state in states]
-    leaves = [(repr(name), marked[name]) for name in group_of]
-    marks = count_marks("from_params", leaves, len(states))
-    params: list[ParamState] = []
-    for (name, group), found in zip(group_of.items(), marks, strict=True):
-        if len(found) > 1:
-            raise ValueError(
-                f"from_params must keep the groups apart, but it made {name!r} of "
-                f"leaves of {len(found)} groups."
-            )
-        g = next(iter(found), min(group, len(states) - 1))
+    return _split_params(states, owners, arrays)
+
+
+def _split_params(
+    states: Sequence[RMSPropState],
+    owners: Mapping[str, int],
+    arrays: Mapping[Moment, Mapping[str, npt.ArrayLike]],
+) -> Iterator[ParamState]:
+    """Yield the state of each parameter, whose second moment may be a new array."""
+    for name, group in owners.items():
+        state = states[group]
         moments = {
             moment: to_numpy(made[name])
             for moment, made in arrays.items()
-            if getattr(states[g], moment) is not None
+            if getattr(state, moment) is not None
         }
         if "grad_mean" in moments:
             moments["nu"] = to_mean_square(moments["nu"], moments["grad_mean"])
-        params.append(ParamState(name, g, counts[g], **moments))
-    return params
+        yield ParamState(name, group, int(state.count), **moments)
 
 
 def override_learning_rate(

@@ -35,8 +35,10 @@ def _map_parts(
         both.real = _map_parts(formula, np.real(x), np.real(y))
         both.imag = _map_parts(formula, np.imag(x), np.imag(y))
         return both
-    made: NumpyArray = np.empty(x.shape, x.dtype)
-    flat, of_x, of_y = made.reshape(-1), x.reshape(-1), y.reshape(-1)
+    # In the order of the memory, in which transposed arrays are not copied.
+    order = "F" if x.flags.f_contiguous and y.flags.f_contiguous else "C"
+    made: NumpyArray = np.empty(x.shape, x.dtype, order)
+    flat, of_x, of_y = (array.reshape(-1, order=order) for array in (made, x, y))
     # In float64 all at once would take several times the memory.
     for start in range(0, flat.size, _BLOCK):
         block = slice(start, start + _BLOCK)
