@@ -14,7 +14,6 @@ from rmsprop_jax.checkpoints._readers.source import (
     NumpyArray,
     StoredArray,
     read_each,
-    read_rows_of_each,
 )
 
 
@@ -90,7 +89,7 @@ def to_numpy_rows_of_each(
         exact: Whether the dtype is that of the value, or as `to_numpy` makes it.
     """
     convert = to_numpy_exactly if exact else to_numpy
-    read = read_rows_of_each(values, rows, verify=verify)
+    read = read_each(values, rows, verify)
     return [
         convert(x)
         if part is None or isinstance(value, StoredArray)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
+import numpy.typing as npt
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from rmsprop_jax._error_text import Path, describe_difference, describe_sharding
@@ -225,7 +226,7 @@ def place_leaves(
     shardings: Sequence[Sharding | None],
     views: Sequence[View | None],
     values: Sequence[Value],
-    copied: Mapping[int, Any],
+    copied: Mapping[int, npt.ArrayLike],
     finish: Finish | None = None,
     *,
     exact: bool = False,
@@ -315,7 +316,7 @@ def read_parts(
     parts: Sequence[Part],
     views: Sequence[View | None],
     values: Sequence[Value],
-    copied: Mapping[int, Any],
+    copied: Mapping[int, npt.ArrayLike],
     *,
     exact: bool = False,
 ) -> list[NumpyArray]:

@@ -426,7 +426,7 @@ class _SavedMoments(NamedTuple):
             for param, value in zip(self.params, values, strict=True)
         ]
 
-    def copy_leaves(self, moment: Moment) -> dict[int, Any]:
+    def copy_leaves(self, moment: Moment) -> dict[int, npt.ArrayLike]:
         """Return the leaves that to_params copies, for which it must be called."""
         names = [param.name for param in self.params]
         values = dict(zip(names, self.find_values(moment), strict=True))
@@ -452,7 +452,7 @@ def _copy_leaves(
     values: Mapping[str, Value],
     key: str,
     check: Callable[[int, NumpyArray], None] | None = None,
-) -> dict[int, Any]:
+) -> dict[int, npt.ArrayLike]:
     """Return the leaves that to_params copies, for which it must be called."""
     copied = [i for i, view in enumerate(traced.views) if view is None]
     if not copied:
@@ -467,7 +467,7 @@ def _copy_leaves(
     by_name = dict(zip(values, arrays, strict=True))
     made = apply_function("to_params", to_params, by_name)
     check_alike(traced, made, key)
-    leaves = jax.tree.leaves(made)
+    leaves: list[npt.ArrayLike] = jax.tree.leaves(made)
     return {i: leaves[i] for i in copied}
 
 

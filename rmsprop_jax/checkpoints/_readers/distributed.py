@@ -331,18 +331,19 @@ def _check_cover(name: str, shape: tuple[int, ...], chunks: Sequence[_Chunk]) ->
 
 def _nest(found: Mapping[Keys, object], budget: Budget) -> object:
     """Return nested dictionaries and lists from values by their paths."""
-    root: dict[object, Any] = {}
+    root: dict[object, object] = {}
     nodes = {id(root): root}
     for path, value in found.items():
         node = root
         for key in path[:-1]:
             if key not in node:
                 budget.spend(_DICT_SIZE)
-                node[key] = {}
-                nodes[id(node[key])] = node[key]
-            node = node[key]
-            if id(node) not in nodes:
+                fresh: dict[object, object] = {}
+                node[key], nodes[id(fresh)] = fresh, fresh
+            below = nodes.get(id(node[key]))
+            if below is None:
                 raise DamagedError(f"the path {path} goes through a value")
+            node = below
         if path[-1] in node:
             raise DamagedError(f"the path {path} ends where others go on")
         node[path[-1]] = value

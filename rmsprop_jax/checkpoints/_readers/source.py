@@ -466,15 +466,20 @@ class StoredArray:
         return np.asarray(self.read(), dtype)
 
 
-def read_each(values: Sequence[object]) -> list[Any]:
-    """Return the values with what is still in a file read from it."""
-    return [x.read() if isinstance(x, StoredArray) else x for x in values]
-
-
-def read_rows_of_each(
-    values: Sequence[object], rows: Sequence[slice | None], *, verify: Sequence[bool]
+def read_each(
+    values: Sequence[object],
+    rows: Sequence[slice | None] | None = None,
+    verify: Sequence[bool] | None = None,
 ) -> list[Any]:
-    """Return parts of the values, as `StoredArray.read` does; None is all of one."""
+    """Return the values with what is still in a file read from it.
+
+    Args:
+        values: The values.
+        rows: Which part to read of each, as in `StoredArray.read`; by default all.
+        verify: Whether to verify the checksum of each that is read in part.
+    """
+    rows = rows or [None] * len(values)
+    verify = verify or [True] * len(values)
     return [
         x.read(part, verify=is_verified) if isinstance(x, StoredArray) else x
         for x, part, is_verified in zip(values, rows, verify, strict=True)
