@@ -27,6 +27,7 @@ import optax
 from rmsprop_jax import dialects
 from rmsprop_jax._optimizer.state import LARGEST_COUNT
 from rmsprop_jax.checkpoints._convert.arrays import NumpyArray, Value, to_numpy
+from rmsprop_jax.checkpoints._convert.placement import Shardings
 from rmsprop_jax.checkpoints._convert.run import (
     ErrorHints,
     Group,
@@ -75,6 +76,7 @@ def from_paddle(
     weight_decay: float | None,
     names: Mapping[str, str] | File | None = None,
     count: int | None = None,
+    shardings: Shardings | None = None,
 ) -> Run:
     """Resume a run of ``paddle.optimizer.RMSProp`` in JAX.
 
@@ -99,6 +101,7 @@ def from_paddle(
             the parameters have Paddle's own names.
         count: The step count. By default it is ``last_epoch`` of the scheduler in the
             file, or 0 without one: only a schedule depends on it.
+        shardings: As in `from_torch`.
 
     Returns:
         ``(tx, opt_state)`` with `rmsprop_jax.dialects.paddle`. The state is like that
@@ -152,7 +155,7 @@ def from_paddle(
         for name, arrays in zip(found, moments.values(), strict=True)
     ]
     group = Group(dialects.paddle, learning_rate, settings)
-    return make_run(what, params, [group], to_params, _HINTS)
+    return make_run(what, params, [group], to_params, _HINTS, shardings=shardings)
 
 
 def find_paddle_weights(what: str, content: object) -> dict[str, NumpyArray]:

@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, overload
 
-from rmsprop_jax.checkpoints._convert.arrays import NumpyArray
+import jax
+import numpy as np
+
+from rmsprop_jax._error_text import Path
+from rmsprop_jax.checkpoints._convert.arrays import (
+    NumpyArray,
+    Value,
+    to_numpy_exactly,
+)
+from rmsprop_jax.checkpoints._convert.placement import (
+    Shardings,
+    View,
+    place_leaves,
+    resolve_shardings,
+)
 from rmsprop_jax.checkpoints._keras_family.keras import load_keras_weights
 from rmsprop_jax.checkpoints._keras_family.tensorflow import load_tensorflow_weights
 from rmsprop_jax.checkpoints._paddle import find_paddle_weights
@@ -15,20 +29,42 @@ from rmsprop_jax.checkpoints._readers.source import File, explain_content_errors
 from rmsprop_jax.checkpoints._torch_family.locate import StateDict, find_weights
 
 
+@overload
 def load_weights(
     checkpoint: StateDict | File,
     *,
     names: Sequence[str] | None = None,
     ema: bool = False,
-) -> dict[str, NumpyArray]:
+    shardings: None = None,
+) -> dict[str, NumpyArray]: ...
+
+
+@overload
+def load_weights(
+    checkpoint: StateDict | File,
+    *,
+    names: Sequence[str] | None = None,
+    ema: bool = False,
+    shardings: Shardings,
+) -> dict[str, jax.Array]: ...
+
+
+def load_weights(
+    checkpoint: StateDict | File,
+    *,
+    names: Sequence[str] | None = None,
+    ema: bool = False,
+    shardings: Shardings | None = None,
+) -> dict[str, NumpyArray] | dict[str, jax.Array]:
     """Return the weights in a checkpoint, by the names that ``to_params`` gets.
 
     The framework is not needed, and nothing in the file is executed.
 
     Args:
         checkpoint: A file of torch, timm, Lightning, Stable-Baselines3, Paddle
-            (``.pdparams``) or Keras, or what the names of TensorFlow's files begin
-            with; or a dictionary that `read` returned, whole or in part.
+            (``.pdparams``) or Keras; a folder of torch.distributed.checkpoint; what the
+            names of TensorFlow's files begin with; or a dictionary that `read`
+            returned, whole or in part.
         names: Only for Keras's ``.keras`` and ``.weights.h5``, which do not hold them:
             ``[v.path for v in model.weights]``. With ``ema`` they are those of the
             ``trainable_variables``.
@@ -36,17 +72,23 @@ def load_weights(
             timm's ``state_dict_ema``, or a part with ``ema`` in its name; those of
             Keras's ``use_ema``, which a ``.weights.h5`` does not show; those of
             tf.train.ExponentialMovingAverage.
+        shardings: Where each array is put as it is read: a dictionary of
+            ``jax.sharding.Sharding`` by the names; one for all of them; or a function
+            ``(name, shape) -> sharding``. By default nothing is put on a device.
 
     Returns:
-        A dictionary of NumPy arrays in the dtypes that they have in the file. bfloat16
-        is ``jax.numpy.bfloat16``. Arrays that are not parameters, such as running
-        means, are there too. The names are without what wrappers add: torch.compile's
-        ``_orig_mod.``, ``_checkpoint_wrapped_module.``, and the ``module.`` of
-        DistributedDataParallel and AveragedModel.
+        A dictionary of NumPy arrays in the dtypes that they have in the file; with
+        ``shardings``, of JAX arrays. bfloat16 is ``jax.numpy.bfloat16``. Arrays that
+        are not parameters, such as running means, are there too. The names are without
+        what wrappers add: torch.compile's ``_orig_mod.``,
+        ``_checkpoint_wrapped_module.``, and the ``module.`` of DistributedDataParallel
+        and AveragedModel.
 
     Raises:
         ValueError: If there are no weights, or those of several models; if the file is
-            damaged or of another kind.
+            damaged or of another kind; if ``shardings`` have other names, or do not
+            divide an array.
+        TypeError: If ``shardings`` are not shardings.
         FileNotFoundError: If there is none.
 
     Examples:
@@ -56,6 +98,29 @@ def load_weights(
         >>> load_weights(checkpoint)
         {'bias': array([1., 1.])}
     """
+    found = _find_weights(checkpoint, names, ema=ema)
+    if shardings is None:
+        return {name: to_numpy_exactly(value) for name, value in found.items()}
+    shapes = [tuple(np.shape(value)) for value in found.values()]
+    paths: list[Path] = [(jax.tree_util.DictKey(name),) for name in found]
+    places = resolve_shardings(shardings, paths, shapes)
+    views = [View(number, 0, shape) for number, shape in enumerate(shapes)]
+    leaves = place_leaves(
+        range(len(views)),
+        shapes,
+        places.leaves,
+        views,
+        [*found.values()],
+        {},
+        exact=True,
+    )
+    pairs = zip(found, leaves, strict=True)
+    return {name: leaf for name, leaf in pairs if leaf is not None}
+
+
+def _find_weights(
+    checkpoint: StateDict | File, names: Sequence[str] | None, *, ema: bool
+) -> Mapping[str, Value]:
     framework, what = "", "checkpoint"
     content: Any = checkpoint
     if isinstance(checkpoint, str | os.PathLike):
@@ -80,8 +145,9 @@ def read(path: File) -> Any:
     this module take what this returns, whole or in part.
 
     Args:
-        path: A file that ``torch.save`` or ``paddle.save`` wrote, or a zip file of
-            Stable-Baselines3. For the last, the result is a dictionary of what each of
+        path: A file that ``torch.save`` or ``paddle.save`` wrote, a folder that
+            torch.distributed.checkpoint wrote, or a zip file of Stable-Baselines3. For
+            the last, the result is a dictionary of what each of
             its ``.pth`` files holds.
 
     Returns:

@@ -19,13 +19,14 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from recorded import runs
+from recorded import record_fsdp, runs
 from recorded.record_keras_runs import FILE
 from recorded.record_runs import FILES, PADDLE
 from support import keras_files
 from support.mutations import mutate
 
 from rmsprop_jax import checkpoints
+from rmsprop_jax.checkpoints._readers.distributed import METADATA
 from rmsprop_jax.checkpoints._readers.source import UnforeseenError
 
 TESTS = Path(__file__).parents[1]
@@ -42,7 +43,8 @@ class Format(NamedTuple):
         resume: From its folder to ``(tx, opt_state)``.
         load: From its folder to the weights.
         beside: The files that belong to it.
-        folder: In the zip file of Keras's and TensorFlow's recordings.
+        folder: In the zip file of the recordings.
+        archive: That zip file.
     """
 
     file: str
@@ -50,6 +52,7 @@ class Format(NamedTuple):
     load: Callable[[Path], Any]
     beside: tuple[str, ...] = ()
     folder: str = ""
+    archive: Path = FILE
 
 
 def _torch(file: str, function: str, **arguments: Any) -> Format:
@@ -84,6 +87,17 @@ def _keras(framework: str, run: str, ending: str) -> Format:
     )
 
 
+def _distributed(run: str, *files: str) -> Format:
+    return Format(
+        METADATA,
+        checkpoints.from_torch,
+        checkpoints.load_weights,
+        files,
+        run,
+        record_fsdp.FILE,
+    )
+
+
 FORMATS = {
     "torch": _torch("torch.pt", "from_torch"),
     "torch before 1.6": _torch(
@@ -91,6 +105,10 @@ FORMATS = {
         "from_torch",
         # A group of the matrices, and one of the others.
         names=sorted(runs.SHAPES, key=lambda name: len(runs.SHAPES[name]) < 2),
+    ),
+    "torch.distributed": _distributed("two", "__0_0.distcp", "__1_0.distcp"),
+    "torch.distributed, flat": _distributed(
+        "four", *(f"__{rank}_0.distcp" for rank in range(4))
     ),
     "timm": _torch("timm.pth.tar", "from_timm"),
     "stable_baselines3": _torch("stable_baselines3.zip", "from_stable_baselines3"),
@@ -126,7 +144,7 @@ def unpack(name: str, folder: Path) -> Path:
     form = FORMATS[name]
     for file in (form.file, *form.beside):
         if form.folder:
-            with zipfile.ZipFile(FILE) as archive:
+            with zipfile.ZipFile(form.archive) as archive:
                 content = archive.read(f"{form.folder}/{file}")
             (folder / file).write_bytes(content)
         else:
@@ -252,12 +270,13 @@ class Reader:
         self._process.communicate()
 
     def _start(self) -> None:
+        path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
         self._process = subprocess.Popen(
             [sys.executable, "-c", "import support.strangers as s; s.serve()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": str(TESTS), "PYTHONWARNINGS": "ignore"},
+            env={**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "ignore"},
         )
         self.whole = self._ask({"name": self.name, "seed": 0}, seconds=120)
         assert [outcome.kind for outcome in self.whole[1:]] == ["read", "read"]

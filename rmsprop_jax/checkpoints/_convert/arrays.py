@@ -10,7 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from rmsprop_jax.checkpoints._readers.source import NumpyArray, read_each
+from rmsprop_jax.checkpoints._readers.source import (
+    NumpyArray,
+    StoredArray,
+    read_each,
+)
 
 
 @runtime_checkable
@@ -69,6 +73,31 @@ def to_numpy_each(values: Sequence[Value]) -> list[NumpyArray]:
     return [to_numpy(value) for value in read_each(values)]
 
 
+def to_numpy_rows_of_each(
+    values: Sequence[Value],
+    rows: Sequence[slice | None],
+    *,
+    verify: Sequence[bool],
+    exact: bool,
+) -> list[NumpyArray]:
+    """Return some rows of each value as an array; of None, all of them.
+
+    Args:
+        values: The values, in memory or in a file.
+        rows: From which row to which.
+        verify: Whether to verify checksums of values that are read in part.
+        exact: Whether the dtype is that of the value, or as `to_numpy` makes it.
+    """
+    convert = to_numpy_exactly if exact else to_numpy
+    read = read_each(values, rows, verify)
+    return [
+        convert(x)
+        if part is None or isinstance(value, StoredArray)
+        else convert(x)[part]
+        for x, value, part in zip(read, values, rows, strict=True)
+    ]
+
+
 def to_numpy_exactly(value: Value) -> NumpyArray:
     """Return a NumPy array in the value's own dtype."""
     if not isinstance(value, Tensor):
@@ -116,6 +145,15 @@ def fill_each(values: Sequence[Value], numbers: Sequence[float]) -> list[NumpyAr
         )
         for value, number in zip(values, numbers, strict=True)
     ]
+
+
+def zeros_beside(value: Value) -> NumpyArray:
+    """Return zeros of the value's shape, at least float32, that take no memory."""
+    dtype = getattr(value, "dtype", None)
+    name = str(getattr(dtype, "name", dtype)).removeprefix("torch.")
+    known = ("float64", "complex64", "complex128")
+    zero: NumpyArray = np.zeros((), name if name in known else np.float32)
+    return np.broadcast_to(zero, np.shape(value))
 
 
 def cast_like(like: Value, value: npt.ArrayLike) -> Value:

@@ -72,16 +72,13 @@ def _strip_flax_variables(opt_state: object) -> object:
 
 
 def mask_leaves(
-    tree: optax.Params | None, groups: Sequence[int], group: int
-) -> optax.Params | None:
-    """Return the tree with only the leaves of one group."""
-    if tree is None:
-        return None
-    leaves, structure = jax.tree.flatten(tree)
-    return structure.unflatten(
+    leaves: Sequence[object], groups: Sequence[int], group: int
+) -> list[object]:
+    """Return the leaves of one group, and masks in place of the others."""
+    return [
         leaf if its_group == group else optax.MaskedNode()
         for leaf, its_group in zip(leaves, groups, strict=True)
-    )
+    ]
 
 
 def merge_masked(trees: Sequence[optax.Params]) -> optax.Params:

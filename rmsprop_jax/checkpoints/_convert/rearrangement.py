@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import optax
 
-from rmsprop_jax._error_text import TreeDef, named_leaves
+from rmsprop_jax._error_text import Path, TreeDef, named_leaves
 from rmsprop_jax.checkpoints._convert.arrays import NumpyArray, Value, fill_each
+from rmsprop_jax.checkpoints._convert.placement import View, find_views
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -42,22 +43,32 @@ class TracedTree(NamedTuple):
 
     Attributes:
         structure: The pytree of the parameters of the model.
-        names: The path of each leaf.
+        paths: The path of each leaf.
+        names: The path of each leaf, as errors say it.
         shapes: The shape of each leaf.
         counts: How many elements each leaf has of each parameter, by its number.
+        views: Which part of a parameter each leaf is; None if it was copied.
     """
 
     structure: TreeDef
+    paths: list[Path]
     names: list[str]
     shapes: list[tuple[int, ...]]
     counts: list[dict[int, int]]
+    views: list[View | None]
 
 
 def trace_to_params(
     to_params: Callable[[dict[str, NumpyArray]], optax.Params] | None,
     values: Mapping[str, Value],
+    key: str,
 ) -> TracedTree:
     """Find out what the user's function makes of parameters like these.
+
+    Args:
+        to_params: The user's function.
+        values: A moment of each parameter, by its name.
+        key: What the other framework calls the moment.
 
     Raises:
         ValueError: If it does not only rearrange.
@@ -66,14 +77,29 @@ def trace_to_params(
     marked = dict(zip(values, marks, strict=True))
     tree = apply_function("to_params", to_params, marked)
     leaves = named_leaves(tree)
-    return TracedTree(
+    traced = TracedTree(
         structure=jax.tree.structure(tree),
+        paths=[path for path, _ in jax.tree.leaves_with_path(tree)],
         names=[name for name, _ in leaves],
         shapes=[np.shape(leaf) for _, leaf in leaves],
         counts=count_marks(
             "to_params", [(f"leaf {name}", leaf) for name, leaf in leaves], len(values)
         ),
+        views=[],
     )
+    if to_params is None:
+        names = [*values]  # of which JAX makes leaves in alphabetical order
+        order = sorted(range(len(names)), key=lambda n: names[n])
+        return traced._replace(views=[View(n, 0, marks[n].shape) for n in order])
+    # The system gives memory for zeros when they are written, which nobody does. Where
+    # a leaf's memory is among theirs shows which part of which parameter it is.
+    zeros = [np.zeros(mark.shape, mark.dtype) for mark in marks]
+    for array in zeros:
+        array.flags.writeable = False
+    made = apply_function("to_params", to_params, dict(zip(values, zeros, strict=True)))
+    check_alike(traced, made, key)
+    views = find_views(jax.tree.leaves(made), zeros)
+    return traced._replace(views=views)
 
 
 def make_mark(number: int) -> float:

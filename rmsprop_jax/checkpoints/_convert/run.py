@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 import optax
+from jax.sharding import Sharding
 
 from rmsprop_jax._optimizer.options import Mask, validate_number
 from rmsprop_jax._optimizer.state import RMSPropState
@@ -26,6 +27,7 @@ from rmsprop_jax.checkpoints._convert.arrays import (
     Value,
     to_numpy,
     to_numpy_each,
+    zeros_beside,
 )
 from rmsprop_jax.checkpoints._convert.partitions import (
     decode_moment,
@@ -33,6 +35,15 @@ from rmsprop_jax.checkpoints._convert.partitions import (
     mask_leaves,
     merge_masked,
     split_partition,
+)
+from rmsprop_jax.checkpoints._convert.placement import (
+    Part,
+    Places,
+    Shardings,
+    place_leaves,
+    put_scalar,
+    read_parts,
+    resolve_shardings,
 )
 from rmsprop_jax.checkpoints._convert.rearrangement import (
     TracedTree,
@@ -133,6 +144,7 @@ def make_run(
     hints: ErrorHints,
     learning_rate: Override | None = None,
     momentum: Override | None = None,
+    shardings: Shardings | None = None,
 ) -> Run:
     """Return the transformation, and the state that resumes the parameters' runs.
 
@@ -150,11 +162,13 @@ def make_run(
         hints: How errors speak of the format.
         learning_rate: In place of that of the groups.
         momentum: In place of that of the groups.
+        shardings: Where the leaves belong, as `resolve_shardings` takes it.
 
     Raises:
         ValueError: If to_params does not only rearrange, leaves something out, or joins
-            parameters of different groups; if the learning rates or the momenta do not
-            fit the groups; if a second moment is negative or NaN.
+            parameters of different groups; if shardings do not fit what it makes; if
+            the learning rates or the momenta do not fit the groups; if a second moment
+            is negative or NaN.
     """
     _check_moments(what, params, hints)
     groups = override_learning_rate(learning_rate, groups)
@@ -163,33 +177,31 @@ def make_run(
     params = [p._replace(group=group_of[p.group]) for p in params]
     kept = [group.moments for group in groups]
 
-    def map_to_params(arrays: Sequence[NumpyArray]) -> optax.Params:
-        weights = {p.name: x for p, x in zip(params, arrays, strict=True)}
-        return apply_function("to_params", to_params, weights)
-
-    traced = trace_to_params(to_params, {param.name: param.nu for param in params})
+    traced = trace_to_params(
+        to_params, {param.name: param.nu for param in params}, hints.keys["nu"]
+    )
     group_of_leaf = _find_groups_of_leaves(traced, params, hints)
-
-    def make_tree(moment: Moment) -> optax.Params | None:
-        if not any(moment in moments for moments in kept):
-            return None
-        key = hints.keys[moment]
-        made = map_to_params(read_moments(what, params, moment, kept, key))
-        check_alike(traced, made, key)
-        # A copy, because the other framework may change its own memory.
-        return jax.tree.map(jnp.array, made)
-
-    trees = {moment: make_tree(moment) for moment in MOMENTS}
+    places = _find_places(shardings, traced)
+    saved = _SavedMoments(what, params, kept, to_params, traced, hints)
+    leaves = {
+        moment: _place_moment(saved, moment, group_of_leaf, places.leaves)
+        for moment in MOMENTS
+        if any(moment in moments for moments in kept)
+    }
     step_count = max((p.step_count for p in params), default=0)
 
     def make_state(group: int) -> RMSPropState:
         def own(moment: Moment) -> Any:
-            tree = trees[moment] if moment in kept[group] else None
-            return tree if len(groups) == 1 else mask_leaves(tree, group_of_leaf, group)
+            if moment not in kept[group]:
+                return None
+            own_leaves: Sequence[object] = leaves[moment]
+            if len(groups) > 1:
+                own_leaves = mask_leaves(own_leaves, group_of_leaf, group)
+            return traced.structure.unflatten(own_leaves)
 
         return RMSPropState(
             # Each has a count of its own, because all of the state may be donated.
-            count=jnp.array(step_count, jnp.int32),
+            count=make_count(step_count, places.scalar),
             nu=own("nu"),
             mu=own("mu"),
             grad_mean=own("grad_mean"),
@@ -207,7 +219,7 @@ def split_run(
     opt_state: optax.OptState,
     from_params: FromParams | None,
     group_of: Mapping[str, int],
-) -> list[ParamState]:
+) -> Iterator[ParamState]:
     """Return the state of each parameter: the inverse of `make_run`.
 
     Args:
@@ -218,7 +230,8 @@ def split_run(
             show theirs themselves.
 
     Returns:
-        The states, in the order of the names. Their ``group`` is that of ``opt_state``.
+        The states one by one, so that the caller need not hold all of them, in the
+        order of the names. Their ``group`` is that of ``opt_state``.
 
     Raises:
         ValueError: If from_params makes other names, does not only rearrange, or makes
@@ -244,32 +257,43 @@ def split_run(
         fill = functools.partial(jnp.full_like, fill_value=make_mark(number))
         return jax.tree.map(fill, decode_moment(state, "nu"))
 
+    # The marks take as much memory as a moment, so they are forgotten first.
     marked = map_from_params([mark(state, n) for n, state in enumerate(states)])
-    arrays = {
+    leaves = [(repr(name), marked[name]) for name in group_of]
+    found = count_marks("from_params", leaves, len(states))
+    del marked, leaves
+    owners: dict[str, int] = {}
+    for (name, group), counts in zip(group_of.items(), found, strict=True):
+        if len(counts) > 1:
+            raise ValueError(
+                f"from_params must keep the groups apart, but it made {name!r} of "
+                f"leaves of {len(counts)} groups."
+            )
+        owners[name] = next(iter(counts), min(group, len(states) - 1))
+    arrays: dict[Moment, Mapping[str, npt.ArrayLike]] = {
         moment: map_from_params([decode_moment(state, moment) for state in states])
         for moment in MOMENTS
         if any(getattr(state, moment) is not None for state in states)
     }
-    counts = [int(state.count) for state in states]
-    leaves = [(repr(name), marked[name]) for name in group_of]
-    marks = count_marks("from_params", leaves, len(states))
-    params: list[ParamState] = []
-    for (name, group), found in zip(group_of.items(), marks, strict=True):
-        if len(found) > 1:
-            raise ValueError(
-                f"from_params must keep the groups apart, but it made {name!r} of "
-                f"leaves of {len(found)} groups."
-            )
-        g = next(iter(found), min(group, len(states) - 1))
+    return _split_params(states, owners, arrays)
+
+
+def _split_params(
+    states: Sequence[RMSPropState],
+    owners: Mapping[str, int],
+    arrays: Mapping[Moment, Mapping[str, npt.ArrayLike]],
+) -> Iterator[ParamState]:
+    """Yield the state of each parameter, whose second moment may be a new array."""
+    for name, group in owners.items():
+        state = states[group]
         moments = {
             moment: to_numpy(made[name])
             for moment, made in arrays.items()
-            if getattr(states[g], moment) is not None
+            if getattr(state, moment) is not None
         }
         if "grad_mean" in moments:
             moments["nu"] = to_mean_square(moments["nu"], moments["grad_mean"])
-        params.append(ParamState(name, g, counts[g], **moments))
-    return params
+        yield ParamState(name, group, int(state.count), **moments)
 
 
 def override_learning_rate(
@@ -375,51 +399,163 @@ def _check_moments(what: str, params: Sequence[ParamState], hints: ErrorHints) -
                 )
 
 
-def read_moments(
-    what: str,
-    params: Sequence[ParamState],
-    moment: Moment,
-    kept: Sequence[Sequence[Moment]],
-    key: str,
-) -> list[NumpyArray]:
-    """Return a moment of each parameter, as our state has it.
+class _SavedMoments(NamedTuple):
+    """The moments of all parameters, and what to_params makes of them.
 
-    Args:
+    Attributes:
         what: How errors call the checkpoint.
         params: The parameters.
-        moment: Which moment. One that a parameter lacks is zeros.
-        kept: Which moments the rule of each group keeps. If it is centered, the second
-            moment is the variance.
-        key: What the format calls the moment, for errors.
-
-    Raises:
-        ValueError: If a second moment is negative or NaN.
+        kept: Which moments the rule of each group keeps.
+        to_params: The user's function.
+        traced: What it makes of parameters like these.
+        hints: How errors speak of the format.
     """
-    values = [getattr(param, moment) for param in params]
-    present = [
-        param.nu if value is None else value
-        for param, value in zip(params, values, strict=True)
-    ]
-    arrays = to_numpy_each(present)
-    if moment != "nu":
+
+    what: str
+    params: Sequence[ParamState]
+    kept: Sequence[Sequence[Moment]]
+    to_params: ToParams | None
+    traced: TracedTree
+    hints: ErrorHints
+
+    def find_values(self, moment: Moment) -> list[Value]:
+        """Return a moment of each parameter; of one that lacks it, zeros."""
+        values = [getattr(param, moment) for param in self.params]
         return [
-            np.zeros_like(array) if value is None else array
-            for array, value in zip(arrays, values, strict=True)
+            zeros_beside(param.nu) if value is None else value
+            for param, value in zip(self.params, values, strict=True)
         ]
-    for param, array in zip(params, arrays, strict=True):
+
+    def copy_leaves(self, moment: Moment) -> dict[int, npt.ArrayLike]:
+        """Return the leaves that to_params copies, for which it must be called."""
+        names = [param.name for param in self.params]
+        values = dict(zip(names, self.find_values(moment), strict=True))
+        check = self.check_second_moment if moment == "nu" else None
+        key = self.hints.keys[moment]
+        return _copy_leaves(self.to_params, self.traced, values, key, check)
+
+    def check_second_moment(self, number: int, array: NumpyArray) -> None:
+        """Raise if the second moment of a parameter, or a part of it, cannot be."""
         parts = (np.real(array), np.imag(array)) if np.iscomplexobj(array) else (array,)
-        if not all((part >= 0).all() for part in parts):
+        if not all(part.min(initial=0) >= 0 for part in parts):
             raise ValueError(
-                f"{what}: {key!r} of parameter {param.name!r} must not be negative or "
-                "NaN, as the mean of squares never is, but some of it is. That run "
-                "can't be resumed."
+                f"{self.what}: {self.hints.keys['nu']!r} of parameter "
+                f"{self.params[number].name!r} must not be negative or NaN, as the "
+                "mean of squares never is, but some of it is. That run can't be "
+                "resumed."
             )
-    return [
-        to_variance(array, to_numpy(param.grad_mean))
-        if "grad_mean" in kept[param.group] and param.grad_mean is not None
-        else array
-        for param, array in zip(params, arrays, strict=True)
-    ]
+
+
+def _copy_leaves(
+    to_params: ToParams | None,
+    traced: TracedTree,
+    values: Mapping[str, Value],
+    key: str,
+    check: Callable[[int, NumpyArray], None] | None = None,
+) -> dict[int, npt.ArrayLike]:
+    """Return the leaves that to_params copies, for which it must be called."""
+    copied = [i for i, view in enumerate(traced.views) if view is None]
+    if not copied:
+        return {}
+    owners = sorted({n for i in copied for n in traced.counts[i]})
+    each = [*values.values()]
+    arrays: list[NumpyArray] = [zeros_beside(value) for value in each]
+    for n, array in zip(owners, to_numpy_each([each[n] for n in owners]), strict=True):
+        arrays[n] = array
+        if check is not None:
+            check(n, array)
+    by_name = dict(zip(values, arrays, strict=True))
+    made = apply_function("to_params", to_params, by_name)
+    check_alike(traced, made, key)
+    leaves: list[npt.ArrayLike] = jax.tree.leaves(made)
+    return {i: leaves[i] for i in copied}
+
+
+def _place_moment(
+    saved: _SavedMoments,
+    moment: Moment,
+    group_of_leaf: Sequence[int],
+    shardings: Sequence[Sharding | None],
+) -> list[jax.Array | None]:
+    """Return a moment's leaves where they belong; None if the group has none."""
+    views, shapes = saved.traced.views, saved.traced.shapes
+    kept = [saved.kept[group] for group in group_of_leaf]
+    wanted = [i for i, moments in enumerate(kept) if moment in moments]
+    values, copied = saved.find_values(moment), saved.copy_leaves(moment)
+    is_centered = [moment == "nu" and "grad_mean" in moments for moments in kept]
+    means, copied_means = values, copied
+    if any(is_centered):
+        means, copied_means = (
+            saved.find_values("grad_mean"),
+            saved.copy_leaves("grad_mean"),
+        )
+
+    def finish(arrays: list[NumpyArray], parts: Sequence[Part]) -> list[NumpyArray]:
+        """Check second moments, and make variances of them."""
+        for part, array in zip(parts, arrays, strict=True):
+            view = views[part.leaf]
+            if view is not None:
+                saved.check_second_moment(view.number, array)
+        if not any(is_centered[part.leaf] for part in parts):
+            return arrays
+        of_parts = read_parts(parts, views, means, copied_means)
+        return [
+            to_variance(array, mean) if is_centered[part.leaf] else array
+            for array, mean, part in zip(arrays, of_parts, parts, strict=True)
+        ]
+
+    return place_leaves(
+        wanted,
+        shapes,
+        shardings,
+        views,
+        values,
+        copied,
+        finish if moment == "nu" else None,
+    )
+
+
+def place_tree(
+    to_params: ToParams | None,
+    values: Mapping[str, Value],
+    key: str,
+    shardings: Shardings | None,
+    finish: Callable[[Sequence[NumpyArray]], list[NumpyArray]],
+) -> optax.Params:
+    """Return what to_params makes of values, where its leaves belong.
+
+    Args:
+        to_params: The user's function.
+        values: The values, by the names of the parameters.
+        key: What the other framework calls them.
+        shardings: Where the leaves belong.
+        finish: What is done to the arrays before they are put there.
+    """
+    traced = trace_to_params(to_params, values, key)
+    places = _find_places(shardings, traced)
+    leaves = place_leaves(
+        range(len(traced.views)),
+        traced.shapes,
+        places.leaves,
+        traced.views,
+        [*values.values()],
+        _copy_leaves(to_params, traced, values, key),
+        lambda arrays, _: finish(arrays),
+    )
+    return traced.structure.unflatten(leaves)
+
+
+def _find_places(shardings: Shardings | None, traced: TracedTree) -> Places:
+    if shardings is None:
+        return Places([None] * len(traced.paths), None)
+    return resolve_shardings(shardings, traced.paths, traced.shapes)
+
+
+def make_count(count: int, sharding: Sharding | None) -> jax.Array:
+    """Return a step count with memory of its own."""
+    if sharding is None:
+        return jnp.array(count, jnp.int32)
+    return put_scalar(count, sharding)
 
 
 def _find_groups_of_leaves(

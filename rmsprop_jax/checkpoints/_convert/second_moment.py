@@ -11,6 +11,8 @@ import numpy as np
 
 from rmsprop_jax.checkpoints._convert.arrays import NumpyArray
 
+_BLOCK = 2**14  # elements, of which float64 stays in the cache
+
 
 def to_variance(mean_square: NumpyArray, mean: NumpyArray) -> NumpyArray:
     """Return ν = E[g²] − m², in the dtype of E[g²]."""
@@ -33,4 +35,12 @@ def _map_parts(
         both.real = _map_parts(formula, np.real(x), np.real(y))
         both.imag = _map_parts(formula, np.imag(x), np.imag(y))
         return both
-    return np.asarray(formula(x.astype(float), y.astype(float)), x.dtype)
+    # In the order of the memory, in which transposed arrays are not copied.
+    order = "F" if x.flags.f_contiguous and y.flags.f_contiguous else "C"
+    made: NumpyArray = np.empty(x.shape, x.dtype, order)
+    flat, of_x, of_y = (array.reshape(-1, order=order) for array in (made, x, y))
+    # In float64 all at once would take several times the memory.
+    for start in range(0, flat.size, _BLOCK):
+        block = slice(start, start + _BLOCK)
+        flat[block] = formula(of_x[block].astype(float), of_y[block].astype(float))
+    return made

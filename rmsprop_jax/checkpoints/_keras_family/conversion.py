@@ -24,7 +24,8 @@ import optax
 from rmsprop_jax._error_text import named_leaves, warn_user
 from rmsprop_jax._optimizer.options import Mask
 from rmsprop_jax._optimizer.state import LARGEST_COUNT
-from rmsprop_jax.checkpoints._convert.arrays import Value, to_numpy, to_real_number
+from rmsprop_jax.checkpoints._convert.arrays import NumpyArray, Value, to_real_number
+from rmsprop_jax.checkpoints._convert.placement import Shardings
 from rmsprop_jax.checkpoints._convert.rearrangement import apply_function
 from rmsprop_jax.checkpoints._convert.run import (
     MOMENTS,
@@ -34,7 +35,9 @@ from rmsprop_jax.checkpoints._convert.run import (
     Run,
     Settings,
     ToParams,
+    make_count,
     make_run,
+    place_tree,
 )
 
 Dialect: TypeAlias = Callable[..., optax.GradientTransformationExtraArgs]
@@ -101,6 +104,7 @@ def make_keras_run(
     saved: SavedOptimizer,
     given: Settings,
     to_params: ToParams | None,
+    shardings: Shardings | None = None,
 ) -> Run:
     """Return the transformation and the state that resume a run.
 
@@ -108,6 +112,7 @@ def make_keras_run(
         saved: What the file holds, with all settings.
         given: The settings that the user gave.
         to_params: The user's function.
+        shardings: Where the leaves belong.
     """
     if len(set(saved.names)) < len(saved.names):
         raise ValueError(
@@ -147,7 +152,9 @@ def make_keras_run(
         to_join="",  # there is one group
     )
     state: optax.OptState
-    tx, state = make_run(saved.what, params, [group], to_params, hints)
+    tx, state = make_run(
+        saved.what, params, [group], to_params, hints, shardings=shardings
+    )
     for name, make_clip in _CLIPS.items():
         if settings.get(name):
             if name == "clipnorm":
@@ -155,7 +162,7 @@ def make_keras_run(
             tx = optax.chain(make_clip(settings[name]), tx)
             state = (optax.EmptyState(), state)
     if every > 1:
-        return _accumulate(saved, every, tx, state, to_params)
+        return _accumulate(saved, every, tx, state, to_params, shardings)
     return tx, state
 
 
@@ -342,22 +349,27 @@ def _accumulate(
     tx: optax.GradientTransformation,
     state: optax.OptState,
     to_params: ToParams | None,
+    shardings: Shardings | None,
 ) -> Run:
     """Return the run in the middle of gradients that are being accumulated."""
     since = saved.iterations % every
-    # Keras keeps their sum, and optax their mean.
-    arrays = [to_numpy(x) / max(since, 1) for x in saved.blocks["accumulator"]]
-    means = dict(zip(saved.names, arrays, strict=True))
-    is_wide = any(array.dtype == np.float64 for array in arrays)
+    sums = dict(zip(saved.names, saved.blocks["accumulator"], strict=True))
+    is_wide = any("float64" in str(getattr(x, "dtype", "")) for x in sums.values())
     dtype = jax.dtypes.canonicalize_dtype("float64" if is_wide else "float32")
+
+    def to_means(arrays: Sequence[NumpyArray]) -> list[NumpyArray]:
+        # Keras keeps their sum, and optax their mean.
+        return [np.asarray(array / max(since, 1), dtype) for array in arrays]
+
+    key = saved.block_names["accumulator"]
+    means = place_tree(to_params, sums, key, shardings, to_means)
+    scalar = None if shardings is None else optax.tree.get(state, "count").sharding
     multi = optax.MultiSteps(tx, every, accumulator_dtype=dtype)
     multi_state = optax.MultiStepsState(
-        mini_step=jnp.array(since, jnp.int32),
-        gradient_step=jnp.array(saved.iterations // every, jnp.int32),
+        mini_step=make_count(since, scalar),
+        gradient_step=make_count(saved.iterations // every, scalar),
         inner_opt_state=state,
-        acc_grads=jax.tree.map(
-            lambda x: jnp.array(x, dtype), apply_function("to_params", to_params, means)
-        ),
+        acc_grads=means,
         skip_state=(),
     )
     return optax.with_extra_args_support(multi.gradient_transformation()), multi_state

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 import optax
 
 from rmsprop_jax._optimizer.options import Mask
-from rmsprop_jax.checkpoints._convert.arrays import NumpyArray, Value, to_numpy_exactly
+from rmsprop_jax.checkpoints._convert.arrays import Value
+from rmsprop_jax.checkpoints._convert.placement import Shardings
 from rmsprop_jax.checkpoints._convert.run import Run, ToParams
 from rmsprop_jax.checkpoints._keras_family.conversion import (
     clean_names,
@@ -42,6 +43,7 @@ def from_keras(
     weight_decay_mask: Mask | None = None,
     use_ema: bool | None = None,
     gradient_accumulation_steps: int | None = None,
+    shardings: Shardings | None = None,
 ) -> Run:
     """Resume a run of ``keras.optimizers.RMSprop`` in JAX.
 
@@ -74,6 +76,7 @@ def from_keras(
         use_ema: The same; by default False. With ``ema_overwrite_frequency`` it must be
             True for each file, so that nobody overlooks it.
         gradient_accumulation_steps: The same; by default none.
+        shardings: As in `from_torch`.
 
     Returns:
         ``(tx, opt_state)`` with `dialects.keras` or `dialects.keras_legacy`. The state
@@ -134,12 +137,12 @@ def from_keras(
             f"the averages every {every} updates, as the optimizer of {what} did. "
             "(load_weights(checkpoint, ema=True) has the averages.)"
         )
-    return make_keras_run(saved, given, to_params)
+    return make_keras_run(saved, given, to_params, shardings)
 
 
 def load_keras_weights(
     what: str, file: KerasFile, names: Iterable[str] | None, *, ema: bool
-) -> dict[str, NumpyArray]:
+) -> Mapping[str, Value]:
     """Return the weights by their names, or the trainable ones' moving averages."""
     cleaned = None if names is None else clean_names(names)
     with explain_content_errors(what):
@@ -152,7 +155,7 @@ def load_keras_weights(
             raise missing_names_error(what, "weights")
         else:
             found = find_numbered_weights(what, file, cleaned)
-        return {name: to_numpy_exactly(array) for name, array in found.items()}
+        return found
 
 
 def _find_averages(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import optax
 
 from rmsprop_jax._optimizer.options import Mask
-from rmsprop_jax.checkpoints._convert.arrays import NumpyArray, to_numpy_exactly
+from rmsprop_jax.checkpoints._convert.arrays import Value
+from rmsprop_jax.checkpoints._convert.placement import Shardings
 from rmsprop_jax.checkpoints._convert.run import Run, ToParams
 from rmsprop_jax.checkpoints._keras_family.bundle_slots import (
     find_object_weights,
@@ -47,6 +48,7 @@ def from_tensorflow(
     weight_decay: float | None = None,
     weight_decay_mask: Mask | None = None,
     gradient_accumulation_steps: int | None = None,
+    shardings: Shardings | None = None,
 ) -> Run:
     """Resume a run of one of TensorFlow's RMSProps in JAX.
 
@@ -81,6 +83,7 @@ def from_tensorflow(
             names, or a mask of the parameters as `rmsprop` takes it. ``True`` says that
             nothing was excluded.
         gradient_accumulation_steps: What Keras 3's was made with, if it accumulates.
+        shardings: As in `from_torch`.
 
     Returns:
         ``(tx, opt_state)`` with `dialects.tensorflow`, `dialects.keras` or
@@ -135,12 +138,14 @@ def from_tensorflow(
             "gradients."
         )
     settings = merge_settings(what, saved.dialect, saved.settings, given)
-    return make_keras_run(saved._replace(settings=settings), given, to_params)
+    return make_keras_run(
+        saved._replace(settings=settings), given, to_params, shardings
+    )
 
 
 def load_tensorflow_weights(
     what: str, bundle: Bundle, *, ema: bool
-) -> dict[str, NumpyArray]:
+) -> Mapping[str, Value]:
     """Return the weights by their names, or the trainable ones' moving averages."""
     with explain_content_errors(what):
         if not ema:
@@ -156,7 +161,7 @@ def load_tensorflow_weights(
             raise ValueError(
                 f"ema must be False, because {what} holds no averages of the weights."
             )
-        return {name: to_numpy_exactly(array) for name, array in found.items()}
+        return found
 
 
 def _read_optimizer(

@@ -11,7 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rmsprop_jax.checkpoints._readers import keras_h5, pickled, tensor_bundle
+from rmsprop_jax.checkpoints._readers import (
+    distributed,
+    keras_h5,
+    pickled,
+    tensor_bundle,
+)
 from rmsprop_jax.checkpoints._readers.pickles import Namespace, StoredBytes
 from rmsprop_jax.checkpoints._readers.source import (
     File,
@@ -43,6 +48,7 @@ READERS = (
     Reader("tensorflow", tensor_bundle.is_bundle, tensor_bundle.read_bundle),
     Reader("torch", pickled.is_torch, pickled.read_torch),
     Reader("torch", pickled.is_torch_legacy, pickled.read_torch_legacy),
+    Reader("torch", distributed.is_distributed, distributed.read_distributed),
     Reader(
         "stable_baselines3",
         pickled.is_stable_baselines3,
@@ -95,14 +101,28 @@ def _open_source(path: File) -> Source:
     index = tensor_bundle.INDEX.format(path)
     if not file.is_file() and Path(index).is_file():
         file = Path(index)  # the names of TensorFlow's files begin with the path
+    if (file / distributed.METADATA).exists():
+        file /= distributed.METADATA
     if file.is_dir():
-        raise UnsupportedError(
-            "it must be a file, but it is a folder. One that "
-            "torch.distributed.checkpoint wrote becomes a file by its "
-            "format_utils.dcp_to_torch_save. For TensorFlow's SavedModel, give "
-            f"'{path}/variables/variables'"
-        )
+        raise UnsupportedError(_describe_folder(file))
     return Source(file)
+
+
+def _describe_folder(folder: Path) -> str:
+    if any(folder.glob("*.distcp")):
+        return (
+            f"it has no {distributed.METADATA}, which torch.distributed.checkpoint "
+            "writes last: it was not saved to the end, or not copied whole"
+        )
+    if any(folder.glob("*.safetensors")):
+        return (
+            "it is a folder of safetensors, which holds no settings of an optimizer: "
+            "safetensors.numpy.load_file reads each file"
+        )
+    return (
+        "it must be a file, or a folder that torch.distributed.checkpoint wrote. For "
+        f"TensorFlow's SavedModel, give '{folder}/variables/variables'"
+    )
 
 
 def _describe_unknown(source: Source) -> str:

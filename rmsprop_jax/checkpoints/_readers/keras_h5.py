@@ -206,14 +206,16 @@ class _Dataset:
     path: str
     is_deflated: bool
 
-    def read(self, shape: tuple[int, ...], dtype: DType) -> NumpyArray:
+    def read(
+        self, shape: tuple[int, ...], dtype: DType, rows: slice | None, *, verify: bool
+    ) -> NumpyArray:
         # Nobody may need what does not hold numbers, so it is refused only here.
         if dtype.kind not in "biufc" and dtype != jnp.bfloat16:
             raise UnsupportedError(f"{self.path} does not hold numbers, but {dtype}")
         try:
             if self.dataset.chunks:
                 self._check_chunks()
-            value: NumpyArray = np.asarray(self.dataset[()])
+            value: NumpyArray = np.asarray(self.dataset[() if rows is None else rows])
         except (OSError, RuntimeError, ValueError, zlib.error) as error:
             if isinstance(error, DamagedError | UnsupportedError):
                 raise

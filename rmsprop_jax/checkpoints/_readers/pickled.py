@@ -66,6 +66,7 @@ def read_torch(source: Source) -> object:
     for key, storage in storages.items():
         member = f"{folder}data/{key}"
         storage.read_bytes = functools.partial(source.read_member, member)
+        storage.verify = functools.partial(source.verify_member, member)
     return content
 
 
@@ -89,7 +90,7 @@ def read_torch_legacy(source: Source) -> object:
         if position + storage.size > source.size:
             raise DamagedError("the last tensors are missing")
         storage.read_bytes = functools.partial(
-            source.read_range, position, storage.size
+            source.read_within, position, storage.size
         )
         position += storage.size
     return content

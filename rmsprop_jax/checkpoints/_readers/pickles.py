@@ -69,6 +69,21 @@ KNOWN_NAMES = {
     "torch._utils._rebuild_tensor_v3": "make_tensor_of_dtype",
     "torch.device": "make_device",
     "types.SimpleNamespace": "make_namespace",
+    # What torch.distributed.checkpoint describes its files with. The last one is where
+    # older versions have TensorProperties.
+    **dict.fromkeys(
+        (
+            "torch.distributed.checkpoint.filesystem._StorageInfo",
+            "torch.distributed.checkpoint.metadata.BytesStorageMetadata",
+            "torch.distributed.checkpoint.metadata.ChunkStorageMetadata",
+            "torch.distributed.checkpoint.metadata.Metadata",
+            "torch.distributed.checkpoint.metadata.MetadataIndex",
+            "torch.distributed.checkpoint.metadata.TensorProperties",
+            "torch.distributed.checkpoint.metadata.TensorStorageMetadata",
+            "torch.distributed._shard.sharded_tensor.metadata.TensorProperties",
+        ),
+        "make_record",
+    ),
 }
 # What modules were called in Python 2 and in NumPy 1.
 RENAMED_MODULES = {
@@ -160,6 +175,19 @@ class StoredBytes(OpaqueValue):
     def __init__(self, storage: Storage) -> None:
         super().__init__("bytes")
         self.storage = storage
+
+
+class Record(OpaqueValue):
+    """A plain class of torch.distributed.checkpoint, which may be a key.
+
+    Attributes:
+        fields: Its fields by name. A class that pickles itself as a tuple has it as its
+            ``state``.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("value of torch.distributed.checkpoint")
+        self.fields: dict[object, object] = {}
 
 
 class StorageView(OpaqueValue):
@@ -267,7 +295,7 @@ class PickleMachine:
         if start + size > len(self.data):
             raise DamagedError("a pickle ends too early")
         self.position += size
-        read = functools.partial(self.source.read_range, start, size)
+        read = functools.partial(self.source.read_within, start, size)
         self.push(StoredBytes(Storage(size, read)))
 
     def skip_frame(self, size: int) -> None:
@@ -422,6 +450,8 @@ class PickleMachine:
             for name, attribute in state.items():
                 if type(name) is str and not name.startswith("__"):
                     value.__dict__[name] = attribute
+        elif isinstance(value, Record):
+            value.fields = state if isinstance(state, dict) else {"state": state}
         # Attributes of dictionaries, parameters and opaque values are not data.
 
     def build_dtype(self, dtype: DType, state: object) -> DType:
@@ -463,6 +493,9 @@ class PickleMachine:
 
     def make_namespace(self, *_: object) -> Namespace:
         return Namespace()
+
+    def make_record(self, *_: object) -> Record:
+        return Record()
 
     def make_bytes(self, text: object = "", *_: object) -> bytes | StoredBytes:
         """Make bytes of text in Latin-1, which is how protocols 0 to 2 write them."""
@@ -630,7 +663,7 @@ def _find_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
-def _read_nowhere() -> bytes:
+def _read_nowhere(*_: int) -> bytes:
     raise DamagedError("a tensor has no bytes")
 
 
@@ -670,7 +703,7 @@ def validate_key(key: object) -> object:
     for part in key if type(key) is tuple else (key,):
         if isinstance(part, int) and not -(2**64) < part < 2**64:
             raise UnsupportedError("a dictionary has a key of more than 64 bits")
-        if not isinstance(part, str | int | float | bytes | None):
+        if not isinstance(part, str | int | float | bytes | Record | None):
             is_opaque = isinstance(part, OpaqueValue)
             was = repr(part) if is_opaque else f"a {type(part).__name__}"
             raise UnsupportedError(

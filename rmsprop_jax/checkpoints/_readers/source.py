@@ -9,6 +9,7 @@ import io
 import mmap
 import os
 import stat
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Generator, Sequence
@@ -23,6 +24,20 @@ File: TypeAlias = str | os.PathLike[str]
 # Of any kind of numbers.
 DType: TypeAlias = np.dtype[Any]
 NumpyArray: TypeAlias = npt.NDArray[Any]
+
+
+# What stands before the name of a member in a zip file.
+_MEMBER_HEADER_SIZE = 30
+# How much is read at once to verify a checksum.
+_BLOCK = 2**20
+_ZIP_ERRORS = (
+    zipfile.BadZipFile,  # the checksum, among others
+    zlib.error,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    UnicodeDecodeError,
+)
 
 
 class DamagedError(ValueError):
@@ -69,7 +84,19 @@ class Source:
         budget: What reading it may cost.
     """
 
-    def __init__(self, path: Path, content: bytes | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        content: bytes | tuple[int, int] | None = None,
+        budget: Budget | None = None,
+    ) -> None:
+        """Open a file, or what lies in it.
+
+        Args:
+            path: Where the file is.
+            content: The bytes; or where they begin in the file, and how many they are.
+            budget: What reading may cost, if it is a part of what others may.
+        """
         self.path = path
         self._content = content
         self._counted: set[str] = set()
@@ -78,23 +105,23 @@ class Source:
                 raise UnsupportedError("it is not a regular file")
             self.size = path.stat().st_size
         else:
-            self.size = len(content)
-        self.budget = Budget(self.size)
+            self.size = content[1] if isinstance(content, tuple) else len(content)
+        self.budget = budget or Budget(self.size)
         with self.open() as file:
             self.head = file.read(64)
 
     def open(self) -> io.BufferedReader | io.BytesIO:
         """Open it for reading, which happens again when an array is read."""
-        return (
-            self.path.open("rb") if self._content is None else io.BytesIO(self._content)
-        )
+        if self._content is None:
+            return self.path.open("rb")
+        if isinstance(self._content, tuple):
+            return io.BufferedReader(_Window(self.path, *self._content))
+        return io.BytesIO(self._content)
 
     def map(self) -> bytes | mmap.mmap:
         """Return its bytes, which are read when they are used."""
-        if self._content is not None:
-            return self._content
-        if not self.size:
-            return b""
+        if self._content is not None or not self.size:
+            return self.read_range(0, self.size)
         with self.open() as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
@@ -111,12 +138,15 @@ class Source:
             raise DamagedError("it became shorter while it was read")
         return content
 
+    def read_within(self, start: int, all_bytes: int, offset: int, size: int) -> bytes:
+        """Read a part of some of its bytes, or what there is of it."""
+        size = max(min(size, all_bytes - offset), 0)
+        return self.read_range(start + offset, size)
+
     @functools.cached_property
     def _archive(self) -> zipfile.ZipFile:
         """The zip file, which stays open because arrays are read later."""
-        return zipfile.ZipFile(
-            self.path if self._content is None else io.BytesIO(self._content)
-        )
+        return zipfile.ZipFile(self.path if self._content is None else self.open())
 
     @functools.cached_property
     def members(self) -> dict[str, zipfile.ZipInfo]:
@@ -136,8 +166,38 @@ class Source:
             raise DamagedError("its list of members is missing")
         return {info.filename: info for info in infos}
 
-    def read_member(self, name: str) -> bytes:
-        """Read a member of a zip file, whole, so that its checksum is verified."""
+    def read_member(self, name: str, offset: int = 0, size: int | None = None) -> bytes:
+        """Read a member of a zip file, or what there is of a part of it.
+
+        If it is read whole, its checksum is verified.
+        """
+        info = self._find_member(name)
+        size = info.file_size if size is None else size
+        try:
+            if info.compress_type != zipfile.ZIP_STORED:
+                return self._archive.read(info)[offset : offset + size]
+            size = max(min(size, info.file_size - offset), 0)
+            content = self.read_range(self._find_stored(info) + offset, size)
+        except _ZIP_ERRORS as error:
+            raise DamagedError(f"its member {name!r}: {error}") from error
+        if size == info.file_size:
+            _check_crc(name, zlib.crc32(content), info)
+        return content
+
+    def verify_member(self, name: str) -> None:
+        """Verify the checksum of a member that is read in parts."""
+        info = self._find_member(name)
+        if info.compress_type != zipfile.ZIP_STORED:
+            return  # it is read whole
+        crc = 0
+        with self.open() as file:
+            file.seek(self._find_stored(info))
+            for start in range(0, info.file_size, _BLOCK):
+                content = file.read(min(_BLOCK, info.file_size - start))
+                crc = zlib.crc32(content, crc)
+        _check_crc(name, crc, info)
+
+    def _find_member(self, name: str) -> zipfile.ZipInfo:
         info = self.members.get(name)
         if info is None:
             raise DamagedError(f"its member {name!r} is missing")
@@ -149,17 +209,58 @@ class Source:
         if name not in self._counted:
             self._counted.add(name)
             self.budget.spend(info.file_size)
-        try:
-            return self._archive.read(info)
-        except (
-            zipfile.BadZipFile,  # the checksum, among others
-            zlib.error,
-            EOFError,
-            NotImplementedError,
-            RuntimeError,
-            UnicodeDecodeError,
-        ) as error:
-            raise DamagedError(f"its member {name!r}: {error}") from error
+        return info
+
+    def _find_stored(self, info: zipfile.ZipInfo) -> int:
+        """Return where the bytes of a member begin that is not compressed."""
+        with self._archive.open(info):  # it checks what stands before them
+            pass
+        if info.compress_size != info.file_size:
+            raise zipfile.BadZipFile("its two sizes are different")
+        header = self.read_range(info.header_offset, _MEMBER_HEADER_SIZE)
+        name_size, extra_size = struct.unpack("<HH", header[26:])
+        return info.header_offset + _MEMBER_HEADER_SIZE + name_size + extra_size
+
+
+def _check_crc(name: str, crc: int, info: zipfile.ZipInfo) -> None:
+    if crc != info.CRC:
+        raise DamagedError(f"its member {name!r}: Bad CRC-32")
+
+
+class _Window(io.RawIOBase):
+    """A part of a file as a file."""
+
+    def __init__(self, path: Path, start: int, size: int) -> None:
+        super().__init__()
+        self._file = path.open("rb", buffering=0)
+        self._start, self._size, self._position = start, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        base = {os.SEEK_CUR: self._position, os.SEEK_END: self._size}.get(whence, 0)
+        if base + offset < 0:
+            raise OSError("a place before the beginning")
+        self._position = base + offset
+        return self._position
+
+    def readinto(self, buffer: Any, /) -> int:
+        left = max(self._size - self._position, 0)
+        self._file.seek(self._start + self._position)
+        count = self._file.readinto(memoryview(buffer)[:left]) or 0
+        self._position += count
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 @contextlib.contextmanager
@@ -225,14 +326,17 @@ class Storage:
 
     Attributes:
         size: The number of bytes.
-        read_bytes: Reads them.
+        read_bytes: Reads as many from a place on, or as many as there are. If these are
+            all, it verifies their checksum, if there is one.
+        verify: Verifies the checksum of what is read in parts, if there is one.
         is_shared: Whether several arrays have them. Then they are kept once they are
             read, so that the arrays share their memory.
         kept: The bytes, if they are kept.
     """
 
     size: int
-    read_bytes: Callable[[], bytes]
+    read_bytes: Callable[[int, int], bytes]
+    verify: Callable[[], object] | None = None
     is_shared: bool = False
     kept: bytes | None = None
 
@@ -240,17 +344,34 @@ class Storage:
         """Read the bytes, or return those that were kept."""
         if self.kept is not None:
             return self.kept
-        content = self.read_bytes()
+        content = self.read_bytes(0, self.size)
         if self.is_shared:
             self.kept = content
         return content
+
+    def read_part(self, offset: int, size: int, *, verify: bool) -> bytes:
+        """Read some of the bytes.
+
+        Args:
+            offset: Where they begin.
+            size: How many.
+            verify: Whether to verify the checksum of all, at the first time.
+        """
+        if self.kept is not None:
+            return self.kept[offset : offset + size]
+        if verify and self.verify is not None:
+            self.verify()
+            self.verify = None
+        return self.read_bytes(offset, size)
 
 
 class Layout(Protocol):
     """Where the elements of an array are."""
 
-    def read(self, shape: tuple[int, ...], dtype: DType) -> NumpyArray:
-        """Read the array."""
+    def read(
+        self, shape: tuple[int, ...], dtype: DType, rows: slice | None, *, verify: bool
+    ) -> NumpyArray:
+        """Read the array, or some of its first axis; see `StoredArray.read`."""
         ...
 
     def identify(self) -> object:
@@ -277,16 +398,26 @@ class Strided:
     is_conjugated: bool = False
     is_negated: bool = False
 
-    def read(self, shape: tuple[int, ...], dtype: DType) -> NumpyArray:
-        """Read the array."""
+    def read(
+        self, shape: tuple[int, ...], dtype: DType, rows: slice | None, *, verify: bool
+    ) -> NumpyArray:
+        """Read the array, or some of its first axis; see `StoredArray.read`."""
+        offset = self.offset
+        if rows is not None:
+            offset += rows.start * self.strides[0]
+            shape = (rows.stop - rows.start, *shape[1:])
         if 0 in shape:
             return np.zeros(shape, dtype)
         steps = zip(shape, self.strides, strict=True)
         count = 1 + sum(stride * (size - 1) for size, stride in steps)
-        content = self.storage.read()
-        if (self.offset + count) * dtype.itemsize > len(content):
+        start, size = offset * dtype.itemsize, count * dtype.itemsize
+        if rows is None:
+            content = self.storage.read()
+        else:
+            content = self.storage.read_part(start, size, verify=verify)
+            start = 0
+        if start + size > len(content):
             raise DamagedError(f"an array of shape {shape} does not fit its memory")
-        start = self.offset * dtype.itemsize
         flat: NumpyArray = np.frombuffer(content, dtype, count, start)
         strides = [stride * dtype.itemsize for stride in self.strides]
         array: NumpyArray = np.lib.stride_tricks.as_strided(
@@ -316,14 +447,20 @@ class StoredArray:
     dtype: DType
     layout: Layout
 
-    def read(self) -> NumpyArray:
+    def read(self, rows: slice | None = None, *, verify: bool = True) -> NumpyArray:
         """Read the array from its file.
+
+        Args:
+            rows: Which part of the first axis, from a number to a number; by default
+                the array is read whole.
+            verify: Whether to verify the checksum also of what is read in parts, which
+                reads all of it once.
 
         Raises:
             ValueError: If the file is damaged there.
         """
         with explain_errors(self.path):
-            return self.layout.read(self.shape, self.dtype)
+            return self.layout.read(self.shape, self.dtype, rows, verify=verify)
 
     def __repr__(self) -> str:
         return f"<an array of {self.dtype}, of shape {self.shape}>"
@@ -334,6 +471,21 @@ class StoredArray:
         return np.asarray(self.read(), dtype)
 
 
-def read_each(values: Sequence[object]) -> list[Any]:
-    """Return the values with what is still in a file read from it."""
-    return [x.read() if isinstance(x, StoredArray) else x for x in values]
+def read_each(
+    values: Sequence[object],
+    rows: Sequence[slice | None] | None = None,
+    verify: Sequence[bool] | None = None,
+) -> list[Any]:
+    """Return the values with what is still in a file read from it.
+
+    Args:
+        values: The values.
+        rows: Which part to read of each, as in `StoredArray.read`; by default all.
+        verify: Whether to verify the checksum of each that is read in part.
+    """
+    rows = rows or [None] * len(values)
+    verify = verify or [True] * len(values)
+    return [
+        x.read(part, verify=is_verified) if isinstance(x, StoredArray) else x
+        for x, part, is_verified in zip(values, rows, verify, strict=True)
+    ]

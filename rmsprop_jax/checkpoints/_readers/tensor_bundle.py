@@ -194,10 +194,15 @@ class _Shard:
         except FileNotFoundError as error:
             raise DamagedError(f"the file {str(self._path)!r} is missing") from error
 
-    def read(self, key: str, entry: Entry) -> bytes:
-        """Read the bytes of a tensor, and verify their checksum."""
-        content = self.source.read_range(entry.offset, entry.size)
-        if entry.dtype != _STRING:
+    def read(
+        self, key: str, entry: Entry, offset: int = 0, size: int | None = None
+    ) -> bytes:
+        """Read bytes of a tensor. If these are all, verify their checksum."""
+        size = entry.size if size is None else size
+        if offset + size > entry.size:
+            raise DamagedError(f"{key!r} has only {entry.size} bytes")
+        content = self.source.read_range(entry.offset + offset, size)
+        if entry.dtype != _STRING and size == entry.size:
             _verify_checksum(f"{key!r}", _checksum(content), entry.checksum)
         return content
 
@@ -211,7 +216,8 @@ def _store(key: str, entry: Entry, shard: _Shard, source: Source) -> StoredArray
         )
     shard.source.budget.spend(size)
     strides = [math.prod(entry.shape[i + 1 :]) for i in range(len(entry.shape))]
-    storage = Storage(size, functools.partial(shard.read, key, entry))
+    read_bytes = functools.partial(shard.read, key, entry)
+    storage = Storage(size, read_bytes, functools.partial(read_bytes, 0, size))
     layout = Strided(storage, 0, tuple(strides))
     return StoredArray(source.path, entry.shape, dtype, layout)
 

@@ -11,6 +11,7 @@ import optax
 
 from rmsprop_jax._error_text import warn_user
 from rmsprop_jax.checkpoints._convert.arrays import to_numpy
+from rmsprop_jax.checkpoints._convert.placement import Shardings
 from rmsprop_jax.checkpoints._convert.run import (
     ErrorHints,
     FromParams,
@@ -75,6 +76,7 @@ def resume(
     momentum: Override | None,
     guess_names: GuessNames | None = None,
     counting: Counting | None = None,
+    shardings: Shardings | None = None,
 ) -> Run:
     """Return the transformation and the state that resume a run.
 
@@ -88,6 +90,7 @@ def resume(
         guess_names: What to do without names.
         counting: How to resume the checkpoint's scheduler, with "checkpoint" as the
             learning rate.
+        shardings: Where the leaves belong.
 
     Raises:
         ValueError: If counting is given without that.
@@ -130,7 +133,14 @@ def resume(
     if momentum is None:
         _warn_of_scheduler(state, "momentum", "momentum", hint)
     return make_run(
-        what, params, state.groups, to_params, _HINTS, learning_rate, momentum
+        what,
+        params,
+        state.groups,
+        to_params,
+        _HINTS,
+        learning_rate,
+        momentum,
+        shardings,
     )
 
 

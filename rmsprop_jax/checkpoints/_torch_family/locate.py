@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from rmsprop_jax.checkpoints._convert.arrays import (
-    NumpyArray,
     Tensor,
     to_numpy_exactly,
 )
 from rmsprop_jax.checkpoints._convert.run import Settings
-from rmsprop_jax.checkpoints._readers.source import StoredArray
+from rmsprop_jax.checkpoints._readers.source import StoredArray, read_each
 from rmsprop_jax.checkpoints._torch_family.optimizers import Buffers
 
 # Dictionaries of dictionaries of tensors, lists and numbers, as torch itself types it.
@@ -74,7 +73,9 @@ def find_schedulers(checkpoint: object) -> dict[str, StateDict]:
     return dict(_find(checkpoint, _is_scheduler))
 
 
-def find_weights(what: str, checkpoint: object, *, ema: bool) -> dict[str, NumpyArray]:
+def find_weights(
+    what: str, checkpoint: object, *, ema: bool
+) -> Mapping[str, npt.ArrayLike]:
     """Return the weights of a whole checkpoint, by name, or their moving averages."""
     found = find_models(checkpoint, ema=ema)
     if len(found) != 1:
@@ -83,8 +84,7 @@ def find_weights(what: str, checkpoint: object, *, ema: bool) -> dict[str, Numpy
             f"holds {', '.join(found) or 'none'}. Give the part that is meant; "
             "read(path) reads a file."
         )
-    weights = next(iter(found.values()))
-    return {name: to_numpy_exactly(value) for name, value in weights.items()}
+    return next(iter(found.values()))
 
 
 def find_weights_beside(checkpoint: object) -> dict[str, npt.ArrayLike]:
@@ -135,7 +135,7 @@ def split_state_dict(what: str, state_dict: StateDict) -> Parts:
                 f"{what} must have a dictionary under 'state', but it was "
                 f"{own_state!r}."
             )
-        return Parts(own_state, groups)
+        return Parts(_match_ids(own_state, groups), groups)
     ids = {str(i): i for group in groups for i in group["params"]}
     state: dict[Id, NewStateDict] = {}
     for path, value in state_dict.items():
@@ -148,6 +148,18 @@ def split_state_dict(what: str, state_dict: StateDict) -> Parts:
                 f"among the 'params' of a group, but it has the key {path!r}."
             )
     return Parts(state, groups)
+
+
+def _match_ids(
+    state: Mapping[Id, Buffers], groups: Sequence[Settings]
+) -> Mapping[Id, Buffers]:
+    """Return the state by the ids of the groups.
+
+    torch.distributed.checkpoint makes text of torch's numbers in the state, but not in
+    the groups.
+    """
+    number_of = {str(i): i for group in groups for i in group["params"]}
+    return {number_of.get(i, i) if isinstance(i, str) else i: state[i] for i in state}
 
 
 def replace_state(
@@ -209,7 +221,8 @@ def _split_flattened(what: str, state_dict: StateDict) -> Parts:
             )
         found[prefix].setdefault(name, {})[key] = value
     groups: dict[str, Settings] = {}
-    for name, settings in found["param_groups"].items():
+    for name, unread in found["param_groups"].items():
+        settings = dict(zip(unread, read_each([*unread.values()]), strict=True))
         group = groups.setdefault(repr(sorted(settings.items())), settings)
         group.setdefault("params", []).append(name)
     return Parts(found["state"], [*groups.values()])

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 import optax
 
 from rmsprop_jax.checkpoints._convert.arrays import Value
+from rmsprop_jax.checkpoints._convert.placement import Shardings
 from rmsprop_jax.checkpoints._convert.run import (
     FromParams,
     Override,
@@ -43,6 +44,7 @@ def from_stable_baselines3(
     names: Names | None = None,
     learning_rate: Override | None = None,
     momentum: Override | None = None,
+    shardings: Shardings | None = None,
 ) -> Run:
     """Resume the optimizer of a Stable-Baselines3 agent in JAX.
 
@@ -60,6 +62,7 @@ def from_stable_baselines3(
         learning_rate: A number or a schedule, as in `from_torch`. The file does not
             show a schedule, and has no scheduler that could be resumed.
         momentum: As in `from_torch`.
+        shardings: As in `from_torch`.
 
     Returns:
         ``(tx, opt_state)`` as in `from_torch`, with `rmsprop_jax.dialects.torch` or
@@ -93,6 +96,7 @@ def from_stable_baselines3(
         learning_rate,
         momentum,
         guess_names,
+        shardings=shardings,
     )
 
 

@@ -23,6 +23,7 @@ import numpy as np
 import optax
 
 from rmsprop_jax.checkpoints._convert.arrays import Value, to_float
+from rmsprop_jax.checkpoints._convert.placement import Shardings
 from rmsprop_jax.checkpoints._convert.run import (
     FromParams,
     Override,
@@ -51,6 +52,7 @@ def from_timm(
     momentum: Override | None = None,
     updates_per_step: int | None = None,
     offset: int | None = None,
+    shardings: Shardings | None = None,
 ) -> Run:
     """Resume a run of ``timm.optim.RMSpropTF`` in JAX.
 
@@ -70,6 +72,7 @@ def from_timm(
         momentum: As in `from_torch`.
         updates_per_step: As in `from_torch`.
         offset: As in `from_torch`.
+        shardings: As in `from_torch`.
 
     Returns:
         ``(tx, opt_state)`` as in `from_torch`, with `rmsprop_jax.dialects.timm`. The
@@ -105,6 +108,7 @@ def from_timm(
         momentum,
         guess_names,
         validate_counting(updates_per_step, offset),
+        shardings,
     )
 
 

@@ -28,6 +28,7 @@ from typing import Literal
 
 import optax
 
+from rmsprop_jax.checkpoints._convert.placement import Shardings
 from rmsprop_jax.checkpoints._convert.run import FromParams, Override, Run, ToParams
 from rmsprop_jax.checkpoints._readers.source import File
 from rmsprop_jax.checkpoints._torch_family.conversion import export, resume
@@ -46,11 +47,13 @@ def from_torch(
     momentum: Override | None = None,
     updates_per_step: int | None = None,
     offset: int | None = None,
+    shardings: Shardings | None = None,
 ) -> Run:
     """Resume a run of ``torch.optim.RMSprop`` in JAX.
 
     Args:
-        checkpoint: The path of a file that ``torch.save`` wrote, or what it holds:
+        checkpoint: The path of a file that ``torch.save`` wrote, or of a folder that
+            torch.distributed.checkpoint wrote, as FSDP runs do; or what it holds:
             ``torch.optim.RMSprop(...).state_dict()``, of tensors on any device or of
             NumPy arrays, or the checkpoint of a whole run that has one in it, such as
             Lightning's. The state_dict may also be flat, as safetensors keeps it
@@ -87,6 +90,13 @@ def from_torch(
         offset: With ``learning_rate="checkpoint"``, what is added to the step count, by
             default 0. If GradScaler skipped n steps, which the scheduler counted and
             the optimizer did not, it is n.
+        shardings: Where each leaf of the state is put as it is read, so that no device
+            and no process holds more than its part: a pytree of
+            ``jax.sharding.Sharding`` like the parameters that ``to_params`` makes; one
+            for all of them; or a function ``(path, shape) -> sharding``. The path is
+            that of the leaf in the parameters, its keys joined by "/", such as
+            ``"decoder/layers/0/kernel"``, and the shape that of the whole leaf. By
+            default all is on JAX's default device. The step count is replicated.
 
     Returns:
         ``(tx, opt_state)``. If all groups have the same settings, ``tx`` is an
@@ -102,8 +112,8 @@ def from_torch(
             end up in one leaf; if the file is damaged; with
             ``learning_rate="checkpoint"``, if there is not one scheduler, if it can't
             be resumed, or if it did not step as ``updates_per_step`` and ``offset``
-            tell.
-        TypeError: If ``names`` are not names.
+            tell; if ``shardings`` are of another tree, or do not divide a leaf.
+        TypeError: If ``names`` are not names, or ``shardings`` not shardings.
 
     Warns:
         UserWarning: If a group shows that a scheduler changed its ``lr`` or its
@@ -134,6 +144,7 @@ def from_torch(
         learning_rate,
         momentum,
         counting=validate_counting(updates_per_step, offset),
+        shardings=shardings,
     )
 
 
