@@ -65,7 +65,7 @@ def test_no_temporaries_but_scalars_with_bias_correction(centered, decay):
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_decay_that_is_independent_of_the_learning_rate_is_free(momentum):
     tx = rmsprop(0.1, momentum=momentum)
-    decay = optax.add_decayed_weights(lambda count: -0.1 / (2 + count.astype(float)))
+    decay = optax.add_decayed_weights(lambda t: -0.1 / (2 + jnp.asarray(t, float)))
     plain, decayed = compiled(tx), compiled(optax.chain(tx, decay))
     assert temporaries(decayed) <= 256  # the schedule
     assert words(decayed) == words(plain)
