@@ -113,6 +113,9 @@ def test_numbers_that_are_computed(device):
     # Which keeps a count and the momentum of its own.
     injected = optax.inject_hyperparams(rmsprop)(0.1, momentum=schedule)
     check(injected, device, scalars=5)
+    # A decay that does not depend on the learning rate, with a count of its own.
+    decay = optax.add_decayed_weights(lambda count: -schedule(count))
+    check(optax.chain(rmsprop(0.1, momentum=0.9), decay), device, scalars=3)
 
 
 @each_device

@@ -5,6 +5,7 @@ import contextlib
 import io
 import re
 import textwrap
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,17 @@ def blocks(page):
     fences = r"^( *)```python\n(.*?)^\1```"
     found = re.findall(fences, page.read_text(), re.M | re.S)
     assert all("--8<--" not in block for _, block in found)
-    return [textwrap.dedent(block) for _, block in found]
+    return [textwrap.dedent(block) for _, block in found if is_new_enough(block)]
+
+
+def is_new_enough(block):
+    """Whether the package is here that a block begins with: `# flax 0.12 or later`."""
+
+    def numbers(version):
+        return [int(number) for number in re.findall(r"\d+", version)]
+
+    needs = re.search(r"\A *# (\w+) ([\d.]+) or later\n", block)
+    return not needs or numbers(metadata.version(needs[1])) >= numbers(needs[2])
 
 
 def peers_of(block):

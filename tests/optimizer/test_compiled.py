@@ -62,6 +62,15 @@ def test_no_temporaries_but_scalars_with_bias_correction(centered, decay):
     assert sizes.pop() < 256
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_decay_that_is_independent_of_the_learning_rate_is_free(momentum):
+    tx = rmsprop(0.1, momentum=momentum)
+    decay = optax.add_decayed_weights(lambda t: -0.1 / (2 + jnp.asarray(t, float)))
+    plain, decayed = compiled(tx), compiled(optax.chain(tx, decay))
+    assert temporaries(decayed) <= 256  # the schedule
+    assert words(decayed) == words(plain)
+
+
 @pytest.mark.parametrize("centered", [False, True])
 @pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])

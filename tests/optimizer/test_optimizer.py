@@ -452,6 +452,53 @@ def test_vmap_over_models_and_numbers(options):
     chex.assert_trees_all_close(together, expected, rtol=1e-5)
 
 
+def trajectory(tx, steps=20):
+    """The parameters, the state and the updates after gradients that turn around."""
+    p = {"a": jnp.array([1.5, -2.0, 0.25]), "b": jnp.array(3.0)}
+
+    def step(carry, t):
+        p, state, _ = carry
+        updates, state = tx.update(jax.tree.map(lambda x: x + jnp.sin(t), p), state, p)
+        return (apply_updates(p, updates), state, updates), None
+
+    start = (p, tx.init(p), jax.tree.map(jnp.zeros_like, p))
+    with jax.numpy_dtype_promotion("standard"):  # as optax's schedules need
+        return jax.lax.scan(step, start, jnp.arange(steps, dtype=float))[0]
+
+
+@pytest.mark.numerics
+def test_momentum_is_that_of_optax_and_its_buffer_has_the_norm_of_the_update():
+    """As docs/how-to.md says of what to log."""
+
+    def learning_rate(count):
+        return 0.1 / (2 + count.astype(jnp.float32))
+
+    p, state, updates = trajectory(rmsprop(learning_rate, momentum=0.9))
+    chain = optax.chain(
+        scale_by_rmsprop(),
+        optax.trace(0.9),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+    expected, _, _ = trajectory(chain)
+    chex.assert_trees_all_close(p, expected, rtol=1e-5)
+    norm = learning_rate(state.count - 1) * optax.tree.norm(state.mu)
+    np.testing.assert_allclose(norm, optax.tree.norm(updates), rtol=1e-5)
+
+
+@pytest.mark.numerics
+def test_schedule_free_is_that_of_optax():
+    warmup = optax.warmup_constant_schedule(0.0, 0.01, 5)
+    scale = scale_by_rmsprop(alpha=0.999, bias_correction=True)
+    base = optax.chain(scale, optax.scale_by_learning_rate(warmup))
+    ours = trajectory(optax.contrib.schedule_free(base, warmup))
+    theirs = trajectory(optax.contrib.schedule_free_adamw(0.01, warmup_steps=5))
+    chex.assert_trees_all_close(ours[0], theirs[0], rtol=1e-5)
+    averages = (
+        optax.contrib.schedule_free_eval_params(s, p) for p, s, _ in (ours, theirs)
+    )
+    chex.assert_trees_all_close(*averages, rtol=1e-5)
+
+
 @pytest.mark.numerics
 def test_scale_by_rmsprop_is_rmsprop_without_the_rate():
     p = tree()
