@@ -32,8 +32,8 @@ examples:
 """
 _INSPECT = """\
 Show what is in a checkpoint, and the lines of Python that resume it. The file is one of
-PyTorch, timm, Stable-Baselines3, Keras, TensorFlow or Paddle. Tensors are not read,
-only their headers.
+PyTorch, timm, Stable-Baselines3, Keras, TensorFlow or Paddle, or a folder of FSDP.
+Tensors are not read, only their headers.
 """
 _INSPECT_EXAMPLES = """\
 examples:
@@ -138,7 +138,9 @@ def _make_parser() -> argparse.ArgumentParser:
 
 
 def _add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", help="a file, or what TensorFlow's files begin with")
+    parser.add_argument(
+        "file", help="a file or folder, or what TensorFlow's files begin with"
+    )
     parser.add_argument("--all", action="store_true", help="a row for every parameter")
     parser.add_argument("--json", action="store_true", help="for programs")
     parser.add_argument(
@@ -159,7 +161,9 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 
 def _add_convert_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", help="a file, or what TensorFlow's files begin with")
+    parser.add_argument(
+        "file", help="a file or folder, or what TensorFlow's files begin with"
+    )
     parser.add_argument("out", help="the file or folder to write")
     parser.add_argument("--to", required=True, choices=sorted(WRITERS))
     parser.add_argument(

@@ -148,12 +148,14 @@ class Report:
 
     @property
     def size(self) -> int:
-        """The bytes of the file, or of all files of a checkpoint of TensorFlow."""
+        """The bytes of the file, or of all files of a folder or of TensorFlow's."""
         return sum(os.path.getsize(path) for path in find_files(self.path))
 
 
 def find_files(path: str) -> list[Path]:
     """Return the files of a checkpoint."""
+    if Path(path).is_dir():
+        return [p for p in Path(path).iterdir() if p.is_file()]
     if Path(path).is_file() and not path.endswith(".index"):
         return [Path(path)]
     prefix = Path(path.removesuffix(".index"))

@@ -111,6 +111,8 @@ def inspect_torch(path: str, what: str, framework: str, content: object) -> Repo
 
 
 def _describe_format(path: str, framework: str, content: object) -> tuple[str, str]:
+    if Path(path).is_dir():
+        return "torch.distributed.checkpoint", "PyTorch"
     with open(path, "rb") as file:
         is_zip = file.read(2) == b"PK"
     if framework == "stable_baselines3":

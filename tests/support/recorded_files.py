@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 from recorded import runs
 from recorded.keras_runs import FRAMEWORKS
+from recorded.record_fsdp import RUNS
 from recorded.record_keras_runs import FILE
 from recorded.record_runs import FILES, PADDLE
 from support import keras_files
@@ -25,7 +26,7 @@ class Recorded(NamedTuple):
     """A file that a framework wrote.
 
     Attributes:
-        folder: In Keras's zip file; empty for the files beside it.
+        folder: In a zip file of several, or "fsdp"; empty for the files beside it.
         file: The file's name.
         resume: From the folder where it is to ``(tx, opt_state)``.
         missing: What the file lacks, and a user would put into the printed lines: from
@@ -48,6 +49,10 @@ def _plain(file: str, function: str, **arguments: Any) -> Recorded:
         return getattr(checkpoints, function)(folder / file, **arguments)
 
     return Recorded("", file, resume, {})
+
+
+def _resume_fsdp(name: str) -> Callable[[Path], Any]:
+    return lambda folder: checkpoints.from_torch(folder / name)
 
 
 def _keras() -> dict[str, Recorded]:
@@ -87,7 +92,7 @@ def _keras() -> dict[str, Recorded]:
 
 # One of each format. The others are for the slow tests.
 KINDS = (
-    *("torch", "torch before 1.6", "timm", "stable_baselines3", "paddle"),
+    *("torch", "torch before 1.6", "timm", "stable_baselines3", "paddle", "fsdp/two"),
     *(
         "keras_jax/all.keras",
         "keras_jax/bfloat16.weights.h5",
@@ -117,5 +122,6 @@ RECORDED: dict[str, Recorded] = {
         names=FILES / "paddle.pdparams",
         **PADDLE,
     ),
+    **{f"fsdp/{name}": Recorded("fsdp", name, _resume_fsdp(name), {}) for name in RUNS},
     **_keras(),
 }
