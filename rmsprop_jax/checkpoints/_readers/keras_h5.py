@@ -130,7 +130,7 @@ def read_keras(source: Source) -> KerasFile:
     """
     if not source.members:
         return KerasFile(_read_h5(source, source), {}, {})
-    part = Source(source.path, source.read_member(_WEIGHTS))
+    part = source.open_member(_WEIGHTS)
     config, metadata = (_read_json(source, name) for name in (_CONFIG, _METADATA))
     return KerasFile(_read_h5(source, part), config, metadata)
 

@@ -101,7 +101,7 @@ def read_stable_baselines3(source: Source) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in source.members:
         if name.endswith(".pth"):
-            inner = Source(source.path, source.read_member(name))
+            inner = source.open_member(name)
             if is_torch(inner):
                 found[name] = read_torch(inner)
             elif is_torch_legacy(inner):

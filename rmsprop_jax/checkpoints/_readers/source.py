@@ -184,6 +184,21 @@ class Source:
             _check_crc(name, zlib.crc32(content), info)
         return content
 
+    def open_member(self, name: str) -> Source:
+        """Return a member of a zip file as a source, with its checksum verified.
+
+        It stays in the file if it is not compressed.
+        """
+        info = self._find_member(name)
+        if info.compress_type != zipfile.ZIP_STORED:
+            return Source(self.path, self.read_member(name))
+        try:
+            start = self._find_stored(info)
+            self.verify_member(name)
+        except _ZIP_ERRORS as error:
+            raise DamagedError(f"its member {name!r}: {error}") from error
+        return Source(self.path, (start, info.file_size))
+
     def verify_member(self, name: str) -> None:
         """Verify the checksum of a member that is read in parts."""
         info = self._find_member(name)
