@@ -154,8 +154,8 @@ def resolve_shardings(
         keys = [jax.tree_util.keystr(path) for path in paths]
         if difference := describe_difference([*by_path], keys):
             raise ValueError(
-                "shardings must be a tree like the parameters that to_params makes, "
-                f"but {difference}."
+                "shardings must be a pytree with the structure of the parameters that "
+                f"to_params makes, but {difference}."
             )
         found = [by_path[key] for key in keys]
     leaves = [
