@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 from rmsprop_jax._cli.keras_files import inspect_keras, inspect_tensorflow
 from rmsprop_jax._cli.paddle_files import inspect_paddle
 from rmsprop_jax._cli.report import Report, compute_statistics
 from rmsprop_jax._cli.torch_files import inspect_torch
 from rmsprop_jax.checkpoints._readers import read_file
+from rmsprop_jax.checkpoints._readers.distributed import METADATA
 from rmsprop_jax.checkpoints._readers.source import explain_content_errors
 
 
@@ -22,6 +26,8 @@ def make_report(path: str, *, has_statistics: bool = False) -> Report:
         OSError: If there is no such file, or it can't be opened.
         ValueError: If it can't be read.
     """
+    if Path(path).name == METADATA:
+        path = os.fspath(Path(path).parent)
     framework, content = read_file(path)
     what = repr(path)
     with explain_content_errors(what):

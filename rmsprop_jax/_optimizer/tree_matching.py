@@ -175,7 +175,8 @@ def _flatten_as(
     raise ValueError(
         f"{what} must have the same tree structure as the parameters that init was "
         f"given, but {odd}. "
-        "If the model or the optimizer has changed, make a new state with init."
+        "If the model or the optimizer has changed, make a new state with init, and "
+        "take over what fits of the old one."
     )
 
 

@@ -351,11 +351,20 @@ class _Reader:
                 "does not store. Give lambdas=[lambda base_lr: "
                 "schedules.lambda_lr(base_lr, lr_lambda)] to "
                 "rmsprop_jax.schedules.from_torch, or the same with multiplicative_lr, "
-                "one for each in the order of the state_dict."
+                "one for each in the order of the state_dict. The schedule that it "
+                "returns is the learning_rate of rmsprop_jax.checkpoints.from_torch."
             )
         make = self.lambdas.pop(0)
         numbers = [source.read_real("base_lrs", base) for base in bases]
-        return [wrap(to_schedule(make(number))) for number in numbers]
+        made = [make(number) for number in numbers]
+        odd = [schedule for schedule in made if not callable(schedule)]
+        if odd:
+            raise TypeError(
+                "lambdas must be functions from a base learning rate to a schedule, "
+                "such as lambda base_lr: schedules.lambda_lr(base_lr, lr_lambda), but "
+                f"one returned {odd[0]!r}."
+            )
+        return [wrap(to_schedule(schedule)) for schedule in made]
 
 
 def _join(

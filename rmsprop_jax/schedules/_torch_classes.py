@@ -210,6 +210,16 @@ def recognize(what: str, state_dict: StateDict) -> str:
     for name, (required, optional) in _CLASSES.items():
         if required <= own <= required | optional:
             return name
+    inner = [
+        key
+        for key, value in state_dict.items()
+        if isinstance(value, Mapping) and "last_epoch" in value
+    ]
+    if inner:
+        raise ValueError(
+            f"{what} must be the state_dict of a scheduler, but it is a dictionary "
+            f"that has one in {inner[0]!r}: give that."
+        )
     raise ValueError(
         f"{what} must have the keys of one of torch's schedulers, which tell its "
         f"class, but those that tell were {sorted(map(repr, own))[:12]}. Make the "

@@ -37,8 +37,9 @@ def offload(tx: optax.GradientTransformation) -> optax.GradientTransformationExt
     their state does not.
 
     Args:
-        tx: The whole chain, which may be `zero1`'s. Its ``update`` is not under
-            ``jax.jit``, which would take all leaves.
+        tx: The whole chain, which may be `zero1`'s. Don't pass one whose ``update`` is
+            already ``jax.jit(tx.update)``, which takes all leaves; use ``jax.jit`` for
+            the training step that calls the ``update`` of the result.
 
     Returns:
         A gradient transformation whose state is that of ``tx``, in the host's memory.
@@ -172,6 +173,7 @@ def _warn_if_many(eqn: jex.JaxprEqn, number: int) -> None:
         warnings.warn(
             f"offload has {number} arrays of the state on the device at once, because "
             f"tx takes them in one {eqn.primitive.name}. Leave out the transformation "
-            "that does, such as optax.apply_if_finite or optax.MultiSteps.",
+            "that does, such as optax.apply_if_finite or optax.MultiSteps, and don't "
+            "give jax.jit(tx.update) as tx's update.",
             stacklevel=2,
         )

@@ -313,5 +313,8 @@ def test_a_flipped_bit_is_found(folder, tmp_path):
     expected = load_weights(into)["dense.weight"].tobytes()
     content[content.index(expected)] ^= 1
     file.write_bytes(content)
-    with pytest.raises(ValueError, match="Bad CRC-32"):
+    match = r"complete folder.*dense\.weight.*, in its file '__0_0\.distcp': .*CRC-32"
+    with pytest.raises(ValueError, match=match):
         load_weights(into)
+    with pytest.raises(ValueError, match="a part of what .* wrote: give its folder"):
+        load_weights(file)

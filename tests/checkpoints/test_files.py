@@ -151,7 +151,7 @@ def test_refuses_tensors_outside_of_their_memory(tmp_path):
     with zipfile.ZipFile(path, "w") as file:
         for name, content in members.items():
             file.writestr(name, content)
-    refused("cut off or damaged: .*does not fit its memory", read, path)
+    refused("truncated or corrupted: .*does not fit its memory", read, path)
 
 
 @pytest.mark.parametrize("framework", FROM)
@@ -269,4 +269,4 @@ def test_large_arrays_stay_in_a_pickle_until_they_are_read(protocol, tmp_path):
     assert weights["bfloat16"].dtype == jnp.bfloat16
     np.testing.assert_array_equal(weights["fortran"], wide)
     path.write_bytes(pickle.dumps(content, protocol)[: -(2**18)])
-    refused("cut off or damaged", read, path)
+    refused("truncated or corrupted", read, path)

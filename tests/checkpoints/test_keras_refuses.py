@@ -195,7 +195,9 @@ def test_files_that_are_cut_off(files, run, tmp_path):
         path = tmp_path / f"cut{ending}"
         whole = run[0].with_name(run[0].name + ending).read_bytes()
         path.write_bytes(whole[: len(whole) * 2 // 3])
-        with pytest.raises(ValueError, match="must be a whole file, but it is cut off"):
+        with pytest.raises(
+            ValueError, match="must be a complete file, but it is truncated"
+        ):
             from_keras(path, names=run[1], **(KERAS if ending == ".weights.h5" else {}))
     source = files / "keras_tensorflow/all"
     for ending in (".index", ".data-00000-of-00001"):
@@ -204,7 +206,7 @@ def test_files_that_are_cut_off(files, run, tmp_path):
                 shutil.copy(each, tmp_path)
             cut = tmp_path / f"all{ending}"
             cut.write_bytes(cut.read_bytes()[:at])
-            with pytest.raises(ValueError, match="must be a whole file, but it is cut"):
+            with pytest.raises(ValueError, match="must be a complete file, but it is truncated"):
                 from_tensorflow(tmp_path / "all", **KERAS)
 
 

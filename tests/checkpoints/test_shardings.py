@@ -215,6 +215,15 @@ def test_names_the_leaf_that_does_not_fit(mesh):
     )
 
 
+@pytest.mark.parametrize("make", [lambda mesh: mesh, lambda _: PartitionSpec("rows")])
+def test_what_is_not_a_sharding(mesh, make):
+    refuse(
+        r"a pytree of them or a function .*, but it was (Mesh|P)",
+        TypeError,
+        shardings=make(mesh),
+    )
+
+
 def test_names_what_a_tree_lacks(mesh):
     everywhere = NamedSharding(mesh, PartitionSpec())
     tree = dict.fromkeys(runs.SHAPES, everywhere)

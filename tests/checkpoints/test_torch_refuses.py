@@ -215,6 +215,9 @@ def test_refuses_names_in_another_order_than_the_checkpoint_s():
     state_dict = made_up([(3,), (3,)])
     state_dict["param_groups"][0]["param_names"] = ["a", "b"]
     refused("at 0 it has 'b' where they have 'a'", state_dict, names=["b", "a"])
+    # A dictionary has the model's order, so that it can't rename.
+    other = dict.fromkeys(["x", "y"], np.zeros(3))
+    refused(r"lacks \['a', 'b'\], and has \['x', 'y'\]", state_dict, names=other)
     state_dict["param_groups"][0]["param_names"] = ["a"]
     refused("1 'param_names' for 2 parameters", state_dict)
 

@@ -356,7 +356,7 @@ def test_errors_are_one_sentence(tmp_path, run):
         ("none", None, "There is no file"),
         ("empty", b"", "it is empty"),
         ("text", b"hello, world", "begins with b'hello, w'"),
-        ("cut", (FILES / "torch.pt").read_bytes()[:-99], "cut off or damaged"),
+        ("cut", (FILES / "torch.pt").read_bytes()[:-99], "truncated or corrupted"),
     ):
         path = tmp_path / name
         if content is not None:

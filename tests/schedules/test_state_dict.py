@@ -225,6 +225,11 @@ def test_a_plateau_that_can_t_be_is_refused(state_dict, sentence):
 def test_lambdas_are_asked_for():
     state_dict = {"lr_lambdas": [None], "base_lrs": [0.5], "last_epoch": 2}
     state_dict |= {"_last_lr": [0.125]}
+    with pytest.raises(TypeError, match=r"a schedule, such as .* one returned 0\.5"):
+        from_torch(state_dict, lambdas=[lambda base: 0.5])
+    whole = {"epoch": 3, "scheduler": step_lr()}
+    with pytest.raises(ValueError, match="has one in 'scheduler': give that"):
+        from_torch(whole)
     with pytest.raises(ValueError, match="a LambdaLR or a MultiplicativeLR, which"):
         from_torch(state_dict)
 

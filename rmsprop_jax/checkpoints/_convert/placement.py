@@ -143,6 +143,12 @@ def resolve_shardings(
         TypeError: If something in it is not a sharding.
     """
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
+    if isinstance(shardings, jax.Device | Mesh | PartitionSpec):
+        raise TypeError(
+            "shardings must be a jax.sharding.Sharding, a pytree of them or a function "
+            f"(path, shape) -> sharding, but it was {shardings!r}. Make one with "
+            "jax.sharding.NamedSharding(mesh, spec)."
+        )
     if isinstance(shardings, Sharding):
         found: list[object] = [shardings] * len(paths)
     elif callable(shardings):

@@ -105,6 +105,10 @@ def _open_source(path: File) -> Source:
         file /= distributed.METADATA
     if file.is_dir():
         raise UnsupportedError(_describe_folder(file))
+    if file.suffix == ".distcp":
+        raise UnsupportedError(
+            "it is a part of what torch.distributed.checkpoint wrote: give its folder"
+        )
     return Source(file)
 
 

@@ -67,7 +67,11 @@ class _Place(NamedTuple):
         part = Source(self.source.path, (self.offset, self.size), budget)
         if not is_torch(part):
             raise DamagedError(f"the bytes of {what} are not what torch.save writes")
-        return read_torch(part)
+        try:
+            return read_torch(part)
+        except DamagedError as error:
+            file = self.source.path.name
+            raise DamagedError(f"{what}, in its file {file!r}: {error}") from error
 
 
 class _Chunk(NamedTuple):

@@ -289,9 +289,10 @@ def explain_errors(path: File) -> Generator[None]:
     try:
         yield
     except DamagedError as error:
+        kind = "folder" if os.path.isdir(path) else "file"
         raise DamagedError(
-            f"{what} must be a whole file, but it is cut off or damaged: {error}. Copy "
-            "it again."
+            f"{what} must be a complete {kind}, but it is truncated or corrupted: "
+            f"{error}. Copy it again."
         ) from error
     except UnsupportedError as error:
         raise UnsupportedError(f"{what} can't be read: {error}.") from error

@@ -324,6 +324,14 @@ def _find_names(
         )
     if own is not None and isinstance(names, Mapping) and set(own) <= set(given):
         return own  # the dictionary is there for its weights, in any order
+    if own is not None and isinstance(names, Mapping):
+        missing = [name for name in own if name not in {*given}]
+        raise ValueError(
+            f"names must be a dictionary that has the 'param_names' in {what}, but it "
+            f"lacks {missing[:4]}, and has {given[:4]}. A model's dictionary may have "
+            "another order than the optimizer, so to rename the parameters, give "
+            + _NAMES_BY_IDENTITY
+        )
     if len(given) != len(ids) or len(set(given)) != len(given):
         raise ValueError(
             f"names must be the different names of the {len(ids)} parameters that "
