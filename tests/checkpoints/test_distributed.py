@@ -316,5 +316,5 @@ def test_a_flipped_bit_is_found(folder, tmp_path):
     match = r"complete folder.*dense\.weight.*, in its file '__0_0\.distcp': .*CRC-32"
     with pytest.raises(ValueError, match=match):
         load_weights(into)
-    with pytest.raises(ValueError, match="a part of what .* wrote: give its folder"):
+    with pytest.raises(ValueError, match=r"a part of what .* wrote: give its folder"):
         load_weights(file)

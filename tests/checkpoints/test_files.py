@@ -119,7 +119,7 @@ def test_refuses_a_file_that_is_cut_off(tmp_path_factory, data):
     content = (FILES / name).read_bytes()
     path = tmp_path_factory.mktemp("cut") / name
     path.write_bytes(content[: data.draw(st.integers(0, len(content) - 1))])
-    refused(f"{name}' (must be a whole file|can't be read: it must be)", read, path)
+    refused(f"{name}' (must be a complete file|can't be read: it must be)", read, path)
 
 
 def test_refuses_what_no_framework_wrote(tmp_path):

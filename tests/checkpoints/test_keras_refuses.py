@@ -206,7 +206,9 @@ def test_files_that_are_cut_off(files, run, tmp_path):
                 shutil.copy(each, tmp_path)
             cut = tmp_path / f"all{ending}"
             cut.write_bytes(cut.read_bytes()[:at])
-            with pytest.raises(ValueError, match="must be a complete file, but it is truncated"):
+            with pytest.raises(
+                ValueError, match="a complete file, but it is truncated"
+            ):
                 from_tensorflow(tmp_path / "all", **KERAS)
 
 

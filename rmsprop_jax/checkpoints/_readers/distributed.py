@@ -18,9 +18,10 @@ References:
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -67,8 +68,14 @@ class _Place(NamedTuple):
         part = Source(self.source.path, (self.offset, self.size), budget)
         if not is_torch(part):
             raise DamagedError(f"the bytes of {what} are not what torch.save writes")
-        try:
+        with self.name_file(what):
             return read_torch(part)
+
+    @contextlib.contextmanager
+    def name_file(self, what: str) -> Generator[None]:
+        """Say in an error of what it is, and in which file."""
+        try:
+            yield
         except DamagedError as error:
             file = self.source.path.name
             raise DamagedError(f"{what}, in its file {file!r}: {error}") from error
@@ -119,9 +126,10 @@ class _Chunked:
                     f"{what} must be a tensor of shape {chunk.sizes} and dtype {dtype},"
                     f" but it is {stored!r}"
                 )
-            array[tuple(into)] = stored.layout.read(
-                stored.shape, dtype, part, verify=verify
-            )
+            with chunk.place.name_file(what):
+                array[tuple(into)] = stored.layout.read(
+                    stored.shape, dtype, part, verify=verify
+                )
         array.flags.writeable = False
         return array
 
