@@ -12,6 +12,7 @@ works on the backends JAX, TensorFlow and PyTorch, compiled or not:
 
 or, with a training loop of your own, before the first step:
 
+    optimizer.build(model.trainable_variables)
     recorder = Recorder("recording.npz")
     recorder.attach(optimizer)
     train()
@@ -45,6 +46,7 @@ except ImportError:
 
 ops: Any = keras.ops  # it works with tensors of three frameworks
 
+LEAST_STEPS = 4
 LEAST_OF_EACH = 8  # elements: a bias may have other settings than a kernel
 
 
@@ -60,8 +62,10 @@ class Recorder(keras.callbacks.Callback):
 
     def __init__(self, path, *, steps=60, elements=20_000, seed=0):
         super().__init__()
+        check_folder(path)
         self.path, self.steps, self.elements, self.seed = path, steps, elements, seed
         self.optimizer: Any = None
+        self.is_saved = False
         self.gradients: Any = None  # of the step that is being made
 
     def on_train_begin(self, logs=None):
@@ -90,6 +94,11 @@ class Recorder(keras.callbacks.Callback):
             optimizer: Any of Keras's. If it has a loss scale, the one inside is taken.
         """
         optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+        if not optimizer.built:
+            raise ValueError(
+                "optimizer must be built before it is recorded: call "
+                "optimizer.build(model.trainable_variables)."
+            )
         if optimizer.gradient_accumulation_steps:
             raise ValueError(
                 "optimizer must not have gradient_accumulation_steps: then most steps "
@@ -126,13 +135,18 @@ class Recorder(keras.callbacks.Callback):
     def save(self):
         """Write the file, and leave the optimizer as it was."""
         if self.optimizer is None:
+            if not self.is_saved:
+                print("record_keras: nothing is recorded; call attach(optimizer).")
             return
+        self.is_saved = True
         stored = {k: ops.convert_to_numpy(v.value) for k, v in self.stored.items()}
         self.optimizer.__class__ = self.original
         for variable in self.stored.values():
             self.optimizer._untrack_variable(variable)
         self.optimizer = None
         steps = min(int(stored["done"]), self.steps)
+        if steps < LEAST_STEPS:
+            print(f"record_keras: {steps} steps are too few for rmsprop-jax identify.")
         if not steps:
             return
         arrays = {"learning_rate": stored["rates"][:steps].astype(np.float64)}
@@ -261,6 +275,13 @@ def shape_like(variable, index, x):
     return x.astype(str(variable.dtype))
 
 
+def check_folder(path):
+    """Raise if there is no folder for the file, before the run is made."""
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        raise ValueError(f"There is no folder {folder!r} to write the recording to.")
+
+
 def save(path, arrays, count, made_by):
     """Write the file, whole or not at all."""
     partial = f"{path}.partial"
@@ -271,7 +292,9 @@ def save(path, arrays, count, made_by):
 
 def main(argv=None):
     """Train a small network, and record it."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", default="recording.npz", help="the recording")
     parser.add_argument("--steps", type=int, default=60)
     args = parser.parse_args(argv)

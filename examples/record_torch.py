@@ -40,6 +40,7 @@ except ImportError:
     print("This example needs PyTorch: pip install torch")
     raise SystemExit(0) from None
 
+LEAST_STEPS = 4
 LEAST_OF_EACH = 8  # elements: a bias may have other settings than a kernel
 PROBED = 8  # elements of each
 
@@ -60,6 +61,7 @@ class Recorder:
     def __init__(
         self, optimizer, path, model=None, *, steps=60, elements=20_000, seed=0
     ):
+        check_folder(path)
         self.path, self.steps = path, steps
         self.optimizer = optimizer
         params = [p for group in optimizer.param_groups for p in group["params"]]
@@ -104,6 +106,11 @@ class Recorder:
         """Stop, and write what was recorded."""
         for hook in self.hooks:
             hook.remove()
+        if self.hooks and len(self.gradients) < LEAST_STEPS:
+            print(
+                f"record_torch: {len(self.gradients)} steps are too few for "
+                "rmsprop-jax identify."
+            )
         if self.hooks and self.gradients:
             self._write()
         self.hooks = []
@@ -278,6 +285,13 @@ def find_moves_between(before, after):
     ]
 
 
+def check_folder(path):
+    """Raise if there is no folder for the file, before the run is made."""
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        raise ValueError(f"There is no folder {folder!r} to write the recording to.")
+
+
 def save(path, arrays, count, made_by):
     """Write the file, whole or not at all."""
     partial = f"{path}.partial"
@@ -288,7 +302,9 @@ def save(path, arrays, count, made_by):
 
 def main(argv=None):
     """Train a small network, and record it."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", default="recording.npz", help="the recording")
     parser.add_argument("--steps", type=int, default=60)
     args = parser.parse_args(argv)

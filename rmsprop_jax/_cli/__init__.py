@@ -169,7 +169,11 @@ def _add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights", action="store_true", help="write the weights too: weights/NAME"
     )
-    parser.add_argument("--force", action="store_true", help="replace what is there")
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="replace what is there: a file, or a folder that orbax wrote",
+    )
     parser.set_defaults(run=_convert)
 
 

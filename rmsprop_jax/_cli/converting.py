@@ -14,7 +14,11 @@ from rmsprop_jax._cli.float64 import use_float64
 from rmsprop_jax._cli.inspecting import make_report
 from rmsprop_jax._cli.lines import Plan
 from rmsprop_jax._cli.report import Optimizer, Report
-from rmsprop_jax._cli.writing import WRITERS, replace_when_whole
+from rmsprop_jax._cli.writing import (
+    WRITERS,
+    check_replaceable,
+    replace_when_whole,
+)
 from rmsprop_jax.checkpoints import load_weights
 from rmsprop_jax.checkpoints._convert.arrays import NumpyArray
 
@@ -76,6 +80,10 @@ def convert(
             to write.
     """
     # What can't be written is refused before the file is read.
+    if not Path(out).name:
+        raise ValueError(f"OUT must be the name of a file or folder, but was {out!r}.")
+    if is_forced:
+        check_replaceable(Path(out), Path(path), form)
     with replace_when_whole(Path(out), is_forced=is_forced) as partial:
         report = make_report(path)
         optimizer, plan = _choose(path, report)

@@ -26,6 +26,37 @@ _SAFETENSORS = {
 Arrays = Mapping[str, NumpyArray]
 
 
+# What is in a folder that orbax wrote.
+_ORBAX = ("_METADATA", "_CHECKPOINT_METADATA")
+
+
+def check_replaceable(path: Path, source: Path, form: str) -> None:
+    """Raise if what is there must not be replaced, not even with ``--force``.
+
+    Args:
+        path: Where to write.
+        source: The checkpoint that is converted.
+        form: One of `WRITERS`.
+
+    Raises:
+        ValueError: If the source is there or in it, or if it is a folder that is not
+            orbax's, or a folder where a file is meant.
+    """
+    place, origin = path.resolve(), source.resolve()
+    if place == origin or place in origin.parents:
+        raise ValueError(
+            f"{str(path)!r} is, or holds, the checkpoint to convert, which would be "
+            "lost. Write to another place."
+        )
+    if not path.is_dir():
+        return
+    if form != "orbax" or not any((path / name).exists() for name in _ORBAX):
+        raise ValueError(
+            f"{str(path)!r} is a folder that orbax did not write, or a file is to be "
+            "written. --force does not replace it: write to another place."
+        )
+
+
 @contextlib.contextmanager
 def replace_when_whole(path: Path, *, is_forced: bool) -> Generator[Path]:
     """Yield a place beside a path, which takes its place when all is written.

@@ -88,17 +88,36 @@ def test_and_back(form, name, folders, run, tmp_path, wide):
     assert os.listdir(tmp_path) == [out.name]
 
 
+def test_what_force_does_not_replace(run, tmp_path):
+    """The checkpoint itself, a folder that has it, and one that is not orbax's."""
+    folder = tmp_path / "run"
+    (folder / "other").mkdir(parents=True)
+    own = folder / "torch.pt"
+    own.write_bytes(TORCH.read_bytes())
+    for out, form in (
+        (own, "npz"),
+        (folder, "orbax"),
+        (folder / "other", "orbax"),
+        (folder / "other", "npz"),
+    ):
+        code, _, err = run("convert", own, out, "--to", form, "--force")
+        assert code == 2
+        assert "Write to another place" in err or "write to another place" in err
+    assert own.read_bytes() == TORCH.read_bytes()
+    assert (folder / "other").is_dir()
+    assert "OUT must be the name" in run("convert", own, ".", "--to", "npz")[2]
+
+
 @pytest.mark.parametrize("form", ENDINGS)
 def test_nothing_is_replaced_without_force(form, run, tmp_path):
     out = tmp_path / "out"
-    out.mkdir()
-    (out / "mine").write_text("precious")
+    out.write_text("precious")
     code, _, err = run("convert", TORCH, out, "--to", form)
     assert code == 2
     assert "is there already. --force replaces it" in err
-    assert (out / "mine").read_text() == "precious"
+    assert out.read_text() == "precious"
     assert run("convert", TORCH, out, "--to", form, "--force")[0] == 0
-    assert not (out / "mine").exists()
+    assert out.is_dir() == (form == "orbax")
     assert os.listdir(tmp_path) == ["out"]
     assert run("convert", TORCH, out, "--to", form, "--force")[0] == 0
 

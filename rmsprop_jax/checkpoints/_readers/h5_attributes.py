@@ -10,7 +10,6 @@ datatypes, dataspaces and attributes (IV.A.2), and global heaps (III.E).
 from __future__ import annotations
 
 import math
-import mmap
 import struct
 from collections.abc import Generator, Iterable
 from typing import NamedTuple
@@ -18,6 +17,7 @@ from typing import NamedTuple
 from rmsprop_jax.checkpoints._readers.source import (
     Budget,
     DamagedError,
+    Source,
     UnsupportedError,
 )
 
@@ -36,15 +36,15 @@ class _Message(NamedTuple):
 
 
 class AttributeReader:
-    """Reads attributes from the bytes of an HDF5 file.
+    """Reads attributes of an HDF5 file.
 
     Args:
-        data: The whole file.
+        source: The file, of which only the parts that are needed are read.
         budget: What reading it may cost.
     """
 
-    def __init__(self, data: bytes | mmap.mmap, budget: Budget) -> None:
-        self._data = data
+    def __init__(self, source: Source, budget: Budget) -> None:
+        self._source = source
         self._budget = budget
         # The place and the size of each object in a heap, by the heap's address.
         self._heaps: dict[int, dict[int, tuple[int, int]]] = {}
@@ -76,9 +76,9 @@ class AttributeReader:
         return texts
 
     def _take(self, offset: int, size: int) -> bytes:
-        if offset + size > len(self._data):
+        if offset + size > self._source.size:
             raise DamagedError(f"it ends before the {size} bytes at {offset}")
-        return self._data[offset : offset + size]
+        return self._source.read_range(offset, size)
 
     def _iterate_messages(self, address: int) -> Generator[_Message]:
         is_new = self._take(address, 4) == b"OHDR"
@@ -146,7 +146,7 @@ class AttributeReader:
 
     def _read_heap(self, address: int) -> dict[int, tuple[int, int]]:
         signature, size = struct.unpack("<8sQ", self._take(address, 16))
-        if signature[:5] != b"GCOL\1" or address + size > len(self._data):
+        if signature[:5] != b"GCOL\1" or address + size > self._source.size:
             raise DamagedError(f"there is no heap of strings at {address}")
         self._budget.spend(size)
         objects: dict[int, tuple[int, int]] = {}

@@ -259,7 +259,7 @@ class _Walk:
     def __init__(self, source: Source, part: Source) -> None:
         self.size = 0
         self._source, self._part = source, part
-        self._attributes = AttributeReader(part.map(), source.budget)
+        self._attributes = AttributeReader(part, source.budget)
         self._seen: set[object] = set()
 
     def walk_group(self, group: H5Object, path: str, depth: int) -> Group:
