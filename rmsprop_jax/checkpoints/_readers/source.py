@@ -321,7 +321,9 @@ def explain_content_errors(what: str) -> Generator[None]:
         if isinstance(error.__cause__, type(error)):
             raise  # `explain_errors` made it, when an array was read
         if isinstance(error, DamagedError):
-            raise DamagedError(f"{what} must be a complete file, but {error}.") from error
+            raise DamagedError(
+                f"{what} must be a complete file, but {error}."
+            ) from error
         raise UnsupportedError(f"{what}: {error}") from error
     except (
         ArithmeticError,
