@@ -39,7 +39,7 @@ _INSPECT_EXAMPLES = """\
 examples:
   rmsprop-jax inspect run.pt
   rmsprop-jax inspect run.keras --statistics       also NaN, and what is all 0
-  rmsprop-jax inspect run/model.ckpt-100           TensorFlow: what its files begin with
+  rmsprop-jax inspect run/model.ckpt-100           TensorFlow: the common prefix
   rmsprop-jax inspect run.pt --json                for programs
 """
 _CONVERT = """\
@@ -143,7 +143,7 @@ def _make_parser() -> argparse.ArgumentParser:
 
 def _add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "file", help="a file or folder, or what TensorFlow's files begin with"
+        "file", help="a file or folder, or the common prefix of TensorFlow's files"
     )
     parser.add_argument("--all", action="store_true", help="a row for every parameter")
     parser.add_argument("--json", action="store_true", help="for programs")
@@ -166,7 +166,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 def _add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "file", help="a file or folder, or what TensorFlow's files begin with"
+        "file", help="a file or folder, or the common prefix of TensorFlow's files"
     )
     parser.add_argument("out", help="the file or folder to write")
     parser.add_argument("--to", required=True, choices=sorted(WRITERS))
