@@ -39,7 +39,7 @@ _INSPECT_EXAMPLES = """\
 examples:
   rmsprop-jax inspect run.pt
   rmsprop-jax inspect run.keras --statistics       also NaN, and what is all 0
-  rmsprop-jax inspect run/model.ckpt-100           TensorFlow: what its files begin with
+  rmsprop-jax inspect run/model.ckpt-100           TensorFlow: the common prefix
   rmsprop-jax inspect run.pt --json                for programs
 """
 _CONVERT = """\
@@ -76,7 +76,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: The arguments, by default those of the process.
     """
-    arguments = _make_parser().parse_args(argv)
+    parser = _make_parser()
+    arguments = parser.parse_args(argv)
+    if "run" not in arguments:
+        parser.print_help()
+        return _FAILED
     try:
         return arguments.run(arguments)
     except BrokenPipeError:
@@ -109,7 +113,7 @@ def _make_parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(title="commands", required=True)
+    commands = parser.add_subparsers(title="commands")
     inspecting = commands.add_parser(
         "inspect",
         help="what is in a checkpoint, and the lines of Python that resume it",
@@ -139,7 +143,7 @@ def _make_parser() -> argparse.ArgumentParser:
 
 def _add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "file", help="a file or folder, or what TensorFlow's files begin with"
+        "file", help="a file or folder, or the common prefix of TensorFlow's files"
     )
     parser.add_argument("--all", action="store_true", help="a row for every parameter")
     parser.add_argument("--json", action="store_true", help="for programs")
@@ -162,7 +166,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 def _add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "file", help="a file or folder, or what TensorFlow's files begin with"
+        "file", help="a file or folder, or the common prefix of TensorFlow's files"
     )
     parser.add_argument("out", help="the file or folder to write")
     parser.add_argument("--to", required=True, choices=sorted(WRITERS))
@@ -196,7 +200,9 @@ def _convert(arguments: argparse.Namespace) -> int:
 def _add_identify_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recording", help="an .npz file")
     parser.add_argument(
-        "--learning-rate", type=float, help="if it is known, and not in the recording"
+        "--learning-rate",
+        type=float,
+        help="if it is known; it replaces the recorded one",
     )
     parser.add_argument(
         "--count", type=int, help="how many updates there were before the recording"
@@ -209,7 +215,7 @@ def _add_identify_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _identify(arguments: argparse.Namespace) -> int:
     if arguments.plot:
-        check_plotting()
+        check_plotting(arguments.plot)
     match, recording = identify_recording(
         arguments.recording, arguments.learning_rate, arguments.count
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -48,14 +49,30 @@ def identify_recording(
     return match, recording
 
 
-def check_plotting() -> None:
-    """Raise if matplotlib is missing, before a search that takes seconds."""
+def check_plotting(path: str) -> None:
+    """Raise if no picture can be written, before a search that takes seconds.
+
+    Raises:
+        ImportError: If matplotlib is missing.
+        ValueError: If matplotlib has no format of this suffix, or there is no folder.
+    """
     try:
         importlib.import_module("matplotlib.figure")
+        from matplotlib.backend_bases import FigureCanvasBase
     except ImportError as error:
         raise ImportError(
             "--plot needs matplotlib, which is missing: pip install matplotlib"
         ) from error
+    suffixes = sorted(f".{x}" for x in FigureCanvasBase.get_supported_filetypes())
+    if Path(path).suffix.lower() not in suffixes:
+        raise ValueError(
+            f"--plot must end in one of {', '.join(suffixes)}, but it was {path!r}."
+        )
+    if not Path(path).parent.is_dir():
+        raise ValueError(
+            f"--plot must be in an existing folder, but there is no folder "
+            f"{str(Path(path).parent)!r}."
+        )
 
 
 def explain_missing_plot(match: Match, recording: Recording) -> str:

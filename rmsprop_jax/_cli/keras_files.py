@@ -13,6 +13,8 @@ from rmsprop_jax._cli.lines import (
     write_weights_only,
 )
 from rmsprop_jax._cli.report import (
+    LOADS_WEIGHTS,
+    NOT_RMSPROP,
     Optimizer,
     Report,
     describe_setting,
@@ -35,6 +37,7 @@ from rmsprop_jax.checkpoints._keras_family.conversion import (
     SavedOptimizer,
 )
 from rmsprop_jax.checkpoints._keras_family.h5_optimizer import (
+    is_untrained,
     parse_json,
     read_numbered_variables,
     read_optimizer,
@@ -66,14 +69,11 @@ _VARIABLES: dict[str, tuple[str, ...]] = {
     "group_normalization": ("gamma", "beta"),
 }
 _MOVING = ("moving_mean", "moving_variance")
-_ASSUMED = (
-    "The file does not have these, which are defaults: give what the optimizer was "
-    "made with."
+_ASSUMED = "The file does not store these. The values are {}; replace them with yours."
+_INFERRED = (
+    "Inferred only from the optimizer's variables. Replace them with your settings."
 )
-_COUNTED = (
-    "The file does not have these either. They are such that the optimizer has as many "
-    "variables: give what it was made with."
-)
+_CLIPS = ("clipnorm", "clipvalue", "global_clipnorm")
 # Where a dialect has no default of its own, or None for none.
 _NUMBERS = {"learning_rate": 0.001, "momentum": 0.0, "weight_decay": 0.0}
 
@@ -115,16 +115,34 @@ def inspect_keras(path: str, what: str, file: KerasFile) -> Report:
     config = _find_optimizer_config(what, file)
     is_rmsprop = _name_of(config) in ("", "RMSprop")
     if not is_rmsprop:
-        report.optimizers.append(_describe_other(_name_of(config), config))
+        found = _describe_other(_name_of(config), config)
+        if report.weights:
+            found.notes[-1] += f" {LOADS_WEIGHTS}"
+        report.optimizers.append(found)
     elif config or "optimizer" in root.groups or "optimizer_weights" in root.groups:
         report.optimizers.append(_inspect_rmsprop(path, what, file, config, report))
     else:
         report.notes.append("It holds no optimizer's state.")
     plans = [x.plan for x in report.optimizers if x.plan]
-    report.lines = plans[0].write() if plans else ""
-    if not plans and has_names(root):
-        report.lines = write_weights_only(path)
+    lines = plans[0].write() if plans else _write_weights(path, what, file)
+    report.lines = lines
     return report
+
+
+def _write_weights(path: str, what: str, file: KerasFile) -> str:
+    """Return the lines that load the weights alone; empty if there are none."""
+    if has_names(file.root):
+        return write_weights_only(path)
+    names = [variable for layer in _list_layers(file) for variable in layer.variables]
+    try:
+        find_numbered_weights(what, file, names)
+    except ValueError:
+        return ""
+    comment = (
+        "The file has no names of the variables. These follow from its layers: compare "
+        "them with [v.path for v in model.weights]."
+    )
+    return write_weights_only(path, names, comment) if names else ""
 
 
 def _find_optimizer_config(what: str, file: KerasFile) -> Config:
@@ -146,11 +164,7 @@ def _describe_other(name: str, config: Config) -> Optimizer:
     settings = {
         key: describe_setting(x) for key, x in get_config(config, "config").items()
     }
-    note = (
-        "Its state can't be resumed here, because it is not RMSProp's. load_weights "
-        "takes the weights along."
-    )
-    return Optimizer(name, groups=[settings], counts=[0], notes=[note])
+    return Optimizer(name, groups=[settings], counts=[0], notes=[NOT_RMSPROP])
 
 
 def _inspect_rmsprop(
@@ -159,7 +173,10 @@ def _inspect_rmsprop(
     try:
         return _resume_rmsprop(path, what, file, config, report)
     except ValueError as error:
-        found = Optimizer("Keras's RMSprop", notes=[f"It can't be resumed: {error}"])
+        note = f"It can't be resumed: {error}"
+        if is_untrained(file.root):
+            note = "The optimizer has made no step, so there is no state to resume."
+        found = Optimizer("Keras's RMSprop", notes=[note])
         settings = get_config(config, "config")
         found.groups = [{k: describe_setting(v) for k, v in settings.items()}]
         found.counts = [0]
@@ -228,8 +245,12 @@ def _complete(
             default = _NUMBERS[name]
         given[name] = structure.get(name, default)
     given |= {k: v for k, v in structure.items() if k not in own}
+    # TensorFlow's has no default of the learning rate.
+    is_keras = dialect.__name__ != "tensorflow"
+    values = "Keras's defaults" if is_keras else "TensorFlow's defaults or placeholders"
+    assumed = _ASSUMED.format(values)
     for name in sorted(given, key=lambda name: name in structure):
-        comment = _COUNTED if name in structure else _ASSUMED
+        comment = _INFERRED if name in structure else assumed
         arguments.append(Argument(name, given[name], comment))
     return given
 
@@ -291,11 +312,13 @@ def _write_dialect(dialect: Dialect, settings: Settings) -> str:
     known = {
         k: settings[k] for k in inspect.signature(dialect).parameters if settings.get(k)
     }
+    clips = [f"{k}={write_value(settings[k])}" for k in _CLIPS if settings.get(k)]
+    end = f", with {', '.join(clips)}" if clips else ""
     if not known:
-        return name
-    rate = known.pop("learning_rate", "learning_rate")
-    arguments = [f"{rate}", *(f"{k}={write_value(v)}" for k, v in known.items())]
-    return f"{name}({', '.join(arguments)})"
+        return f"{name}{end}"
+    rate = write_value(known.pop("learning_rate", "learning_rate"))
+    arguments = [rate, *(f"{k}={write_value(v)}" for k, v in known.items())]
+    return f"{name}({', '.join(arguments)}){end}"
 
 
 def _plan_weights(
@@ -477,8 +500,12 @@ def inspect_tensorflow(path: str, what: str, bundle: Bundle) -> Report:
             report.notes.append(f"The optimizer {place!r} can't be resumed: {error}")
     if not report.optimizers and not report.notes:
         report.notes.append(_describe_other_bundle(bundle))
+        if weights:
+            report.notes[-1] += f" {LOADS_WEIGHTS}"
     plans = [x.plan.write() for x in report.optimizers if x.plan]
-    report.lines = "\n\n".join(plans) or write_weights_only(path)
+    report.lines = "\n\n".join(plans)
+    if weights and not plans:
+        report.lines = write_weights_only(path)
     return report
 
 
@@ -493,9 +520,9 @@ def _describe_other_bundle(bundle: Bundle) -> str:
     if is_adam:
         return (
             "Its optimizer is Adam, or one of its kind, so that its state can't be "
-            "resumed here. load_weights takes the weights along."
+            "resumed here."
         )
-    return "It holds no RMSProp's state. load_weights takes the weights along."
+    return "It holds no RMSProp's state."
 
 
 def _inspect_bundle(

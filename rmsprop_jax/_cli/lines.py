@@ -112,8 +112,8 @@ class Plan:
     def _write_weights(self) -> list[str]:
         if self.weights is None:
             return _comment(
-                "The file has no weights of these names: params is your own dictionary "
-                "of arrays by them. With another tree, give to_params."
+                "The file has no weights with these names. params must be a dictionary "
+                "with these names; otherwise pass to_params."
             )
         where, lines = self.weights, list[str]()
         source = "path" if where.path == self.path else repr(where.path)
@@ -140,15 +140,21 @@ class Plan:
         return [*lines, "params = {name: weights[name] for name in names}"]
 
 
-def write_weights_only(path: str) -> str:
-    """Return the lines that load the weights, where no state can be resumed."""
-    return "\n".join(
-        [
-            "from rmsprop_jax.checkpoints import load_weights",
-            "",
-            f"params = load_weights({path!r})",
-        ]
-    )
+def write_weights_only(
+    path: str, names: Sequence[str] | None = None, comment: str = ""
+) -> str:
+    """Return the lines that load the weights, where no state can be resumed.
+
+    Args:
+        path: The file.
+        names: Those that ``load_weights`` needs, where a file has none.
+        comment: What the user must know of them.
+    """
+    lines = ["from rmsprop_jax.checkpoints import load_weights", ""]
+    if names is None:
+        return "\n".join([*lines, f"params = load_weights({path!r})"])
+    lines += [*_comment(comment), *_write_list("names", names)]
+    return "\n".join([*lines, f"params = load_weights({path!r}, names=names)"])
 
 
 def select_trained(path: str, names: Sequence[str], weights: Sequence[str]) -> Weights:

@@ -21,8 +21,8 @@ from rmsprop_jax.checkpoints._paddle import (
 from rmsprop_jax.checkpoints._readers.source import StoredArray
 
 _ASSUMED = (
-    "The file has none of these settings, so they are Paddle's defaults: give what the "
-    "optimizer was made with."
+    "The file does not store these. The values are Paddle's defaults; replace them "
+    "with yours."
 )
 # A mean of gradients that is not 0 is found in the smallest arrays.
 _LOOKED_AT = 2**20
@@ -85,7 +85,8 @@ def _inspect(path: str, what: str, content: StateDict) -> Optimizer:
     comments = {
         "learning_rate": _ASSUMED,
         "momentum": "The momentum buffer is kept. Give 0 if there was no momentum.",
-        "centered": "As the means of the gradients in the file show."
+        "centered": "The file has means of the gradients, so the optimizer was "
+        "centered."
         if centered
         else "The means of the gradients in the file are 0, as far as was looked.",
     }

@@ -75,11 +75,16 @@ def read_recording(path: str) -> Recording:
             if name.endswith(".npy")
         }
         parts = {part: _find_part(part, arrays) for part in _PARTS}
+        if not arrays:
+            raise UnsupportedError(
+                "it is not an .npz file. It must be one with arrays 'params' and "
+                "'gradients', or 'params/NAME' and 'gradients/NAME'"
+            )
         if not all(parts.values()):
             raise UnsupportedError(
                 "it must be an .npz file with arrays 'params' and 'gradients', or "
                 "'params/NAME' and 'gradients/NAME', but it has "
-                f"{[*arrays][:8] or 'none'}"
+                f"{[*arrays][:8]}"
             )
         steps = min(len(x) if x.ndim else 0 for x in parts["gradients"].values())
         return Recording(

@@ -26,6 +26,8 @@ from rmsprop_jax.checkpoints._readers.source import StoredArray, Strided
 
 Arrays: TypeAlias = Mapping[str, Value]
 
+NOT_RMSPROP = "Its state can't be resumed here, because it is not RMSProp's."
+LOADS_WEIGHTS = "You can still load the weights with load_weights."
 _ROWS = 20
 _CHUNK = 2**20  # elements
 _READ_AT_MOST = 2**20  # bytes, to read one number
@@ -343,9 +345,11 @@ def write_value(value: object) -> str:
 
 
 def _describe_array(value: Value) -> tuple[str, str]:
-    return str(tuple(np.shape(value))), str(getattr(value, "dtype", "")).removeprefix(
-        "torch."
-    )
+    return str(tuple(np.shape(value))), _describe_dtype(value)
+
+
+def _describe_dtype(value: Value) -> str:
+    return str(getattr(value, "dtype", "")).removeprefix("torch.")
 
 
 def wrap(text: str, width: int) -> list[str]:
@@ -437,9 +441,7 @@ def _arrays_to_json(found: Mapping[str, Arrays]) -> list[Settings]:
         {
             "place": place,
             "arrays": {
-                str(name): dict(
-                    zip(("shape", "dtype"), _describe_array(x), strict=True)
-                )
+                str(name): {"shape": [*np.shape(x)], "dtype": _describe_dtype(x)}
                 for name, x in arrays.items()
             },
         }

@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import TextIO
 
-# Where there is no terminal, such as in a pipe.
+# Where there is no terminal, such as in a pipe, lines are not longer.
 WIDTH = 88
 # Names are cut to no less than this.
 _LEAST_NAME = 12
@@ -31,9 +31,8 @@ def escape(text: object) -> str:
 
 def find_width(stream: TextIO) -> int:
     """Return how many columns a line may have."""
-    if not stream.isatty():
-        return WIDTH
-    return max(shutil.get_terminal_size((WIDTH, 24)).columns, 40)
+    columns = max(shutil.get_terminal_size((WIDTH, 24)).columns, 40)
+    return columns if stream.isatty() else min(columns, WIDTH)
 
 
 def style(text: str, name: str, stream: TextIO) -> str:

@@ -16,12 +16,15 @@ from rmsprop_jax._cli.lines import (
     write_weights_only,
 )
 from rmsprop_jax._cli.report import (
+    LOADS_WEIGHTS,
+    NOT_RMSPROP,
     Optimizer,
     Parameter,
     Report,
     describe_setting,
     make_parameter,
     read_count,
+    write_value,
 )
 from rmsprop_jax.checkpoints._convert.arrays import Value
 from rmsprop_jax.checkpoints._convert.run import Settings
@@ -159,7 +162,11 @@ def _inspect_optimizer(
     parts = split_state_dict(what, state_dict)
     name = _name_other(parts)
     if name:
-        return _describe_other(name, place, parts)
+        found = _describe_other(name, place, parts)
+        found.notes.append(NOT_RMSPROP)
+        if models:
+            found.notes[-1] += f" {LOADS_WEIGHTS}"
+        return found
     weights: list[Weights] = [*models.values()]
     if not place and len(weights) != 1:
         weights = []  # the functions take those of a single model
@@ -218,11 +225,6 @@ def _describe_other(name: str, place: str, parts: Parts) -> Optimizer:
             count = read_count(buffers.get(STEP))
             if count is not None:
                 found.step_count = max(found.step_count or 0, count)
-    if not name.startswith(("torch.", "timm.", "Stable")):
-        found.notes.append(
-            "Its state can't be resumed here, because it is not RMSProp's. "
-            "load_weights takes the weights along."
-        )
     return found
 
 
@@ -320,12 +322,13 @@ def _write_dialect(state: OptimizerState) -> str:
         "stable_baselines3": "dialects.stable_baselines3",
     }[state.spec.framework]
     if len({repr(group.settings) for group in state.groups}) > 1:
-        return f"{name}, with other settings for each group"
+        return f"{name}, with different settings in each group"
     group = state.groups[0]
     shown = {k: v for k, v in group.settings.items() if v not in (None, False)}
     is_one = all(x.learning_rate == group.learning_rate for x in state.groups)
-    rate = repr(group.learning_rate) if is_one else "…"
-    return f"{name}({', '.join([rate, *(f'{k}={v!r}' for k, v in shown.items())])})"
+    rate = write_value(group.learning_rate) if is_one else "…"
+    arguments = [rate, *(f"{k}={write_value(v)}" for k, v in shown.items())]
+    return f"{name}({', '.join(arguments)})"
 
 
 def _find_names(
@@ -353,9 +356,9 @@ def _find_names(
         if names is not None:
             return (
                 names,
-                "The file has no names of the optimizer's parameters. These are the "
-                "weights' names, in the only order of the model's in which all shapes "
-                "fit: compare them with those of your model.",
+                "The shapes of the optimizer's parameters were matched with those of "
+                "the weights, and only one assignment fits. Compare the names with "
+                "your model's.",
                 model,
             )
     return (
@@ -432,7 +435,7 @@ def _resume_scheduler(
     }
     for where, (scheduler, error) in read.items():
         found.schedulers.append(
-            f"{where}: {error}"
+            _describe_unread_scheduler(where, schedulers[where], error)
             if scheduler is None
             else f"{scheduler.name} in {where}, after {scheduler.last_epoch} steps: "
             + "; ".join({repr(x.learning_rate): None for x in scheduler.groups})
@@ -456,6 +459,20 @@ def _resume_scheduler(
         state,
         "A scheduler changed it, and the file does not have that scheduler. ",
         is_scheduled=False,
+    )
+
+
+def _describe_unread_scheduler(where: str, state_dict: StateDict, error: str) -> str:
+    """Return why a scheduler can't be resumed, or what to give in its place."""
+    base_lrs = state_dict.get("base_lrs")
+    is_lambda = "lr_lambdas" in state_dict and error.startswith("lambdas must be given")
+    if not is_lambda or not isinstance(base_lrs, list) or not base_lrs:
+        return f"{where}: {error}"
+    base_lr = write_value(describe_setting(base_lrs[0]))
+    return (
+        f"a LambdaLR or a MultiplicativeLR in {where}. PyTorch does not store its "
+        f"function, so pass it: learning_rate=schedules.lambda_lr({base_lr}, "
+        "lr_lambda), or multiplicative_lr."
     )
 
 

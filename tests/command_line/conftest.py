@@ -20,8 +20,9 @@ def folders(tmp_path_factory):
 
 
 @pytest.fixture
-def run(capsys):
+def run(capsys, monkeypatch):
     """Run the command line, and return its exit code, stdout and stderr."""
+    monkeypatch.setenv("COLUMNS", "88")
 
     def run(*argv):
         code = main([str(x) for x in argv])

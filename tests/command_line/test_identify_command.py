@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from recorded.record_runs import FILES
 from support.screens import PAGE, SCREEN
 
 from rmsprop_jax import dialects, identify
@@ -258,3 +259,19 @@ def test_missing_matplotlib_is_said_before_the_search(run, tmp_path, monkeypatch
     code, _, err = run("identify", "none.npz", "--plot", tmp_path / "x.png")
     assert code == 2
     assert "matplotlib" in err
+
+
+@pytest.mark.parametrize(
+    ("picture", "says"),
+    [("x.foo", "--plot must end in one of"), ("no/x.png", "there is no folder 'no'")],
+)
+def test_a_plot_that_can_not_be_written_is_said_before_the_search(picture, says, run):
+    code, _, err = run("identify", "none.npz", "--plot", picture)
+    assert code == 2
+    assert says in err
+
+
+def test_another_file_is_no_recording(run):
+    code, _, err = run("identify", FILES / "torch.pt")
+    assert code == 2
+    assert "it is not an .npz file" in err

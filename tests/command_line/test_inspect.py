@@ -14,6 +14,7 @@ from recorded.record_runs import FILES
 from support.recorded_files import RECORDED, every_file
 
 from rmsprop_jax._cli import terminal
+from rmsprop_jax.checkpoints import from_keras, from_tensorflow
 from rmsprop_jax.checkpoints._readers import source
 
 
@@ -84,6 +85,8 @@ def test_json_holds_what_is_printed(name, folders, run):
     found = json.loads(out)
     assert code == 0
     (optimizer,) = found["optimizers"]
+    shapes = [x["shape"] for part in found["weights"] for x in part["arrays"].values()]
+    assert all(isinstance(shape, list) for shape in shapes)
     text = run("inspect", path, "--all", "--statistics")[1]
     assert f"optimizer: {optimizer['name']}" in text
     for parameter in optimizer["parameters"]:
@@ -179,7 +182,10 @@ def test_lines_resume_the_scheduler(last_epoch, lr, argument, write, run):
 @pytest.mark.parametrize(
     ("scheduler", "says"),
     [
-        ({"lr_lambdas": [None], "base_lrs": [8.0], "last_epoch": 8}, "lambda"),
+        (
+            {"lr_lambdas": [None], "base_lrs": [8.0], "last_epoch": 8},
+            "pass it: learning_rate=schedules.lambda_lr(8, lr_lambda)",
+        ),
         (None, "the file does not have that scheduler"),
     ],
 )
@@ -265,8 +271,12 @@ def test_other_optimizers(keys, more, name, write, run):
     assert f"optimizer: {name}\n" in out
     assert "step        7" in out
     assert all(key in out for key in keys)
-    assert "it is not RMSProp's" in " ".join(out.split())
+    assert "it is not RMSProp's. You can still load" in " ".join(out.split())
     assert exec_lines(lines_of(out))["params"].keys() == {"w", "b"}
+    del checkpoint["model"]
+    out = run("inspect", write(checkpoint))[1]
+    assert "it is not RMSProp's" in " ".join(out.split())
+    assert "load_weights" not in out
 
 
 def test_state_that_can_not_be_resumed_is_shown(write, run):
@@ -305,6 +315,10 @@ def test_tables_are_cut_unless_all_is_asked_for(write, run, monkeypatch):
     assert all(len(line) <= 88 for line in out.splitlines()[2:])
     out = run("inspect", write(checkpoint), "--all")[1]
     assert "29.weight" in out
+    for columns, width in (("60", 60), ("200", 88)):
+        monkeypatch.setenv("COLUMNS", columns)
+        out = run("inspect", write(checkpoint))[1].partition("# Python")[0]
+        assert max(map(len, out.splitlines()[2:])) == width
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "50")
     out = run("inspect", write(checkpoint))[1].partition("Python")[0]
@@ -367,3 +381,83 @@ def test_errors_are_one_sentence(tmp_path, run):
         assert says in err
         assert err.count("\n") == 1
     assert run("inspect", tmp_path)[0] == 2
+
+
+@pytest.mark.parametrize("given", ["", "model.ckpt"])
+def test_prefixes_of_tensorflow_are_listed(given, tmp_path, run):
+    """For a folder, or what the names of several checkpoints begin with."""
+    for step in (50, 100):
+        (tmp_path / f"model.ckpt-{step}.index").write_bytes(b"")
+    code, _, err = run("inspect", tmp_path / given)
+    assert code == 2
+    assert all(repr(str(tmp_path / f"model.ckpt-{step}")) in err for step in (50, 100))
+    with pytest.raises(FileNotFoundError, match=r"model\.ckpt-100"):
+        from_tensorflow(tmp_path / given)
+
+
+def test_no_command_prints_the_help(run):
+    code, out, err = run()
+    assert (code, err) == (2, "")
+    assert "inspect" in out
+
+
+# --- Files of Keras, written without it.
+
+
+@pytest.fixture
+def write_keras(tmp_path):
+    """Write a .keras of one layer, of an optimizer with these variables."""
+    h5py = pytest.importorskip("h5py")
+
+    def write(name, variables, **settings):
+        content = io.BytesIO()
+        with h5py.File(content, "w") as file:
+            file["layers/dense/vars/0"] = np.ones((3, 2), np.float32)
+            file["layers/dense/vars/1"] = np.ones(2, np.float32)
+            for n, x in enumerate(variables):
+                file[f"optimizer/vars/{n}"] = np.asarray(x)
+        optimizer = {"class_name": name, "config": {"learning_rate": 0.5} | settings}
+        layer = {"class_name": "Dense", "config": {"name": "dense"}}
+        config = {
+            "class_name": "Sequential",
+            "config": {"name": "sequential", "layers": [layer]},
+            "compile_config": {"optimizer": optimizer},
+        }
+        path = tmp_path / "run.keras"
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("metadata.json", json.dumps({"keras_version": "3.15.1"}))
+            file.writestr("config.json", json.dumps(config))
+            file.writestr("model.weights.h5", content.getvalue())
+        return path
+
+    return write
+
+
+RMSPROP = {"rho": 0.75, "momentum": 0.0, "epsilon": 0.5, "centered": False}
+
+
+@pytest.mark.parametrize(
+    ("name", "variables", "says"),
+    [
+        ("RMSprop", [0, 0.5], "has made no step, so there is no state to resume."),
+        ("RMSprop", [0], "has made no step, so there is no state to resume."),
+        ("RMSprop", [1, 0.5], "2 variables"),
+        ("Adam", [0, 0.5], "it is not RMSProp's. You can still load the weights"),
+    ],
+)
+def test_keras_weights_without_a_state(name, variables, says, write_keras, run):
+    path = write_keras(name, variables, **RMSPROP)
+    out = run("inspect", path)[1]
+    assert says in " ".join(out.split())
+    params = exec_lines(lines_of(out))["params"]
+    assert params.keys() == {"dense/kernel", "dense/bias"}
+    if "no step" in says:
+        with pytest.raises(ValueError, match=r"has made no step.*tx\.init"):
+            from_keras(path, names=[*params])
+
+
+def test_keras_clips_are_shown(write_keras, run):
+    moments = [np.ones((3, 2), np.float32), np.ones(2, np.float32)]
+    path = write_keras("RMSprop", [3, 0.5, *moments], **RMSPROP, clipnorm=1.0)
+    out = " ".join(run("inspect", path)[1].split())
+    assert "dialects.keras(0.5, rho=0.75, epsilon=0.5), with clipnorm=1 step" in out

@@ -13,6 +13,7 @@ import shlex
 import shutil
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 from recorded.record_runs import FILES
 
@@ -35,6 +36,7 @@ def run_screen(command: str) -> str:
             with (
                 contextlib.redirect_stdout(printed),
                 contextlib.redirect_stderr(printed),
+                mock.patch.dict(os.environ, COLUMNS="88"),
             ):
                 main(shlex.split(command))
         finally:

@@ -63,6 +63,11 @@ def read_optimizer(
         variables, labels = read_numbered_variables(what, file.root), []
         config = get_config(get_config(file.config, "compile_config"), "optimizer")
     dialect, own = read_settings(what, config)
+    if is_untrained(file.root):
+        raise ValueError(
+            f"{what} must hold the optimizer's state, but its optimizer has made no "
+            "step, so there is no state to resume: start with tx.init(params)."
+        )
     if not config and "learning_rate" not in given:
         own["learning_rate"] = None  # it may be among the variables
     settings = merge_settings(what, dialect, own, given)
@@ -151,6 +156,28 @@ def _missing_iterations_error(
             "the optimizer with tx.init(params)."
         )
     return ValueError(message)
+
+
+def is_untrained(root: Group) -> bool:
+    """Whether a file has an optimizer's iterations, which are 0, and no moments.
+
+    Keras makes the moments before the first step. Until then, the optimizer has its
+    iterations, and perhaps its learning rate.
+    """
+    if has_names(root):
+        group = root.groups.get("optimizer_weights")
+        labels = group.lists.get("weight_names", []) if group else []
+        variables = [group.array(label) for label in labels] if group else []
+    else:
+        group = root.groups.get("optimizer")
+        variables = (
+            group.groups.get("inner_optimizer", group).numbered_arrays()
+            if group
+            else []
+        )
+    if not 1 <= len(variables) <= 2 or any(x.shape for x in variables):
+        return False
+    return to_real_numbers(variables[:1]) == [0.0]
 
 
 def read_numbered_variables(what: str, root: Group) -> list[StoredArray]:

@@ -27,7 +27,7 @@ from rmsprop_jax.checkpoints._keras_family.conversion import (
     merge_settings,
     select_variables,
 )
-from rmsprop_jax.checkpoints._readers import read_file
+from rmsprop_jax.checkpoints._readers import find_prefixes, read_file
 from rmsprop_jax.checkpoints._readers.source import File, explain_content_errors
 from rmsprop_jax.checkpoints._readers.tensor_bundle import Bundle
 
@@ -179,9 +179,13 @@ def _read_optimizer(
 
 def _read_bundle(checkpoint: File) -> Bundle:
     if not Path(f"{checkpoint}.index").exists() and not Path(checkpoint).is_file():
+        path = Path(checkpoint)
+        folder, start = (path, "") if path.is_dir() else (path.parent, path.name)
+        prefixes = find_prefixes(folder, start)
+        there = f" There is {' or '.join(map(repr, prefixes))}." if prefixes else ""
         raise FileNotFoundError(
             "checkpoint must be what the names of its files begin with, as "
             "tf.train.latest_checkpoint(folder) returns it, but there is no "
-            f"'{checkpoint}.index'."
+            f"'{checkpoint}.index'.{there}"
         )
     return read_file(checkpoint, "tensorflow").content

@@ -105,11 +105,24 @@ def _open_source(path: File) -> Source:
         file /= distributed.METADATA
     if file.is_dir():
         raise UnsupportedError(_describe_folder(file))
+    if not file.exists() and (prefixes := find_prefixes(file.parent, file.name)):
+        raise FileNotFoundError(
+            f"There is no file {str(file)!r}. Of TensorFlow's files, give their common "
+            f"prefix: {' or '.join(map(repr, prefixes))}."
+        )
     if file.suffix == ".distcp":
         raise UnsupportedError(
             "it is a part of what torch.distributed.checkpoint wrote: give its folder"
         )
     return Source(file)
+
+
+def find_prefixes(folder: Path, start: str = "") -> list[str]:
+    """Return what the names of TensorFlow's files begin with, of at most four."""
+    if not folder.is_dir():
+        return []
+    found = [x for x in folder.iterdir() if x.suffix == ".index"]
+    return sorted(str(x.with_suffix("")) for x in found if x.name.startswith(start))[:4]
 
 
 def _describe_folder(folder: Path) -> str:
@@ -122,6 +135,11 @@ def _describe_folder(folder: Path) -> str:
         return (
             "it is a folder of safetensors, which holds no settings of an optimizer: "
             "safetensors.numpy.load_file reads each file"
+        )
+    if prefixes := find_prefixes(folder):
+        return (
+            "it is a folder. Of TensorFlow's files, give their common prefix: "
+            f"{' or '.join(map(repr, prefixes))}"
         )
     return (
         "it must be a file, or a folder that torch.distributed.checkpoint wrote. For "
