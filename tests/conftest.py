@@ -1,6 +1,8 @@
 """Tests run with strict promotion, no rank promotion, and eight CPU devices."""
 
+import importlib.util
 import os
+import warnings
 from collections.abc import Generator
 
 # On a machine with a GPU too, unless one asks for it. Scripts that tests start inherit.
@@ -17,6 +19,14 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add what .ci/run asks for: what is skipped there was not tested."""
     parser.addoption("--fail-on-skip", action="store_true", help="a skip is a failure")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Import Paddle before TensorFlow, after which it would end the process."""
+    if config.option.markexpr == "live" and importlib.util.find_spec("paddle"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            importlib.import_module("paddle")
 
 
 @pytest.hookimpl(wrapper=True)
