@@ -1,10 +1,7 @@
 """Files and folders that frameworks wrote, and the command line in this process."""
 
-import zipfile
-
 import pytest
-from recorded.record_keras_runs import FILE
-from support.distributed import extract
+from support.screens import extract_folders
 
 from rmsprop_jax._cli import main
 
@@ -12,11 +9,7 @@ from rmsprop_jax._cli import main
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
     """A folder for each framework of the Keras family, and one of FSDP's folders."""
-    folder = tmp_path_factory.mktemp("recorded")
-    with zipfile.ZipFile(FILE) as archive:
-        archive.extractall(folder)
-    extract(folder / "fsdp")
-    return folder
+    return extract_folders(tmp_path_factory.mktemp("recorded"))
 
 
 @pytest.fixture

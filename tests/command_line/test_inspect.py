@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 from recorded.record_runs import FILES
 from support.recorded_files import RECORDED, every_file
+from support.screens import inspect_file, read_inspected
 
 from rmsprop_jax._cli import terminal
 from rmsprop_jax.checkpoints import from_keras, from_tensorflow
 from rmsprop_jax.checkpoints._readers import source
+
+INSPECTED = read_inspected()
 
 
 def leaves_by_path(tree):
@@ -97,6 +100,12 @@ def test_json_holds_what_is_printed(name, folders, run):
             assert f"{numbers['rms']:.3g}" in text
     assert lines_of(text).strip() == found["python"].strip()
     assert all(len(line) <= 88 for line in text.splitlines() if "path" not in line)
+
+
+@pytest.mark.parametrize("name", every_file())
+def test_prints_what_is_recorded(name, folders):
+    """Write it anew with `PYTHONPATH=tests python tests/support/screens.py`."""
+    assert inspect_file(name, folders) == INSPECTED[name]
 
 
 @pytest.mark.parametrize("name", every_file())
