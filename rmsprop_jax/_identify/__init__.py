@@ -64,11 +64,10 @@ def identify(
         params: The parameters before the first step and after each, in the precision in
             which they were trained: a tree of arrays [T + 1, ...], an open ``.npz``
             file of such arrays, or a list of T + 1 trees.
-        gradients: The gradients that the optimizer was given, in the same form: [T,
-        ...]. They
-            are compared as they are. If they were recorded before they were averaged
-            over n parts, ε is n times as large (n² times inside the root), λ n times if
-            coupled, and the initial second moment n² times.
+        gradients: The gradients that the optimizer was given, in the same form:
+            [T, ...]. They are compared as they are. If they were recorded before they
+            were averaged over n parts, ε is n times as large (n² times inside the
+            root), λ n times if coupled, and the initial second moment n² times.
         learning_rate: The learning rate, or a schedule, if it is known.
         count: The number of updates before the first step. Above 0 the optimizer's
             state is unknown, and is fitted as well, for fewer elements; what the second
@@ -83,8 +82,8 @@ def identify(
     Raises:
         TypeError: If a leaf is not an array of numbers.
         ValueError: If the trees, their lengths or their shapes do not match, if a
-        number is not finite, if nothing moves, or if there are fewer than 4
-            steps. It names the leaf.
+            number is not finite, if nothing moves, or if there are fewer than 4 steps.
+            It names the leaf.
 
     Examples:
         Not run here, because it takes a few seconds:
