@@ -79,7 +79,7 @@ def convert(
         ValueError: If the checkpoint can't be read or resumed, or if something is where
             to write.
     """
-    # What can't be written is refused before the file is read.
+    # A bad place is refused before the file is read, which may take long.
     if not Path(out).name:
         raise ValueError(f"OUT must be the name of a file or folder, but was {out!r}.")
     if is_forced:
@@ -88,7 +88,7 @@ def convert(
         report = make_report(path)
         optimizer, plan = _choose(path, report)
         with use_float64(), warnings.catch_warnings():
-            # Of settings, which the lines of `inspect` show and a state has not.
+            # They are about settings, which are not converted; `inspect` shows them.
             warnings.simplefilter("ignore")
             _, opt_state = plan.resume(optimizer.content)
             tree: dict[str, optax.Params] = {"opt_state": opt_state}

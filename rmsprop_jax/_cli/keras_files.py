@@ -1,4 +1,4 @@
-"""What a file of Keras or TensorFlow holds, and how to resume it."""
+"""Describe a file of Keras or TensorFlow, and plan how to resume it."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ _INFERRED = (
     "Inferred only from the optimizer's variables. Replace them with your settings."
 )
 _CLIPS = ("clipnorm", "clipvalue", "global_clipnorm")
-# Where a dialect has no default of its own, or None for none.
+# Defaults for arguments for which a dialect has none, or None.
 _NUMBERS = {"learning_rate": 0.001, "momentum": 0.0, "weight_decay": 0.0}
 
 
@@ -113,9 +113,9 @@ def inspect_keras(path: str, what: str, file: KerasFile) -> Report:
         }
         report.weights = {"": arrays} if arrays else {}
     config = _find_optimizer_config(what, file)
-    is_rmsprop = _name_of(config) in ("", "RMSprop")
+    is_rmsprop = _get_class_name(config) in ("", "RMSprop")
     if not is_rmsprop:
-        found = _describe_other(_name_of(config), config)
+        found = _describe_other(_get_class_name(config), config)
         if report.weights:
             found.notes[-1] += f" {LOADS_WEIGHTS}"
         report.optimizers.append(found)
@@ -156,7 +156,7 @@ def _find_optimizer_config(what: str, file: KerasFile) -> Config:
     return inner or config
 
 
-def _name_of(config: Config) -> str:
+def _get_class_name(config: Config) -> str:
     return str(config.get("class_name", "")).rpartition(">")[2]
 
 

@@ -79,7 +79,7 @@ class Plan:
         imports = [self.function]
         imports += ["read"] if self.place else []
         imports += ["load_weights"] if self.weights else []
-        lines = _write_import(sorted(imports))
+        lines = [f"from rmsprop_jax.checkpoints import {', '.join(sorted(imports))}"]
         lines += ["", f"path = {self.path!r}"]
         body: list[str] = []
         said = ""
@@ -165,11 +165,6 @@ def select_trained(path: str, names: Sequence[str], weights: Sequence[str]) -> W
     ends = tuple(sorted({name.rpartition(".")[2] for name in extra}))
     is_told = len(ends) <= 4 and not any(name.endswith(ends) for name in names)
     return Weights(path, trained=names, others=ends if is_told else ())
-
-
-def _write_import(names: Sequence[str]) -> list[str]:
-    line = f"from rmsprop_jax.checkpoints import {', '.join(names)}"
-    return [line]
 
 
 def _write_list(name: str, values: Sequence[object]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a file of Paddle holds, and how to resume it."""
+"""Describe a file of Paddle, and plan how to resume it."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ _PARTS = ("params", "gradients")
 
 
 class Recording(NamedTuple):
-    """What a recorder wrote.
+    """The run that a recorder wrote.
 
     Attributes:
         params: The parameters before the first step and after each, [T + 1, …].

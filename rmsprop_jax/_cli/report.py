@@ -1,4 +1,4 @@
-"""What a checkpoint holds, and how it is printed."""
+"""The contents of a checkpoint, and how they are printed."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ class Optimizer:
 
 @dataclasses.dataclass
 class Report:
-    """What a checkpoint holds.
+    """The contents of a checkpoint.
 
     Attributes:
         path: The file, as the user gave it.

@@ -1,4 +1,4 @@
-"""What a file of PyTorch, timm or Stable-Baselines3 holds, and how to resume it."""
+"""Describe a file of the torch family, and plan how to resume it."""
 
 from __future__ import annotations
 
@@ -119,7 +119,9 @@ def _describe_format(path: str, framework: str, content: object) -> tuple[str, s
     with open(path, "rb") as file:
         is_zip = file.read(2) == b"PK"
     if framework == "stable_baselines3":
-        return "a zip file of model.save", _join("Stable-Baselines3", _version_of(path))
+        return "a zip file of model.save", _join(
+            "Stable-Baselines3", _read_version(path)
+        )
     form = "torch.save" if is_zip else "torch.save, before PyTorch 1.6"
     version = None
     if isinstance(content, Mapping):
@@ -127,7 +129,7 @@ def _describe_format(path: str, framework: str, content: object) -> tuple[str, s
     return form, _join("Lightning", version) if version else "PyTorch"
 
 
-def _version_of(path: str) -> object:
+def _read_version(path: str) -> object:
     """Return the version that Stable-Baselines3 writes into its files, if any."""
     source, name = Source(Path(path)), "_stable_baselines3_version"
     if name not in source.members or source.members[name].file_size > 100:
@@ -382,7 +384,7 @@ def match_names(parts: Parts, weights: Weights) -> list[str] | None:
     """
     names = find_trainable_names(weights)
     queues = [
-        [_shape_of(parts.state.get(i, {})) for i in group["params"]]
+        [_get_shape(parts.state.get(i, {})) for i in group["params"]]
         for group in parts.groups
     ]
     if sum(map(len, queues)) != len(names):
@@ -412,7 +414,7 @@ def match_names(parts: Parts, weights: Weights) -> list[str] | None:
     return [name for of_group in of_groups for name in of_group]
 
 
-def _shape_of(buffers: Buffers) -> tuple[int, ...] | None:
+def _get_shape(buffers: Buffers) -> tuple[int, ...] | None:
     nu = buffers.get(MOMENT_KEYS["nu"]) if _is_map(buffers) else None
     return None if nu is None else tuple(np.shape(nu))
 
