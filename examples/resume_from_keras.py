@@ -170,7 +170,7 @@ def main():
         names = [v.path for v in model.trainable_variables]
         # All variables decay: nothing was excluded.
         tx, state = from_keras(path, to_params, names=names, weight_decay_mask=True)
-        params = jax.tree.map(jnp.array, to_params(load_weights(path, names=names)))
+        params = jax.tree.map(jnp.array, load_weights(path, to_params, names=names))
 
     in_jax = train_in_jax(tx, params, state, rest)
     lost = optax.tree.set(tx.init(params), count=jnp.int32(len(first)))

@@ -7,20 +7,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any, overload
 
 import jax
-import numpy as np
+import optax
 
-from rmsprop_jax._error_text import Path
 from rmsprop_jax.checkpoints._convert.arrays import (
     NumpyArray,
     Value,
     to_numpy_exactly,
 )
-from rmsprop_jax.checkpoints._convert.placement import (
-    Shardings,
-    View,
-    place_leaves,
-    resolve_shardings,
-)
+from rmsprop_jax.checkpoints._convert.placement import Shardings
+from rmsprop_jax.checkpoints._convert.rearrangement import apply_function
+from rmsprop_jax.checkpoints._convert.run import ToParams, place_tree
 from rmsprop_jax.checkpoints._keras_family.keras import load_keras_weights
 from rmsprop_jax.checkpoints._keras_family.tensorflow import load_tensorflow_weights
 from rmsprop_jax.checkpoints._paddle import find_paddle_weights
@@ -32,6 +28,7 @@ from rmsprop_jax.checkpoints._torch_family.locate import StateDict, find_weights
 @overload
 def load_weights(
     checkpoint: StateDict | File,
+    to_params: None = None,
     *,
     names: Sequence[str] | None = None,
     ema: bool = False,
@@ -42,6 +39,7 @@ def load_weights(
 @overload
 def load_weights(
     checkpoint: StateDict | File,
+    to_params: None = None,
     *,
     names: Sequence[str] | None = None,
     ema: bool = False,
@@ -49,14 +47,26 @@ def load_weights(
 ) -> dict[str, jax.Array]: ...
 
 
+@overload
 def load_weights(
     checkpoint: StateDict | File,
+    to_params: ToParams,
     *,
     names: Sequence[str] | None = None,
     ema: bool = False,
     shardings: Shardings | None = None,
-) -> dict[str, NumpyArray] | dict[str, jax.Array]:
-    """Return the weights in a checkpoint, by the names that ``to_params`` gets.
+) -> optax.Params: ...
+
+
+def load_weights(
+    checkpoint: StateDict | File,
+    to_params: ToParams | None = None,
+    *,
+    names: Sequence[str] | None = None,
+    ema: bool = False,
+    shardings: Shardings | None = None,
+) -> optax.Params:
+    """Return the weights in a checkpoint, as the parameters of a JAX model.
 
     The framework is not needed, and nothing in the file is executed.
 
@@ -65,6 +75,9 @@ def load_weights(
             (``.pdparams``) or Keras; a folder of torch.distributed.checkpoint; what the
             names of TensorFlow's files begin with; or a dictionary that `read`
             returned, whole or in part.
+        to_params: From the weights by their names, in a dictionary of NumPy arrays, to
+            the parameters of the JAX model, as in `from_torch`. With ``shardings`` it
+            must only rearrange. By default the parameters are that dictionary.
         names: Only for Keras's ``.keras`` and ``.weights.h5``, which do not hold them:
             ``[v.path for v in model.weights]``. With ``ema`` they are those of the
             ``trainable_variables``.
@@ -72,22 +85,23 @@ def load_weights(
             timm's ``state_dict_ema``, or a part with ``ema`` in its name; those of
             Keras's ``use_ema``, which a ``.weights.h5`` does not show; those of
             tf.train.ExponentialMovingAverage.
-        shardings: Where each array is put as it is read: a dictionary of
-            ``jax.sharding.Sharding`` by the names; one for all of them; or a function
-            ``(name, shape) -> sharding``. By default nothing is put on a device.
+        shardings: Where each parameter is put as it is read: a pytree of
+            ``jax.sharding.Sharding`` like the parameters; one for all of them; or a
+            function ``(path, shape) -> sharding``, as in `from_torch`. By default
+            nothing is put on a device.
 
     Returns:
-        A dictionary of NumPy arrays in the dtypes that they have in the file; with
-        ``shardings``, of JAX arrays. bfloat16 is ``jax.numpy.bfloat16``. Arrays that
-        are not parameters, such as running means, are there too. The names are without
-        what wrappers add: torch.compile's ``_orig_mod.``,
-        ``_checkpoint_wrapped_module.``, and the ``module.`` of DistributedDataParallel
-        and AveragedModel.
+        What ``to_params`` makes of the weights: NumPy arrays in the dtypes that they
+        have in the file, or JAX arrays if ``shardings`` are given. bfloat16 is
+        ``jax.numpy.bfloat16``. Arrays that are not parameters, such as running means,
+        are among the weights, too. Their names are without what wrappers add:
+        torch.compile's ``_orig_mod.``, ``_checkpoint_wrapped_module.``, and the
+        ``module.`` of DistributedDataParallel and AveragedModel.
 
     Raises:
         ValueError: If there are no weights, or those of several models; if the file is
-            damaged or of another kind; if ``shardings`` have other names, or do not
-            divide an array.
+            damaged or of another kind; if ``shardings`` have another structure, or
+            do not divide an array; if, with ``shardings``, ``to_params`` computes.
         TypeError: If ``shardings`` are not shardings.
         FileNotFoundError: If there is none.
 
@@ -99,23 +113,10 @@ def load_weights(
         {'bias': array([1., 1.])}
     """
     found = _find_weights(checkpoint, names, ema=ema)
-    if shardings is None:
-        return {name: to_numpy_exactly(value) for name, value in found.items()}
-    shapes = [tuple(np.shape(value)) for value in found.values()]
-    paths: list[Path] = [(jax.tree_util.DictKey(name),) for name in found]
-    places = resolve_shardings(shardings, paths, shapes)
-    views = [View(number, 0, shape) for number, shape in enumerate(shapes)]
-    leaves = place_leaves(
-        range(len(views)),
-        shapes,
-        places.leaves,
-        views,
-        [*found.values()],
-        {},
-        exact=True,
-    )
-    pairs = zip(found, leaves, strict=True)
-    return {name: leaf for name, leaf in pairs if leaf is not None}
+    if shardings is not None:
+        return place_tree(to_params, found, "weights", shardings, exact=True)
+    weights = {name: to_numpy_exactly(value) for name, value in found.items()}
+    return apply_function("to_params", to_params, weights)
 
 
 def _find_weights(

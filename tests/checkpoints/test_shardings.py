@@ -1,20 +1,26 @@
 """States and weights put onto a mesh as they are read."""
 
+import functools
+import gc
+import json
+import os
+import threading
 from importlib import import_module
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from recorded import runs
 from recorded.record_runs import FILES, PADDLE
+from support import keras_files
 from support.comparisons import assert_same
 from support.continued import continued, far
 from support.distributed import extract
 from support.untyped import checkpoints as functions
 
+from rmsprop_jax import RMSPropState
 from rmsprop_jax.checkpoints import load_weights, read
 from rmsprop_jax.checkpoints._convert import placement
 from rmsprop_jax.checkpoints._readers.source import Source
@@ -70,6 +76,31 @@ def without_groups(weights):
     }
 
 
+def keras_case(run, ending):
+    """A run of Keras or TensorFlow."""
+    framework, name = run.split("/")
+
+    def resume(files, **more):
+        of_run = json.loads((files / framework / "info.json").read_text())["runs"][name]
+        folder = files / framework
+        return keras_files.read(framework, folder, name, of_run, ending, **more)
+
+    return resume
+
+
+KERAS = {
+    f"{run}{ending}": keras_case(run, ending)
+    for run, ending in [
+        ("keras_jax/momentum-centered", ".keras"),
+        ("keras_jax/momentum-centered", ".weights.h5"),
+        ("keras_jax/all", ".h5"),  # gradients are being accumulated
+        ("tf_keras/momentum-centered-decayed", ".h5"),
+        ("keras_tensorflow/all", ".index"),
+        ("tensorflow/momentum-centered", ".index"),
+    ]
+}
+
+
 def cases(fsdp):
     torch = FILES / "torch.pt"
     return {
@@ -94,16 +125,19 @@ def cases(fsdp):
             **PADDLE,
             **more,
         ),
+        "stable_baselines3": lambda **more: functions.from_stable_baselines3(
+            FILES / "stable_baselines3.zip", **more
+        ),
     }
 
 
-NAMES = [*cases(FILES)]
-
-
 @pytest.mark.filterwarnings("ignore:learning_rate is not given")
-@pytest.mark.parametrize("name", NAMES)
-def test_the_same_state_where_it_belongs(name, fsdp, mesh):
-    resume = cases(fsdp)[name]
+@pytest.mark.parametrize("name", [*cases(FILES), *KERAS])
+def test_the_same_state_where_it_belongs(name, fsdp, files, mesh):
+    if name in KERAS:
+        resume = functools.partial(KERAS[name], files)
+    else:
+        resume = cases(fsdp)[name]
     _, whole = resume()
     tx, state = resume(shardings=choose(mesh))
     assert_same(jax.tree.map(np.asarray, state), jax.tree.map(np.asarray, whole))
@@ -113,7 +147,7 @@ def test_the_same_state_where_it_belongs(name, fsdp, mesh):
         else:
             assert leaf.sharding.is_fully_replicated
             assert leaf.sharding.mesh == mesh
-    if not isinstance(state, optax.PartitionState):
+    if isinstance(state, RMSPropState):
         params = jax.tree.map(
             lambda nu: jax.ShapeDtypeStruct(nu.shape, nu.dtype, sharding=nu.sharding),
             state.nu,
@@ -149,6 +183,24 @@ def test_a_tree_of_shardings_and_one_for_all(mesh):
     device = jax.sharding.SingleDeviceSharding(jax.devices()[3])
     weights = load_weights(path, shardings=device)
     assert all(w.devices() == {jax.devices()[3]} for w in weights.values())
+
+
+@pytest.mark.parametrize("kind", ["torch", "fsdp", "bfloat16"])
+def test_weights_as_the_model_has_them(kind, fsdp, mesh):
+    """Each leaf has the dtype of its weight, and belongs where its moments do."""
+    content = {"torch": FILES / "torch.pt", "fsdp": fsdp / "one"}.get(kind)
+    if content is None:
+        weights = load_weights(FILES / "torch.pt")
+        content = {"model": {n: w.astype(jnp.bfloat16) for n, w in weights.items()}}
+    expected = rearranged(load_weights(content))
+    assert_same(load_weights(content, rearranged), expected)
+    placed = load_weights(content, rearranged, shardings=choose(mesh))
+    assert_same(placed, jax.tree.map(jnp.asarray, expected))  # of float64, float32
+    for leaf in jax.tree.leaves(placed):
+        assert leaf.sharding == choose(mesh)("", leaf.shape)
+    tree = jax.tree.map(lambda leaf: leaf.sharding, placed)
+    again = load_weights(content, rearranged, shardings=tree)
+    assert jax.tree.map(lambda leaf: leaf.sharding, again) == tree
 
 
 def test_paths_and_shapes_that_a_function_gets(mesh):
@@ -203,7 +255,7 @@ def test_names_the_leaf_that_does_not_fit(mesh):
     refuse(
         r"that of leaf 'dense\.bias', .*, does not fit its shape \(3,\)", shardings=rows
     )
-    with pytest.raises(ValueError, match=r"leaf 'dense\.weight', .*shape \(3, 4\)"):
+    with pytest.raises(ValueError, match=r"leaf 'dense\.bias', .*shape \(3,\)"):
         load_weights(FILES / "torch.pt", shardings=rows)
     too_many = NamedSharding(mesh, PartitionSpec(None, None, "rows"))
     refuse(r"leaf 'dense\.bias', .*, does not fit its shape", shardings=too_many)
@@ -235,6 +287,34 @@ def test_names_what_a_tree_lacks(mesh):
 
 
 # --- What is read.
+
+
+@pytest.mark.parametrize("fails_at", range(0, 60, 3))
+def test_an_interrupted_load_leaves_nothing(fails_at, fsdp, mesh, monkeypatch):
+    """No array on a device, no open file, no thread; and the files as they were."""
+    path = fsdp / "four"
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
+    original, calls = Source.read_range, 0
+
+    def read_range(self, offset, size):
+        nonlocal calls
+        calls += 1
+        if calls > fails_at:
+            raise KeyboardInterrupt
+        return original(self, offset, size)
+
+    gc.collect()
+    arrays, opened = len(jax.live_arrays()), len(os.listdir("/dev/fd"))
+    threads = threading.active_count()
+    with monkeypatch.context() as patch:
+        patch.setattr(Source, "read_range", read_range)
+        with pytest.raises(KeyboardInterrupt):
+            functions.from_torch(path, shardings=choose(mesh))
+    gc.collect()
+    assert len(jax.live_arrays()) <= arrays
+    assert len(os.listdir("/dev/fd")) <= opened
+    assert threading.active_count() <= threads
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == before
 
 
 @pytest.mark.live

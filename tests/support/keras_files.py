@@ -78,7 +78,7 @@ def _recorded(path):
     return parts
 
 
-def read(framework, folder, name, run, ending):
+def read(framework, folder, name, run, ending, **more):
     """The transformation and the state, from one of a run's files."""
     arguments = {"rho": 0.9, "momentum": 0.0, "epsilon": 1e-6} | run["arguments"]
     schedule = arguments.pop("schedule", None)
@@ -107,9 +107,9 @@ def read(framework, folder, name, run, ending):
     if decay and framework != "keras_legacy":
         settings["weight_decay_mask"] = True
     if ending == ".index":
-        return from_tensorflow(folder / name, **settings)
+        return from_tensorflow(folder / name, **settings, **more)
     names = {} if ending == ".h5" else {"names": run["names"]}
-    return from_keras(folder / f"{name}{ending}", **names, **settings)
+    return from_keras(folder / f"{name}{ending}", **names, **settings, **more)
 
 
 def _schedule(schedule, arguments):

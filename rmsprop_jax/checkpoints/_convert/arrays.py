@@ -68,33 +68,28 @@ def describe_missing_data(values: Sequence[object]) -> list[str]:
     ]
 
 
-def to_numpy_each(values: Sequence[Value]) -> list[NumpyArray]:
-    """Return `to_numpy` of each value."""
-    return [to_numpy(value) for value in read_each(values)]
-
-
-def to_numpy_rows_of_each(
+def to_numpy_each(
     values: Sequence[Value],
-    rows: Sequence[slice | None],
+    rows: Sequence[slice | None] | None = None,
     *,
-    verify: Sequence[bool],
+    verify: Sequence[bool] | None = None,
     exact: bool,
 ) -> list[NumpyArray]:
-    """Return some rows of each value as an array; of None, all of them.
+    """Return each value, or some of its rows, as an array.
 
     Args:
         values: The values, in memory or in a file.
-        rows: From which row to which.
+        rows: From which row to which of each; all of one for None.
         verify: Whether to verify checksums of values that are read in part.
         exact: Whether the dtype is that of the value, or as `to_numpy` makes it.
     """
     convert = to_numpy_exactly if exact else to_numpy
-    read = read_each(values, rows, verify)
+    arrays = [convert(value) for value in read_each(values, rows, verify)]
+    if rows is None:
+        return arrays
     return [
-        convert(x)
-        if part is None or isinstance(value, StoredArray)
-        else convert(x)[part]
-        for x, value, part in zip(read, values, rows, strict=True)
+        array if part is None or isinstance(value, StoredArray) else array[part]
+        for array, value, part in zip(arrays, values, rows, strict=True)
     ]
 
 

@@ -22,7 +22,7 @@ from rmsprop_jax._error_text import Path, describe_difference, describe_sharding
 from rmsprop_jax.checkpoints._convert.arrays import (
     NumpyArray,
     Value,
-    to_numpy_rows_of_each,
+    to_numpy_each,
 )
 
 # From a leaf's path and shape to its sharding.
@@ -160,8 +160,8 @@ def resolve_shardings(
         keys = [jax.tree_util.keystr(path) for path in paths]
         if difference := describe_difference([*by_path], keys):
             raise ValueError(
-                "shardings must be a pytree with the structure of the parameters that "
-                f"to_params makes, but {difference}."
+                "shardings must be a pytree with the structure of the parameters (as "
+                f"to_params makes them, if it is given), but {difference}."
             )
         found = [by_path[key] for key in keys]
     leaves = [
@@ -222,8 +222,20 @@ class Part(NamedTuple):
         return tuple(part.stop - part.start for part in self.box) == self.shape
 
 
-# From what was read of some leaves to what is put.
-Finish: TypeAlias = Callable[[list[NumpyArray], Sequence[Part]], list[NumpyArray]]
+class Stored(NamedTuple):
+    """What the leaves are made of.
+
+    Attributes:
+        values: The parameters, in memory or in a file.
+        copied: The leaves that are not views of a parameter, by their numbers.
+    """
+
+    values: Sequence[Value]
+    copied: Mapping[int, npt.ArrayLike]
+
+
+# From what was read of a leaf, of each `Stored`, to what is put.
+Finish: TypeAlias = Callable[..., NumpyArray]
 
 
 def place_leaves(
@@ -231,8 +243,7 @@ def place_leaves(
     shapes: Sequence[tuple[int, ...]],
     shardings: Sequence[Sharding | None],
     views: Sequence[View | None],
-    values: Sequence[Value],
-    copied: Mapping[int, npt.ArrayLike],
+    sources: Sequence[Stored],
     finish: Finish | None = None,
     *,
     exact: bool = False,
@@ -244,35 +255,34 @@ def place_leaves(
         shapes: The shape of every leaf.
         shardings: The sharding of every leaf; None for JAX's default device.
         views: What every leaf is of the parameters; None if it is among the copied.
-        values: The parameters, in memory or in a file.
-        copied: Leaves that are not views of a parameter, by their numbers.
-        finish: From what was read of some leaves to what is put.
+        sources: What the leaves are made of. There are several if ``finish`` needs
+            more than one array for a leaf.
+        finish: Called with a part and an array of each source, returns what is put.
         exact: Whether the dtype is that of the value, or at least float32.
     """
     placed: list[jax.Array | None] = [None] * len(views)
 
-    def read(batch: Sequence[Part]) -> list[NumpyArray]:
-        arrays = read_parts(batch, views, values, copied, exact=exact)
-        return finish(arrays, batch) if finish else arrays
+    def read(batch: Sequence[Part]) -> list[list[NumpyArray]]:
+        return [_read_parts(batch, views, source, exact=exact) for source in sources]
 
-    def put(batch: Sequence[Part], arrays: list[NumpyArray]) -> None:
-        for i, part in enumerate(batch):
+    def put(batch: Sequence[Part], arrays: list[list[NumpyArray]]) -> None:
+        for part in batch:
+            own = [of_source.pop(0) for of_source in arrays]
+            array = finish(part, *own) if finish else own[0]
             # Until it is ready, JAX keeps the memory of the NumPy array.
-            placed[part.leaf] = _put(arrays[i], part).block_until_ready()
-            arrays[i] = np.zeros(0)
+            placed[part.leaf] = _put(array, part).block_until_ready()
 
     batches = _plan_batches(leaves, shapes, shardings)
     if len(batches) == 1:
         put(batches[0], read(batches[0]))
     elif batches:
-        # While one batch is put, the next one is read. One thread alone reads.
+        # While one batch is finished and put, another thread reads the next one.
         with ThreadPoolExecutor(1) as thread:
             pending = thread.submit(read, batches[0])
             for batch, after in zip(batches, [*batches[1:], []], strict=True):
                 arrays = pending.result()
                 pending = thread.submit(read, after)
                 put(batch, arrays)
-                del arrays
     return placed
 
 
@@ -318,23 +328,22 @@ def _to_box(index: Sequence[slice], shape: tuple[int, ...]) -> Box:
     return tuple(slice(start, stop) for start, stop, _ in triples)
 
 
-def read_parts(
+def _read_parts(
     parts: Sequence[Part],
     views: Sequence[View | None],
-    values: Sequence[Value],
-    copied: Mapping[int, npt.ArrayLike],
+    source: Stored,
     *,
-    exact: bool = False,
+    exact: bool,
 ) -> list[NumpyArray]:
     """Read what this process needs of some leaves.
 
     Args:
         parts: What is needed of each.
         views: What each leaf is of the parameters.
-        values: The parameters, in memory or in a file.
-        copied: The leaves that are not views of a parameter.
+        source: What they are made of.
         exact: Whether the dtype is that of the value, or at least float32.
     """
+    values, copied = source
     cuts = [
         (view.cut(part.box), part)
         for part in parts
@@ -347,7 +356,7 @@ def read_parts(
     ]
     # To verify a checksum is to read all, which one of several processes must not.
     verify = [part.is_whole for _, part in cuts]
-    read = to_numpy_rows_of_each(taken, rows, verify=verify, exact=exact)
+    read = to_numpy_each(taken, rows, verify=verify, exact=exact)
     arrays = {
         part.leaf: cut.take(array, own.start if own else 0)
         for (cut, part), array, own in zip(cuts, read, rows, strict=True)

@@ -37,12 +37,13 @@ from rmsprop_jax.checkpoints._convert.partitions import (
     split_partition,
 )
 from rmsprop_jax.checkpoints._convert.placement import (
+    Finish,
     Part,
     Places,
     Shardings,
+    Stored,
     place_leaves,
     put_scalar,
-    read_parts,
     resolve_shardings,
 )
 from rmsprop_jax.checkpoints._convert.rearrangement import (
@@ -418,21 +419,16 @@ class _SavedMoments(NamedTuple):
     traced: TracedTree
     hints: ErrorHints
 
-    def find_values(self, moment: Moment) -> list[Value]:
-        """Return a moment of each parameter; of one that lacks it, zeros."""
-        values = [getattr(param, moment) for param in self.params]
-        return [
-            zeros_beside(param.nu) if value is None else value
-            for param, value in zip(self.params, values, strict=True)
-        ]
-
-    def copy_leaves(self, moment: Moment) -> dict[int, npt.ArrayLike]:
-        """Return the leaves that to_params copies, for which it must be called."""
-        names = [param.name for param in self.params]
-        values = dict(zip(names, self.find_values(moment), strict=True))
+    def find(self, moment: Moment) -> Stored:
+        """Return what the leaves of a moment are made of."""
+        values = {param.name: getattr(param, moment) for param in self.params}
+        for param in self.params:
+            if values[param.name] is None:
+                values[param.name] = zeros_beside(param.nu)
         check = self.check_second_moment if moment == "nu" else None
         key = self.hints.keys[moment]
-        return _copy_leaves(self.to_params, self.traced, values, key, check)
+        copied = _copy_leaves(self.to_params, self.traced, values, key, check)
+        return Stored([*values.values()], copied)
 
     def check_second_moment(self, number: int, array: NumpyArray) -> None:
         """Raise if the second moment of a parameter, or a part of it, cannot be."""
@@ -452,6 +448,8 @@ def _copy_leaves(
     values: Mapping[str, Value],
     key: str,
     check: Callable[[int, NumpyArray], None] | None = None,
+    *,
+    exact: bool = False,
 ) -> dict[int, npt.ArrayLike]:
     """Return the leaves that to_params copies, for which it must be called."""
     copied = [i for i, view in enumerate(traced.views) if view is None]
@@ -460,7 +458,8 @@ def _copy_leaves(
     owners = sorted({n for i in copied for n in traced.counts[i]})
     each = [*values.values()]
     arrays: list[NumpyArray] = [zeros_beside(value) for value in each]
-    for n, array in zip(owners, to_numpy_each([each[n] for n in owners]), strict=True):
+    read = to_numpy_each([each[n] for n in owners], exact=exact)
+    for n, array in zip(owners, read, strict=True):
         arrays[n] = array
         if check is not None:
             check(n, array)
@@ -481,36 +480,24 @@ def _place_moment(
     views, shapes = saved.traced.views, saved.traced.shapes
     kept = [saved.kept[group] for group in group_of_leaf]
     wanted = [i for i, moments in enumerate(kept) if moment in moments]
-    values, copied = saved.find_values(moment), saved.copy_leaves(moment)
     is_centered = [moment == "nu" and "grad_mean" in moments for moments in kept]
-    means, copied_means = values, copied
+    sources = [saved.find(moment)]
     if any(is_centered):
-        means, copied_means = (
-            saved.find_values("grad_mean"),
-            saved.copy_leaves("grad_mean"),
-        )
+        sources.append(saved.find("grad_mean"))
 
-    def finish(arrays: list[NumpyArray], parts: Sequence[Part]) -> list[NumpyArray]:
-        """Check second moments, and make variances of them."""
-        for part, array in zip(parts, arrays, strict=True):
-            view = views[part.leaf]
-            if view is not None:
-                saved.check_second_moment(view.number, array)
-        if not any(is_centered[part.leaf] for part in parts):
-            return arrays
-        of_parts = read_parts(parts, views, means, copied_means)
-        return [
-            to_variance(array, mean) if is_centered[part.leaf] else array
-            for array, mean, part in zip(arrays, of_parts, parts, strict=True)
-        ]
+    def finish(part: Part, array: NumpyArray, *mean: NumpyArray) -> NumpyArray:
+        """Check a second moment, and make a variance of it."""
+        view = views[part.leaf]
+        if view is not None:
+            saved.check_second_moment(view.number, array)
+        return to_variance(array, *mean) if is_centered[part.leaf] else array
 
     return place_leaves(
         wanted,
         shapes,
         shardings,
         views,
-        values,
-        copied,
+        sources,
         finish if moment == "nu" else None,
     )
 
@@ -520,27 +507,30 @@ def place_tree(
     values: Mapping[str, Value],
     key: str,
     shardings: Shardings | None,
-    finish: Callable[[Sequence[NumpyArray]], list[NumpyArray]],
+    finish: Finish | None = None,
+    *,
+    exact: bool = False,
 ) -> optax.Params:
     """Return what to_params makes of values, where its leaves belong.
 
     Args:
         to_params: The user's function.
         values: The values, by the names of the parameters.
-        key: What the other framework calls them.
+        key: How errors call the values.
         shardings: Where the leaves belong.
-        finish: What is done to the arrays before they are put there.
+        finish: Called with a part and an array, returns what is put there.
+        exact: Whether the dtype is that of the value, or at least float32.
     """
     traced = trace_to_params(to_params, values, key)
-    places = _find_places(shardings, traced)
+    copied = _copy_leaves(to_params, traced, values, key, exact=exact)
     leaves = place_leaves(
         range(len(traced.views)),
         traced.shapes,
-        places.leaves,
+        _find_places(shardings, traced).leaves,
         traced.views,
-        [*values.values()],
-        _copy_leaves(to_params, traced, values, key),
-        lambda arrays, _: finish(arrays),
+        [Stored([*values.values()], copied)],
+        finish,
+        exact=exact,
     )
     return traced.structure.unflatten(leaves)
 

@@ -25,7 +25,7 @@ from rmsprop_jax._error_text import named_leaves, warn_user
 from rmsprop_jax._optimizer.options import Mask
 from rmsprop_jax._optimizer.state import LARGEST_COUNT
 from rmsprop_jax.checkpoints._convert.arrays import NumpyArray, Value, to_real_number
-from rmsprop_jax.checkpoints._convert.placement import Shardings
+from rmsprop_jax.checkpoints._convert.placement import Part, Shardings
 from rmsprop_jax.checkpoints._convert.rearrangement import apply_function
 from rmsprop_jax.checkpoints._convert.run import (
     MOMENTS,
@@ -357,12 +357,12 @@ def _accumulate(
     is_wide = any("float64" in str(getattr(x, "dtype", "")) for x in sums.values())
     dtype = jax.dtypes.canonicalize_dtype("float64" if is_wide else "float32")
 
-    def to_means(arrays: Sequence[NumpyArray]) -> list[NumpyArray]:
-        # Keras keeps their sum, and optax their mean.
-        return [np.asarray(array / max(since, 1), dtype) for array in arrays]
+    def to_mean(_: Part, array: NumpyArray) -> NumpyArray:
+        # Keras keeps the sum of the gradients, and optax their mean.
+        return np.asarray(array / max(since, 1), dtype)
 
     key = saved.block_names["accumulator"]
-    means = place_tree(to_params, sums, key, shardings, to_means)
+    means = place_tree(to_params, sums, key, shardings, to_mean)
     scalar = None if shardings is None else optax.tree.get(state, "count").sharding
     multi = optax.MultiSteps(tx, every, accumulator_dtype=dtype)
     multi_state = optax.MultiStepsState(
