@@ -13,7 +13,7 @@ With bias correction, optax stores the moments uncorrected, and we store them co
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.core import Tracer
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from rmsprop_jax._error_text import Path, join_first, path_str
@@ -69,8 +70,9 @@ def from_optax(
 
     Returns:
         The state as ours. Leaves are float32, or float64 if optax's are. They are
-        sharded as optax's are. optax has moments of integer parameters too; ours are
-        ``None``.
+        sharded as optax's are, and so is the count, which is on all devices of the
+        moments' mesh if optax has none. optax has moments of integer parameters too;
+        ours are ``None``.
 
     Raises:
         ValueError: If the state is not that of ``optax.rmsprop``; if ``count`` or
@@ -140,13 +142,33 @@ def from_optax(
     mu: State = None if trace is None else _map_leaves(negate, trace.trace)
     grad_mean: State = None if means is None else _map_leaves(correct, means)
     return RMSPropState(
-        count=jnp.asarray(step_count, jnp.int32),
+        count=_place_count(
+            np.asarray(step_count, np.int32),
+            [state.count for state in states],
+            jax.tree.leaves(moments.nu),
+        ),
         nu=_map_leaves(correct, moments.nu)
         if means is None
         else _map_leaves(correct_variance, moments.nu, means),
         mu=mu,
         grad_mean=grad_mean,
     )
+
+
+def _place_count(
+    step_count: NumpyArray, counts: Sequence[object], leaves: Sequence[object]
+) -> jax.Array:
+    """Put the step count where optax's is, or on all devices of the moments' mesh."""
+    for count in counts:
+        place = getattr(count, "sharding", None)
+        if isinstance(place, NamedSharding):
+            return jax.device_put(step_count, place)
+    for leaf in leaves:
+        place = getattr(leaf, "sharding", None)
+        if isinstance(place, NamedSharding):
+            replicated = NamedSharding(place.mesh, PartitionSpec())
+            return jax.device_put(step_count, replicated)
+    return jnp.asarray(step_count)
 
 
 def _compute_correction(decay: ArrayLike | None, step_count: NumpyArray) -> NumpyArray:
