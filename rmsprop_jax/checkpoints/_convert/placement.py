@@ -234,8 +234,8 @@ class Stored(NamedTuple):
     copied: Mapping[int, npt.ArrayLike]
 
 
-# From what was read of a leaf, of each `Stored`, to what is put.
-Finish: TypeAlias = Callable[..., NumpyArray]
+# From what was read of a leaf, an array of each source, to what is put: None drops it.
+Finish: TypeAlias = Callable[[Part, list[NumpyArray]], Sequence[NumpyArray | None]]
 
 
 def place_leaves(
@@ -247,7 +247,7 @@ def place_leaves(
     finish: Finish | None = None,
     *,
     exact: bool = False,
-) -> list[jax.Array | None]:
+) -> list[list[jax.Array | None]]:
     """Read leaves and put them where they belong.
 
     Args:
@@ -255,12 +255,15 @@ def place_leaves(
         shapes: The shape of every leaf.
         shardings: The sharding of every leaf; None for JAX's default device.
         views: What every leaf is of the parameters; None if it is among the copied.
-        sources: What the leaves are made of. There are several if ``finish`` needs
-            more than one array for a leaf.
+        sources: What the leaves are made of; several are read together, so that
+            ``finish`` has all of them.
         finish: Called with a part and an array of each source, returns what is put.
         exact: Whether the dtype is that of the value, or at least float32.
+
+    Returns:
+        The leaves of each source.
     """
-    placed: list[jax.Array | None] = [None] * len(views)
+    placed: list[list[jax.Array | None]] = [[None] * len(views) for _ in sources]
 
     def read(batch: Sequence[Part]) -> list[list[NumpyArray]]:
         return [_read_parts(batch, views, source, exact=exact) for source in sources]
@@ -268,9 +271,12 @@ def place_leaves(
     def put(batch: Sequence[Part], arrays: list[list[NumpyArray]]) -> None:
         for part in batch:
             own = [of_source.pop(0) for of_source in arrays]
-            array = finish(part, *own) if finish else own[0]
-            # Until it is ready, JAX keeps the memory of the NumPy array.
-            placed[part.leaf] = _put(array, part).block_until_ready()
+            for of_source, array in zip(
+                placed, finish(part, own) if finish else own, strict=True
+            ):
+                if array is not None:
+                    # Until it is ready, JAX keeps the memory of the NumPy array.
+                    of_source[part.leaf] = _put(array, part).block_until_ready()
 
     batches = _plan_batches(leaves, shapes, shardings)
     if len(batches) == 1:

@@ -58,6 +58,8 @@ from rmsprop_jax.checkpoints._convert.second_moment import to_mean_square, to_va
 
 Moment: TypeAlias = Literal["nu", "mu", "grad_mean"]
 MOMENTS: tuple[Moment, ...] = ("nu", "mu", "grad_mean")
+# A variance is made of the first two, so they are read together.
+_READ_TOGETHER: tuple[tuple[Moment, ...], ...] = (("nu", "grad_mean"), ("mu",))
 
 ToParams: TypeAlias = Callable[[dict[str, NumpyArray]], optax.Params]
 FromParams: TypeAlias = Callable[[Any], Mapping[str, npt.ArrayLike]]
@@ -185,9 +187,11 @@ def make_run(
     places = _find_places(shardings, traced)
     saved = _SavedMoments(what, params, kept, to_params, traced, hints)
     leaves = {
-        moment: _place_moment(saved, moment, group_of_leaf, places.leaves)
-        for moment in MOMENTS
-        if any(moment in moments for moments in kept)
+        moment: of_moment
+        for moments in _READ_TOGETHER
+        for moment, of_moment in _place_moments(
+            saved, moments, group_of_leaf, places.leaves
+        ).items()
     }
     step_count = max((p.step_count for p in params), default=0)
 
@@ -470,36 +474,37 @@ def _copy_leaves(
     return {i: leaves[i] for i in copied}
 
 
-def _place_moment(
+def _place_moments(
     saved: _SavedMoments,
-    moment: Moment,
+    moments: Sequence[Moment],
     group_of_leaf: Sequence[int],
     shardings: Sequence[Sharding | None],
-) -> list[jax.Array | None]:
-    """Return a moment's leaves where they belong; None if the group has none."""
-    views, shapes = saved.traced.views, saved.traced.shapes
+) -> dict[Moment, list[jax.Array | None]]:
+    """Return the leaves of some moments; None where a group does not keep one."""
+    views = saved.traced.views
     kept = [saved.kept[group] for group in group_of_leaf]
-    wanted = [i for i, moments in enumerate(kept) if moment in moments]
-    is_centered = [moment == "nu" and "grad_mean" in moments for moments in kept]
-    sources = [saved.find(moment)]
-    if any(is_centered):
-        sources.append(saved.find("grad_mean"))
+    moments = [m for m in moments if any(m in of_group for of_group in saved.kept)]
+    wanted = [i for i, own in enumerate(kept) if {*own} & {*moments}]
 
-    def finish(part: Part, array: NumpyArray, *mean: NumpyArray) -> NumpyArray:
+    def finish(part: Part, arrays: list[NumpyArray]) -> Sequence[NumpyArray | None]:
         """Check a second moment, and make a variance of it."""
-        view = views[part.leaf]
-        if view is not None:
-            saved.check_second_moment(view.number, array)
-        return to_variance(array, *mean) if is_centered[part.leaf] else array
+        own, view = kept[part.leaf], views[part.leaf]
+        found = dict(zip(moments, arrays, strict=True))
+        if "nu" in found and view is not None:
+            saved.check_second_moment(view.number, found["nu"])
+        if "nu" in found and "grad_mean" in own:
+            found["nu"] = to_variance(found["nu"], found["grad_mean"])
+        return [found[moment] if moment in own else None for moment in moments]
 
-    return place_leaves(
+    placed = place_leaves(
         wanted,
-        shapes,
+        saved.traced.shapes,
         shardings,
         views,
-        sources,
-        finish if moment == "nu" else None,
+        [saved.find(moment) for moment in moments],
+        finish,
     )
+    return dict(zip(moments, placed, strict=True))
 
 
 def place_tree(
@@ -518,12 +523,12 @@ def place_tree(
         values: The values, by the names of the parameters.
         key: How errors call the values.
         shardings: Where the leaves belong.
-        finish: Called with a part and an array, returns what is put there.
+        finish: From what was read of a leaf to what is put there.
         exact: Whether the dtype is that of the value, or at least float32.
     """
     traced = trace_to_params(to_params, values, key)
     copied = _copy_leaves(to_params, traced, values, key, exact=exact)
-    leaves = place_leaves(
+    (leaves,) = place_leaves(
         range(len(traced.views)),
         traced.shapes,
         _find_places(shardings, traced).leaves,

@@ -357,9 +357,9 @@ def _accumulate(
     is_wide = any("float64" in str(getattr(x, "dtype", "")) for x in sums.values())
     dtype = jax.dtypes.canonicalize_dtype("float64" if is_wide else "float32")
 
-    def to_mean(_: Part, array: NumpyArray) -> NumpyArray:
+    def to_mean(_: Part, arrays: list[NumpyArray]) -> list[NumpyArray]:
         # Keras keeps the sum of the gradients, and optax their mean.
-        return np.asarray(array / max(since, 1), dtype)
+        return [np.asarray(array / max(since, 1), dtype) for array in arrays]
 
     key = saved.block_names["accumulator"]
     means = place_tree(to_params, sums, key, shardings, to_mean)
