@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 # Not strict promotion: optax's own cosine schedule takes the minimum of an int32 count
 # and a float.
 ENVIRONMENT = {
+    "MATPLOTLIBRC": str(ROOT / "matplotlibrc"),
     "OMP_NUM_THREADS": "1",  # torch's threads spin while other tests have the cores
     "JAX_NUMPY_RANK_PROMOTION": "raise",
     "PYTHONWARNINGS": "error,ignore:__array__ implementation",  # Keras, of itself
