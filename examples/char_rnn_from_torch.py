@@ -130,8 +130,8 @@ def plot(path, first, in_torch, in_nnx, without_state):
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     for later, label, style in (
         (in_torch, "PyTorch only", {"color": "0.8", "linewidth": 7}),
+        (without_state, "PyTorch, then NNX without the state", {"color": "C1"}),
         (in_nnx, "PyTorch, then Flax NNX", {"color": "C0"}),
-        (without_state, "the same without the optimizer state", {"color": "C1"}),
     ):
         losses = np.convolve([*first, *later], np.ones(10) / 10, "valid")
         top.plot(np.arange(len(losses)) + 9, losses, label=label, **style)
@@ -140,12 +140,11 @@ def plot(path, first, in_torch, in_nnx, without_state):
             bottom.semilogy(steps, np.abs(later - in_torch) + 1e-9, **style)
     top.set(ylabel="bits per character", ylim=(1.5, 5))
     top.set_title("An LSTM moves from PyTorch to Flax NNX")
-    top.legend()
     bottom.set(xlabel="step", ylabel="difference (bits)")
     bottom.set_title("Difference from PyTorch only")
-    for axes in (top, bottom):
-        axes.axvline(len(first), color="0.4", linestyle=":")
-    top.text(len(first), 1.6, " from_torch", color="0.4")
+    bottom.axvline(len(first), color="0.4", linestyle=":")
+    top.axvline(len(first), ymax=0.5, color="0.4", linestyle=":", label="from_torch")
+    top.legend()
     figure.savefig(path)
 
 
