@@ -94,7 +94,7 @@ def train(tx: Any, params: Any, images: jax.Array, labels: jax.Array, batches: A
 
 def plot(curves: dict[str, tuple[np.ndarray, np.ndarray]], path: Path) -> None:
     """Step sizes above, losses below."""
-    figure = Figure(figsize=(6, 8))
+    figure = Figure(figsize=(6, 7))
     top, bottom = figure.subplots(2, 1)
     # The second moment begins alike in the last two, so that their curves meet.
     for (name, (sizes, losses)), line in zip(
