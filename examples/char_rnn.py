@@ -163,13 +163,17 @@ def plot(curves, ends, path):
     """The curves of training, averaged over 20 steps, and the bits of held-out text."""
     figure = Figure()
     axes = figure.subplots()
-    for (name, curve), line, marker in zip(curves.items(), "-:", "o*", strict=True):
+    # The first is pale and wide, because the second lies on it.
+    for (name, curve), color, width in zip(
+        curves.items(), ("0.8", "C0"), (7, 2), strict=True
+    ):
         smooth = np.convolve(curve, np.ones(20) / 20, "valid")
-        drawn = axes.plot(np.arange(len(smooth)) + 19, smooth, line, label=name)
-        axes.plot(len(curve), ends[name], marker, color=drawn[0].get_color())
+        steps = np.arange(len(smooth)) + 19
+        axes.plot(steps, smooth, color=color, linewidth=width, label=name)
+        axes.plot(len(curve), ends[name], "o", color=color, markersize=4 + width)
     axes.axhline(ends["bzip2"], color="0.4", linestyle="--", label="bzip2, held out")
     axes.set(xlabel="step", ylabel="bits per character (dots: held out)", ylim=(1.4, 4))
-    axes.set_title("An LSTM learns Python's help texts, alike by both")
+    axes.set_title("An LSTM learns Python's help texts: both rules alike")
     axes.legend()
     figure.savefig(path)
 

@@ -143,8 +143,8 @@ def plot(curves, path):
     for i, (name, curve) in enumerate(curves.items()):
         weights, averages = curve.swapaxes(1, 2)
         for (losses, accuracies), label, style in (
-            (weights, f"{name}: the weights", {"linewidth": 1, "linestyle": "--"}),
-            (averages, f"{name}: their average", {"linewidth": 2.5}),
+            (weights, f"{name}, weights", {"linewidth": 1, "linestyle": "--"}),
+            (averages, f"{name}, average", {"linewidth": 2.5}),
         ):
             epochs = np.arange(1, len(losses) + 1)
             top.semilogy(epochs, losses, f"C{i}", label=label, **style)
@@ -153,7 +153,7 @@ def plot(curves, path):
     bottom.set(title="Test accuracy", xlabel="epoch", ylim=(90, 100.2))
     bottom.set_ylabel("digits recognized (%)")
     bottom.locator_params(axis="x", integer=True)
-    figure.legend(loc="outside lower center", ncols=2)
+    figure.legend(loc="outside lower center", ncols=3)
     figure.savefig(path)
 
 
