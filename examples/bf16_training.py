@@ -194,8 +194,10 @@ def main(argv=None):
     plot(runs, args.out)
     for library, (wide, whole, saved, again) in runs.items():
         if not same_bits(again, whole):
-            raise SystemExit(f"{library}: gone on after epoch {saved}, other bits!")
-        print(f"{library}: killed, gone on after epoch {saved}, ends at the same bits.")
+            raise SystemExit(
+                f"{library}: resumed after epoch {saved}, ends at other bits!"
+            )
+        print(f"{library}: killed after epoch {saved}, resumed, ends at the same bits.")
         for dtype, run in (("float32", wide), ("bfloat16", whole)):
             kept = run["params"], run["state"].inner_opt_state
             size = sum(x.nbytes for x in jax.tree.leaves(kept)) / 1e6

@@ -137,23 +137,26 @@ def train(tx, seed, epochs, data, progress):
 
 
 def plot(curves, path):
-    """Test losses and errors of each rule, those of the averages in bold."""
-    figure = Figure(figsize=(6, 8))
+    """Draw test losses and accuracies of each rule, dashed without the average."""
+    figure = Figure(figsize=(6, 7))
     top, bottom = figure.subplots(2, 1, sharex=True)
     for i, (name, curve) in enumerate(curves.items()):
         weights, averages = curve.swapaxes(1, 2)
-        for (losses, accuracies), label, style in (
-            (weights, f"{name}, weights", {"linewidth": 1, "linestyle": "--"}),
-            (averages, f"{name}, average", {"linewidth": 2.5}),
+        for (losses, accuracies), style in (
+            (weights, {"linewidth": 1, "linestyle": "--"}),
+            (averages, {"label": name}),
         ):
             epochs = np.arange(1, len(losses) + 1)
-            top.semilogy(epochs, losses, f"C{i}", label=label, **style)
+            top.semilogy(epochs, losses, f"C{i}", **style)
             bottom.plot(epochs, 100 * accuracies, f"C{i}", **style)
-    top.set(title="The average of the weights is steadier", ylabel="test loss (nats)")
+    top.set(
+        title="The average (solid) of the weights is steadier",
+        ylabel="test loss (nats)",
+    )
     bottom.set(title="Test accuracy", xlabel="epoch", ylim=(90, 100.2))
     bottom.set_ylabel("digits recognized (%)")
     bottom.locator_params(axis="x", integer=True)
-    figure.legend(loc="outside lower center", ncols=3)
+    figure.legend(*top.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.savefig(path)
 
 
