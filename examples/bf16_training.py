@@ -159,9 +159,9 @@ def plot(runs, path):
         epochs = np.arange(1, len(wide["history"]) + 1)
         for run, part, label, style in (
             (whole, np.s_[:], "bfloat16, not killed", {"color": "0.8", "linewidth": 7}),
-            (wide, np.s_[:], "float32", {"color": "0.3", "linestyle": ":"}),
             (again, np.s_[:saved], "bfloat16, until killed", {}),
             (again, np.s_[saved - 1 :], "bfloat16, resumed", {}),
+            (wide, np.s_[:], "float32", {"color": "0.3", "linestyle": ":"}),
         ):
             losses = run["history"][:, 0]
             axes.semilogy(epochs[part], losses[part], label=label, **style)
