@@ -214,18 +214,20 @@ def table(task_name, results):
 
 def plot(tables, path):
     """Draw every run's difference from its float32 run."""
-    figure = Figure(figsize=(11, 3.5), layout="constrained")
-    panels = figure.subplots(1, len(tables), sharey=True)
+    figure = Figure(figsize=(6, 8))
+    figure.suptitle("Final loss of each seed (grey: within 0.5 % of float32)")
+    panels = figure.subplots(len(tables), sharex=True)
     for axes, (task_name, results) in zip(panels, tables.items(), strict=True):
         axes.axvspan(-0.5, 0.5, color="0.9")
         for name, difference in differences(results).items():
             row = np.full(len(difference), list(VARIANTS).index(name))
             axes.plot(difference, row, "o", alpha=0.6)
         axes.set_xscale("symlog", linthresh=1)
-        axes.set(title=task_name, xlabel="final loss compared with float32 (%)")
-    panels[0].set_yticks(range(len(VARIANTS)), list(VARIANTS))
-    panels[0].invert_yaxis()
-    figure.savefig(path, dpi=150)
+        axes.set_title(task_name)
+        axes.set_yticks(range(len(VARIANTS)), list(VARIANTS))
+        axes.invert_yaxis()
+    panels[-1].set_xlabel("final loss compared with float32 (%)")
+    figure.savefig(path)
 
 
 def main(argv=None):

@@ -152,27 +152,25 @@ def same_bits(a, b):
 
 def plot(runs, path):
     """The test losses, with each library."""
-    figure = Figure(figsize=(10, 4.4), layout="constrained")
-    panels = figure.subplots(1, len(runs), sharey=True)
+    figure = Figure(figsize=(6, 7))
+    panels = figure.subplots(len(runs), sharex=True)
     for axes, library in zip(panels, runs, strict=True):
         wide, whole, saved, again = runs[library]
         epochs = np.arange(1, len(wide["history"]) + 1)
         for run, part, label, style in (
-            (wide, np.s_[:], "float32", {"color": "black", "linewidth": 1}),
-            (whole, np.s_[:], "bfloat16", {"color": "0.75", "linewidth": 6}),
-            (again, np.s_[:saved], "bfloat16, until killed", {"color": "#0072B2"}),
-            (again, np.s_[saved - 1 :], "and after", {"color": "#D55E00"}),
+            (whole, np.s_[:], "bfloat16, not killed", {"color": "0.8", "linewidth": 7}),
+            (again, np.s_[:saved], "bfloat16, until killed", {}),
+            (again, np.s_[saved - 1 :], "bfloat16, resumed", {}),
+            (wide, np.s_[:], "float32", {"color": "0.3", "linestyle": ":"}),
         ):
             losses = run["history"][:, 0]
             axes.semilogy(epochs[part], losses[part], label=label, **style)
-        axes.axvline(saved, color="0.4", linewidth=0.8, linestyle=":")
-        axes.set(title=library, xlabel="epoch")
-        axes.locator_params(axis="x", integer=True)
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("test loss (cross-entropy, nats)")
-    handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", frameon=False, ncols=4)
-    figure.savefig(path, dpi=130)
+        axes.set(title=f"{library}: killed after epoch {saved}, and resumed")
+        axes.set(ylabel="test loss (nats)")
+    panels[0].legend()
+    panels[-1].set_xlabel("epoch")
+    panels[-1].locator_params(axis="x", integer=True)
+    figure.savefig(path)
 
 
 def main(argv=None):
@@ -196,8 +194,10 @@ def main(argv=None):
     plot(runs, args.out)
     for library, (wide, whole, saved, again) in runs.items():
         if not same_bits(again, whole):
-            raise SystemExit(f"{library}: gone on after epoch {saved}, other bits!")
-        print(f"{library}: killed, gone on after epoch {saved}, ends at the same bits.")
+            raise SystemExit(
+                f"{library}: resumed after epoch {saved}, ends at other bits!"
+            )
+        print(f"{library}: killed after epoch {saved}, resumed, ends at the same bits.")
         for dtype, run in (("float32", wide), ("bfloat16", whole)):
             kept = run["params"], run["state"].inner_opt_state
             size = sum(x.nbytes for x in jax.tree.leaves(kept)) / 1e6
