@@ -44,6 +44,7 @@ from rmsprop_jax._optimizer.tree_matching import (
     is_none,
     require_params,
     require_state,
+    require_transformation,
 )
 
 __all__ = [
@@ -175,6 +176,7 @@ def master_weights(
         ValueError: From ``init``, if a parameter has fewer than 16 bits. From
             ``update``, if params are missing, or if a low-precision parameter has
             become float32.
+        TypeError: If ``tx`` is not a gradient transformation.
 
     Examples:
         >>> import jax.numpy as jnp, optax
@@ -189,6 +191,7 @@ def master_weights(
         >>> print(f"{params[0]:.4f} {state.masters[0]:.3f}")
         1.0078 1.005
     """
+    require_transformation(tx, "master_weights(rmsprop(0.01))")
     inner_tx = optax.with_extra_args_support(tx)
 
     def init(params: optax.Params) -> MasterWeightsState:

@@ -28,6 +28,22 @@ def is_none(x: object) -> bool:
 State = TypeVar("State")
 
 
+def require_transformation(tx: object, example: str) -> None:
+    """Raise if ``tx`` is not a gradient transformation.
+
+    Args:
+        tx: What the user gave.
+        example: A correct call, for the error.
+    """
+    if hasattr(tx, "init") and hasattr(tx, "update"):
+        return
+    name = getattr(tx, "__name__", None)  # of a function, but not of a mesh
+    was = f"the function {name}, which was not called" if name else f"{tx!r}"
+    raise TypeError(
+        f"tx must be a gradient transformation, but it was {was}. Write {example}."
+    )
+
+
 def require_state(state: object, expected: type[State]) -> State:
     """Return the state; raise if it isn't of the kind that ``init`` makes."""
     if not isinstance(state, expected):

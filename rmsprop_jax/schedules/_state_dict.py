@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -151,6 +152,12 @@ def validate_arguments(
     state_dict: StateDict, lambdas: Sequence[MakeSchedule] = ()
 ) -> None:
     """Raise if an argument is of the wrong type."""
+    if isinstance(state_dict, str | os.PathLike):
+        raise TypeError(
+            "state_dict must be a dictionary, such as scheduler.state_dict(), but it "
+            f"was the path {os.fspath(state_dict)!r}. Read the file first: "
+            "checkpoints.read(path)[key], with the key under which you saved it."
+        )
     if not _is_mapping(state_dict):
         raise TypeError(
             "state_dict must be a dictionary, such as scheduler.state_dict(), but it "

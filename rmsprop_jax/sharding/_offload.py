@@ -11,6 +11,8 @@ import jax.extend.core as jex
 import optax
 from jax import lax
 
+from rmsprop_jax._optimizer.tree_matching import require_transformation
+
 _T = TypeVar("_T")
 _Atom: TypeAlias = jex.Var | jex.Literal
 
@@ -47,6 +49,7 @@ def offload(tx: optax.GradientTransformation) -> optax.GradientTransformationExt
 
     Raises:
         NotImplementedError: If JAX is older than 0.10.2.
+        TypeError: If ``tx`` is not a gradient transformation.
 
     Warns:
         UserWarning: From ``update``, if an operation takes more than four arrays of the
@@ -68,6 +71,7 @@ def offload(tx: optax.GradientTransformation) -> optax.GradientTransformationExt
             "sharded arrays in the host's memory for every device, but this is jax "
             f"{jax.__version__}."
         )
+    require_transformation(tx, "offload(rmsprop(0.01))")
     inner_tx = optax.with_extra_args_support(tx)
     space = jax.memory.Space
 

@@ -24,6 +24,7 @@ from rmsprop_jax._error_text import (
     join_first,
     path_str,
 )
+from rmsprop_jax._optimizer.tree_matching import require_transformation
 
 # A pytree of shardings, which has no type.
 Shardings: TypeAlias = Any
@@ -61,6 +62,7 @@ def state_shardings(
             there are no leaves, if the devices have no memory of that kind, or if
             ``tx.init`` is vmapped over the parameters and over something that is not
             sharded like them.
+        TypeError: If ``tx`` is not a gradient transformation.
 
     Examples:
         >>> import jax, jax.numpy as jnp
@@ -75,6 +77,7 @@ def state_shardings(
         >>> shardings.nu.shard_shape((16, 4)), shardings.count.is_fully_replicated
         ((2, 4), True)
     """
+    require_transformation(tx, "state_shardings(rmsprop(0.01), params)")
     common = common_mesh(params)
     try:
         avals, state = _trace_init(tx, params, common)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import pathlib
 import random
 import warnings
 from typing import Any
@@ -248,6 +249,13 @@ def test_lambdas_are_asked_for():
 def test_what_is_not_a_dictionary_is_refused():
     with pytest.raises(TypeError, match="state_dict must be a dictionary, such as"):
         from_torch([step_lr()])
+
+
+@pytest.mark.parametrize("path", ["run.pt", pathlib.Path("run.pt")])
+@pytest.mark.parametrize("read", [from_torch, plateau_from_torch])
+def test_a_path_is_refused_with_what_reads_it(read, path):
+    with pytest.raises(TypeError, match=r"path 'run\.pt'.* checkpoints\.read\(path\)"):
+        read(path)
 
 
 @pytest.mark.parametrize("depth", [9, 2000])
