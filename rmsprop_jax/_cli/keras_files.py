@@ -93,7 +93,7 @@ def inspect_keras(path: str, what: str, file: KerasFile) -> Report:
 
     Args:
         path: The file.
-        what: How errors call it.
+        what: What errors call it.
         file: What its reader made of it.
     """
     root = file.root
@@ -477,7 +477,7 @@ def inspect_tensorflow(path: str, what: str, bundle: Bundle) -> Report:
 
     Args:
         path: What the names of its files begin with.
-        what: How errors call it.
+        what: What errors call it.
         bundle: What its reader made of it.
     """
     path = path.removesuffix(".index")

@@ -33,7 +33,7 @@ def inspect_paddle(path: str, what: str, content: object) -> Report:
 
     Args:
         path: The file.
-        what: How errors call it.
+        what: What errors call it.
         content: What its reader made of it.
     """
     report = Report(path, "paddle.save", "Paddle")

@@ -81,7 +81,7 @@ def inspect_torch(path: str, what: str, framework: str, content: object) -> Repo
 
     Args:
         path: The file.
-        what: How errors call it.
+        what: What errors call it.
         framework: "torch" or "stable_baselines3".
         content: What its reader made of it.
     """

@@ -33,8 +33,8 @@ def barrier_on_cpu(tree: Tree) -> Tree:
 def barrier_on_gpu(x: jax.Array) -> jax.Array:
     """Return the array; on a GPU, every leaf reads it from memory.
 
-    There XLA makes one kernel of all leaves of one shape if they share an operand that
-    is an array. Otherwise each leaf is a kernel of its own, and the kernel of a small
+    On a GPU, XLA makes one kernel of all leaves of one shape if they share an operand
+    that is an array. Otherwise each leaf gets its own kernel, and the kernel of a small
     leaf is nearly all launch time.
     """
     barrier: object = lax.optimization_barrier

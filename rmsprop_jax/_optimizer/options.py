@@ -51,7 +51,7 @@ class Options(NamedTuple):
     learning_rate_in_momentum: bool = False
     has_learning_rate: bool = True
     cautious: bool = False
-    names: Mapping[str, str] = {}  # what the user calls an option, if not as here
+    names: Mapping[str, str] = {}  # what the user calls an option, if not this
 
 
 class Hyperparams(NamedTuple):

@@ -30,7 +30,7 @@ class Salt(NamedTuple):
         leaf_index: uint32 scalar.
         step_hash: uint32 scalar, a hash of the seed, the step and the use.
         leaf_hashes: uint32 [leaves], for each leaf a hash of the step and its index.
-        opaque_zero: uint32 of shape (1,): 0, which no compiler can know.
+        opaque_zero: uint32 of shape (1,): a 0 that the compiler can't see.
     """
 
     leaf_index: np.uint32 | jax.Array
@@ -48,7 +48,7 @@ def make_salts(
         seed: uint32 scalar.
         count: int32 scalar, the steps before this one.
         leaves: The number of leaves.
-        use: What is rounded.
+        use: What the bits round.
     """
     indices = np.arange(leaves, dtype=np.uint32)
     shared = _hash_step(seed, count, np.uint32(use == "parameters"), indices)

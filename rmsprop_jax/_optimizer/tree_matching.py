@@ -146,8 +146,8 @@ def _check_not_lost(config: Config, state: RMSPropState) -> None:
         return
     raise ValueError(
         f"state.{field} must be None without {option}, because update would drop it, "
-        f"but the state has one. Give the optimizer the {option} of the run that the "
-        f"state is of, or drop it yourself: state._replace({field}=None)."
+        f"but the state has one. Give the optimizer the {option} of the run that made "
+        f"the state, or drop the moment yourself: state._replace({field}=None)."
     )
 
 
@@ -192,7 +192,7 @@ def _flatten_as(
         f"{what} must have the same tree structure as the parameters that init was "
         f"given, but {odd}. "
         "If the model or the optimizer has changed, make a new state with init, and "
-        "take over what fits of the old one."
+        "copy into it what still fits of the old one."
     )
 
 

@@ -88,7 +88,7 @@ def keras(
         centered: Whether to divide by the gradient's standard deviation instead of its
             root mean square.
         weight_decay: Times the learning rate and the parameter, subtracted from the
-            parameter (decoupled). None is 0.
+            parameter (decoupled). None means 0.
 
     References:
         Keras 3.15.1, ``keras/src/optimizers/rmsprop.py``, on its JAX and its PyTorch
@@ -138,7 +138,7 @@ def keras_legacy(
             root mean square.
 
     Raises:
-        ValueError: If ``momentum`` is a number greater than 1, and as `rmsprop` does.
+        ValueError: As from `rmsprop`; also if ``momentum`` is a number greater than 1.
         TypeError: If ``momentum`` is an array.
 
     References:
@@ -227,7 +227,7 @@ def paddle(
         centered: Whether to divide by the gradient's standard deviation instead of its
             root mean square.
         weight_decay: Paddle's float or ``L2Decay``: times the parameter, added to the
-            gradient (coupled). None is 0.
+            gradient (coupled). None means 0.
 
     References:
         paddlepaddle 3.3.1, ``paddle/optimizer/rmsprop.py``. Tested against it.

@@ -34,9 +34,9 @@ def zero1(
     differently.
 
     Args:
-        tx: The whole chain. Its transformations are elementwise, like `rmsprop`, or
-            reduce by sums, like ``optax.clip_by_global_norm``. Functions of the
-            parameters in it (masks) see leaves of the same rank, but maybe of another
+        tx: The whole chain. Its transformations must be elementwise, like `rmsprop`, or
+            reduce by sums, like ``optax.clip_by_global_norm``. Its functions of the
+            parameters (masks) see leaves of the same rank, but possibly of another
             shape. Extra arguments reach it unchanged.
         mesh: The mesh that the parameters are on, concrete or abstract.
         axis: The name of the mesh axis to split over.
@@ -45,9 +45,9 @@ def zero1(
         A gradient transformation whose state is that of ``tx`` for the split leaves.
 
     Raises:
-        ValueError: If the mesh does not have this axis. From ``init``, if a leaf is visibly
-            not replicated or on another mesh (under ``jit`` with automatic axes,
-            neither is visible). From ``update``, if an update and its parameter differ
+        ValueError: If the mesh does not have this axis. From ``init``, if a leaf is
+            visibly not replicated or on another mesh (under ``jit`` with automatic
+            axes, neither is visible). From ``update``, if an update and its parameter differ
             in shape.
         TypeError: If ``tx`` or ``mesh`` is of another type, as when they are swapped.
 
@@ -77,8 +77,8 @@ def zero1(
         )
     if axis not in mesh.shape:
         raise ValueError(
-            f"axis must be one of the mesh's, {', '.join(map(repr, mesh.shape))}, but "
-            f"it was {axis!r}."
+            f"axis must be an axis of the mesh, {' or '.join(map(repr, mesh.shape))}, "
+            f"but it was {axis!r}."
         )
     inner_tx = optax.with_extra_args_support(tx)
 
@@ -158,15 +158,15 @@ def _check_replicated(path: Path, p: jax.Array, mesh: Mesh | AbstractMesh) -> No
     if sharding is not None and not sharding.is_fully_replicated:
         raise ValueError(
             f"Leaf {path_str(path)} of params must be replicated for zero1, "
-            f"but it was {describe_sharding(placed)}. If the parameters are "
-            "split, so is their state: leave zero1 out."
+            f"but it was {describe_sharding(placed)}. The state of split parameters "
+            "is split without zero1, so leave it out."
         )
     its_mesh = getattr(sharding, "mesh", mesh)
     if not its_mesh.empty and its_mesh.shape != mesh.shape:
         raise ValueError(
-            f"Leaf {path_str(path)} of params must be on zero1's mesh, of "
-            f"{dict(mesh.shape)}, but it was on one of {dict(its_mesh.shape)}. Give "
-            "zero1 the parameters' mesh."
+            f"Leaf {path_str(path)} of params must be on zero1's mesh, "
+            f"{dict(mesh.shape)}, but it was on {dict(its_mesh.shape)}. Give zero1 the "
+            "mesh of the parameters."
         )
 
 

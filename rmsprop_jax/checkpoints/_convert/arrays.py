@@ -1,4 +1,4 @@
-"""NumPy arrays from tensors, arrays and numbers, and back. torch is not imported."""
+"""Convert tensors, arrays and numbers to NumPy arrays and back, without torch."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ def to_numpy(value: Value) -> NumpyArray:
 
 
 def describe_missing_data(values: Sequence[object]) -> list[str]:
-    """Describe of each tensor why it has no array here; empty if it has one."""
+    """Describe why each tensor has no array in this process; empty if all have one."""
     return [
-        "a DTensor, of which each process has a part"
+        "a DTensor, of which each process has only a part"
         if hasattr(value, "placements")
         else "on the meta device, where tensors have no data"
         if getattr(getattr(value, "device", None), "type", None) == "meta"
@@ -80,13 +80,13 @@ def to_numpy_rows_of_each(
     verify: Sequence[bool],
     exact: bool,
 ) -> list[NumpyArray]:
-    """Return some rows of each value as an array; of None, all of them.
+    """Return some rows of each value as an array, or all rows if they are None.
 
     Args:
         values: The values, in memory or in a file.
-        rows: From which row to which.
-        verify: Whether to verify checksums of values that are read in part.
-        exact: Whether the dtype is that of the value, or as `to_numpy` makes it.
+        rows: For each value a range of rows, or None.
+        verify: For each value whether to verify its checksum if it is read in part.
+        exact: Whether to keep the dtype of the value; otherwise it is `to_numpy`'s.
     """
     convert = to_numpy_exactly if exact else to_numpy
     read = read_each(values, rows, verify)
@@ -113,7 +113,7 @@ def to_float(value: Value) -> float:
 
 
 def to_real_number(value: Any) -> float:
-    """Return a Python number; NaN from whatever is not one real number."""
+    """Return a Python number; NaN if the value is not a single real number."""
     if isinstance(value, bool | str | bytes) or is_complex(value):
         return math.nan
     try:
@@ -136,7 +136,7 @@ def is_complex(value: Value) -> bool:
 def fill_each(values: Sequence[Value], numbers: Sequence[float]) -> list[NumpyArray]:
     """Return arrays of the values' shapes, each filled with a number.
 
-    They take no memory, because all elements of an array are one.
+    They take no memory, because all elements of an array are the same one.
     """
     return [
         np.broadcast_to(
@@ -157,7 +157,7 @@ def zeros_beside(value: Value) -> NumpyArray:
 
 
 def cast_like(like: Value, value: npt.ArrayLike) -> Value:
-    """Return the value as a tensor, a NumPy array or a number, as `like` is."""
+    """Return the value as a tensor, a NumPy array or a number, whichever `like` is."""
     if isinstance(like, Tensor):
         return _detach(like).new_tensor(value)
     if isinstance(like, np.generic):
@@ -168,5 +168,5 @@ def cast_like(like: Value, value: npt.ArrayLike) -> Value:
 
 
 def _detach(tensor: Tensor) -> Tensor:
-    """Drop the gradient. A lazily conjugated or negated tensor has no array."""
+    """Drop the gradient, and resolve lazy conjugation and negation for NumPy."""
     return tensor.detach().resolve_conj().resolve_neg()

@@ -72,7 +72,7 @@ class OptimizerSpec(NamedTuple):
 
         Args:
             settings: The group.
-            what: How errors call it, such as "group 0 of state_dict".
+            what: What errors call it, such as "group 0 of state_dict".
 
         Raises:
             ValueError: If a number cannot be.

@@ -61,7 +61,7 @@ def resume_scheduler(
     """Return the schedules of the only scheduler in a checkpoint.
 
     Args:
-        what: How errors call the checkpoint.
+        what: What errors call the checkpoint.
         content: What it holds.
         groups: The optimizer's groups.
         step_count: The optimizer's updates.

@@ -74,7 +74,7 @@ class OptimizerState(NamedTuple):
     """A state_dict, whichever form it has.
 
     Attributes:
-        what: How errors call it.
+        what: What errors call it.
         spec: The optimizer that made it.
         params: The parameters, in the optimizer's order.
         settings: The settings of each group, as they are in the state_dict.
@@ -119,7 +119,7 @@ def read_state_dict(
     """Read the parameters and groups of a state_dict.
 
     Args:
-        what: How errors call the state_dict.
+        what: What errors call the state_dict.
         state_dict: The optimizer's part of a checkpoint.
         wanted: The optimizer that must have made it.
         names: The names that the user gave.
@@ -363,7 +363,7 @@ def _check_spelling(
     loss, so a name that no weight has is not wrong by itself.
 
     Args:
-        what: How errors call the state_dict.
+        what: What errors call the state_dict.
         names: The parameters with the names that the user gave.
         state: The buffers of each parameter.
         weights: The weights beside the state_dict, if any.
@@ -450,7 +450,7 @@ def _check_whole(tensors: Mapping[str, Value]) -> None:
     """Raise if one of the tensors is distributed over processes, or has no data.
 
     Args:
-        tensors: The tensors by how errors call them.
+        tensors: The tensors by what errors call them.
     """
     reasons = describe_missing_data([*tensors.values()])
     for what, reason in zip(tensors, reasons, strict=True):
