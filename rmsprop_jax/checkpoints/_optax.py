@@ -99,8 +99,8 @@ def from_optax(
     if any(isinstance(leaf, Tracer) for leaf in leaves):
         raise ValueError(
             "opt_state must not be traced, because it is converted in float64 without "
-            "JAX: call from_optax outside jax.jit and jax.vmap. It takes the state of a "
-            "whole population at once."
+            "JAX: call from_optax outside jax.jit and jax.vmap. It takes the state of "
+            "a whole population at once."
         )
     found: dict[str, State] = {}
     _collect_states("opt_state", opt_state, found)
@@ -178,8 +178,9 @@ def _agree_on_count(own: list[jax.Array], given: int | jax.Array | None) -> Nump
     if any(not np.array_equal(first, other) for other in others):
         found = sorted({str(count) for count in counts})
         raise ValueError(
-            "count must be the number of updates so far, but there were different ones, "
-            f"{' and '.join(found)}. optax's state holds the count, so leave it out."
+            "count must be the number of updates so far, but there were different "
+            f"ones, {' and '.join(found)}. optax's state holds the count, so leave it "
+            "out."
         )
     return np.minimum(first, LARGEST_COUNT)
 

@@ -49,8 +49,8 @@ MOMENT_KEYS: dict[Moment, str] = {
     "mu": "momentum",
     "grad_mean": "mean_grad",
 }
-# A number at the end distinguishes Paddle's variables. With mixed precision, the moments
-# belong to the float32 master weights.
+# A number at the end distinguishes Paddle's variables. With mixed precision, the
+# moments belong to the float32 master weights.
 _KEY = re.compile(r"(.+?)(?:_fp32_master_\d+)?_(mean_square|momentum|mean_grad)_\d+")
 NAMES_KEY = "StructuredToParameterName@@"
 _SCHEDULER = "LR_Scheduler"

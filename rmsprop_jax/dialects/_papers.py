@@ -84,10 +84,11 @@ def efficientnet(
 ) -> GradientTransformationExtraArgs:
     """EfficientNet: `tensorflow` with a momentum of 0.9 and an ε of 0.001.
 
-    EfficientNet's learning rate is 0.016 per 256 images of a batch (unverified), warms up
-    for 5 epochs, and is then multiplied by 0.97 every 2.4 epochs. The weight decay of
-    1e-5 (unverified) is part of the loss: ``optax.chain(optax.add_decayed_weights(1e-5,
-    mask), dialects.efficientnet(learning_rate))``.
+    EfficientNet's learning rate is 0.016 per 256 images of a batch (unverified), warms
+    up for 5 epochs, and is then multiplied by 0.97 every 2.4 epochs. The weight decay
+    of 1e-5 (unverified) is part of the loss:
+    ``optax.chain(optax.add_decayed_weights(1e-5, mask),
+    dialects.efficientnet(learning_rate))``.
 
     References:
         tensorflow/tpu, ``models/official/efficientnet/utils.py`` at 139e1f4,

@@ -111,9 +111,9 @@ def chained_scheduler(
         for part in schedule.parts or (schedule,):
             if not isinstance(part, FactorSchedule | CosineSchedule | AbsoluteSchedule):
                 raise ValueError(
-                    "schedulers must multiply the learning rate that they find, replace "
-                    f"it, or be cosine_annealing_lr, but one was {part!r}. Write the "
-                    "learning rate as a function of the step count instead."
+                    "schedulers must multiply the learning rate that they find, "
+                    f"replace it, or be cosine_annealing_lr, but one was {part!r}. "
+                    "Write the learning rate as a function of the step count instead."
                 )
             chain.append(part)
     call = f"chained_scheduler({[*schedulers]!r})"

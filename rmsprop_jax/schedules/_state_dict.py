@@ -358,8 +358,8 @@ class _Reader:
                 "does not store. Give lambdas=[lambda base_lr: "
                 "schedules.lambda_lr(base_lr, lr_lambda)] to "
                 "rmsprop_jax.schedules.from_torch, or the same with multiplicative_lr, "
-                "one for each in the order of the state_dict. Pass the schedule that it "
-                "returns as learning_rate to rmsprop_jax.checkpoints.from_torch."
+                "one for each in the order of the state_dict. Pass the schedule that "
+                "it returns as learning_rate to rmsprop_jax.checkpoints.from_torch."
             )
         make = self.lambdas.pop(0)
         numbers = [source.read_real("base_lrs", base) for base in bases]

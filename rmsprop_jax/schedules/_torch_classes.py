@@ -298,8 +298,8 @@ def _read_restarts(source: Source, g: int, depth: int) -> LearningRateAndMomentu
         raise NamedError(
             f"{source.what} is of a CosineAnnealingWarmRestarts that stepped by "
             f"fractions of an epoch, because its 'T_cur' is {done}, so it is not a "
-            "function of the number of its steps. Make the schedule with T_0 in updates: "
-            "schedules.cosine_annealing_warm_restarts(base_lr, T_0=…)."
+            "function of the number of its steps. Make the schedule with T_0 in "
+            "updates: schedules.cosine_annealing_warm_restarts(base_lr, T_0=…)."
         )
     keys = ("T_0", "T_mult", "eta_min")
     return _read_plain(cosine_annealing_warm_restarts, *keys)(source, g, depth)

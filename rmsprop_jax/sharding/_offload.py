@@ -177,7 +177,7 @@ def _warn_if_many(eqn: jex.JaxprEqn, number: int) -> None:
         warnings.warn(
             f"offload has {number} arrays of the state on the device at once, because "
             f"tx takes them in one {eqn.primitive.name}. Leave out the transformation "
-            "that does so, such as optax.apply_if_finite or optax.MultiSteps, and don't "
-            "use jax.jit(tx.update) as the update of tx.",
+            "that does so, such as optax.apply_if_finite or optax.MultiSteps, and "
+            "don't use jax.jit(tx.update) as the update of tx.",
             stacklevel=2,
         )

@@ -47,8 +47,8 @@ def zero1(
     Raises:
         ValueError: If the mesh does not have this axis. From ``init``, if a leaf is
             visibly not replicated or on another mesh (under ``jit`` with automatic
-            axes, neither is visible). From ``update``, if an update and its parameter differ
-            in shape.
+            axes, neither is visible). From ``update``, if an update and its parameter
+            differ in shape.
         TypeError: If ``tx`` or ``mesh`` is of another type, as when they are swapped.
 
     References:

@@ -169,8 +169,8 @@ def check_alike(traced: TracedTree, made: optax.Params, key: str) -> None:
     for name, shape, leaf in leaves:
         if np.shape(leaf) != shape:
             raise ValueError(
-                "to_params must treat all moments of a parameter alike, but it gave leaf "
-                f"{name} the shape {np.shape(leaf)} for {key!r}, and the shape {shape} "
-                "for other arrays of the same shapes. What it does must not depend on "
-                "the values."
+                "to_params must treat all moments of a parameter alike, but it gave "
+                f"leaf {name} the shape {np.shape(leaf)} for {key!r}, and the shape "
+                f"{shape} for other arrays of the same shapes. What it does must not "
+                "depend on the values."
             )

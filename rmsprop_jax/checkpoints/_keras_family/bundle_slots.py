@@ -33,7 +33,8 @@ from rmsprop_jax.schedules import inverse_time_decay
 _STEP = "global_step"
 _SLOT = re.compile(r"(.+)/RMSProp(?:_(\d{1,4}))?")
 _AVERAGE = "/ExponentialMovingAverage"
-# The attributes of Keras's optimizers. RMSprop always has average gradients, Adam never.
+# The attributes of Keras's optimizers. RMSprop always has average gradients, Adam
+# never.
 _LISTS: dict[Block, str] = {
     "average": "_model_variables_moving_average",
     "accumulator": "_accumulated_gradients",
@@ -291,8 +292,8 @@ def _agree_on_count(what: str, own: StoredArray | None, given: int | None) -> in
         return count
     if given is None:
         raise ValueError(
-            f"count must be given, because {what} has no {_STEP!r}. It is the number of "
-            "updates so far, from which schedules continue."
+            f"count must be given, because {what} has no {_STEP!r}. It is the number "
+            "of updates so far, from which schedules continue."
         )
     return given
 

@@ -262,8 +262,8 @@ def merge_settings(
         none = " (weight_decay=0 for none)" if "weight_decay" in missing else ""
         raise ValueError(
             f"{_join_and(missing)} must be given, because {what} does not hold "
-            f"{'it' if len(missing) == 1 else 'them'}. Give what the optimizer was made "
-            f"with{none}."
+            f"{'it' if len(missing) == 1 else 'them'}. Give what the optimizer was "
+            f"made with{none}."
         )
     return {**own, **given}
 
@@ -339,7 +339,8 @@ def _check_one_leaf_per_variable(
     if sizes != sorted(np.prod(np.shape(param.nu), dtype=int) for param in params):
         raise ValueError(
             "to_params must make one leaf from each variable, without joining or "
-            "splitting, because the optimizer's clipnorm clips each variable separately."
+            "splitting, because the optimizer's clipnorm clips each variable "
+            "separately."
         )
 
 

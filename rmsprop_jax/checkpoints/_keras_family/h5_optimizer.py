@@ -1,9 +1,9 @@
 """Read an RMSprop from a file of Keras.
 
 The optimizer's variables have the same order in all of Keras's files: the iterations,
-the learning rate (in Keras 3, unless it is a schedule), and then one array per trainable
-variable for each of `BLOCKS` that the settings require. The step count is the number of
-iterations, divided by ``gradient_accumulation_steps``.
+the learning rate (in Keras 3, unless it is a schedule), and then one array per
+trainable variable for each of `BLOCKS` that the settings require. The step count is the
+number of iterations, divided by ``gradient_accumulation_steps``.
 """
 
 from __future__ import annotations
@@ -161,8 +161,8 @@ def _missing_iterations_error(
 def is_untrained(root: Group) -> bool:
     """Whether a file has an optimizer with 0 iterations and no moments.
 
-    Keras creates the moments before the first step. Until then, the optimizer has only its
-    iterations, and perhaps its learning rate.
+    Keras creates the moments before the first step. Until then, the optimizer has only
+    its iterations, and perhaps its learning rate.
     """
     if has_names(root):
         group = root.groups.get("optimizer_weights")

@@ -1,8 +1,8 @@
 """Find the weights in a file of Keras.
 
-In a ``.keras`` and a ``.weights.h5``, groups are named after classes and attributes, and
-hold their variables by number, as ``layers/dense_1/vars/0``. The older ``.h5`` holds its
-variables by name.
+In a ``.keras`` and a ``.weights.h5``, groups are named after classes and attributes,
+and hold their variables by number, as ``layers/dense_1/vars/0``. The older ``.h5``
+holds its variables by name.
 """
 
 from __future__ import annotations
@@ -88,9 +88,9 @@ def check_shapes(
 
     The optimizer's variables have no names, so names in a wrong order can only be
     noticed by comparing shapes with the weights in the file. A layer may also have
-    variables that are not trained or belong to another layer, so the shapes only need to
-    be among its shapes, in their order. A layer is skipped if it can't be told from the
-    others, or if it saves fewer variables than it trains, as with LoRA.
+    variables that are not trained or belong to another layer, so the shapes only need
+    to be among its shapes, in their order. A layer is skipped if it can't be told from
+    the others, or if it saves fewer variables than it trains, as with LoRA.
 
     Args:
         what: How errors call the file.
