@@ -1,4 +1,4 @@
-"""What a step with 7 and with 70 billion parameters holds and sends, by compiling it.
+"""Compile a step of 7 and 70 billion parameters to see what it stores and sends.
 
     pip install -e ".[devices]"
     python benchmarks/internet_scale.py
@@ -77,7 +77,7 @@ SMALL = Shape(2, 256, 512, 4, 2, vocabulary=1024, length=64)
 
 
 def split(mesh, width, sizes):
-    """FSDP: over all devices, along the width, which every leaf has."""
+    """Split over all devices along the width, which every leaf has (FSDP)."""
     return NamedSharding(mesh, P(*[None] * sizes.index(width), "data"))
 
 
@@ -130,10 +130,10 @@ def loss_of(params, tokens, shape, mesh):
     """The mean loss of every next token of (batch, time + 1)."""
 
     def gathered(w):
-        """FSDP: whole, and in bfloat16, where and while they are needed.
+        """Gather a weight in bfloat16 while it is needed (FSDP).
 
-        Its derivative is a reduce-scatter. Where one only says what is split and what
-        is whole, XLA for TPU may sum whole gradients, and then take parts of them.
+        Its derivative is a reduce-scatter. With sharding constraints alone, XLA for TPU
+        may sum whole gradients, and then take parts of them.
         """
         axis = w.shape.index(shape.width // mesh.size)
         w = w.astype(jnp.bfloat16)
@@ -165,14 +165,14 @@ def loss_of(params, tokens, shape, mesh):
 
 
 def optimizer(kind):
-    """The one of a row."""
+    """The optimizer of a row."""
     dtype, _, on_host = kind.partition(", ")
     tx = rmsprop(1e-4, momentum=0.9, state_dtype=dtype)
     return offload(tx) if on_host else tx
 
 
 def bytes_of(tree):
-    """What each device holds of it, in its own memory."""
+    """How many bytes of a tree each device holds in its own memory."""
     return sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
         for x in jax.tree.leaves(tree)
@@ -181,7 +181,7 @@ def bytes_of(tree):
 
 
 def abstract_run(shape, mesh, kind):
-    """Parameters and state, which are nowhere."""
+    """Abstract parameters and state, without arrays."""
     params = make_params(shape, mesh)
     tx = optimizer(kind)
     state = jax.tree.map(
@@ -193,12 +193,12 @@ def abstract_run(shape, mesh, kind):
 
 
 def number_of(params):
-    """With commas."""
+    """The number of parameters, with commas."""
     return f"{sum(math.prod(p.shape) for p in jax.tree.leaves(params)):,}"
 
 
 def gigabytes(n):
-    """For people."""
+    """A number of bytes, to read."""
     return f"{n / 1e9:.2f} GB"
 
 

@@ -114,7 +114,7 @@ def test_nothing_is_replaced_without_force(form, run, tmp_path):
     out.write_text("precious")
     code, _, err = run("convert", TORCH, out, "--to", form)
     assert code == 2
-    assert "is there already. --force replaces it" in err
+    assert "exists already. --force replaces it" in err
     assert out.read_text() == "precious"
     assert run("convert", TORCH, out, "--to", form, "--force")[0] == 0
     assert out.is_dir() == (form == "orbax")

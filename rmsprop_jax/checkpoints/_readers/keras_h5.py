@@ -297,7 +297,7 @@ class _Walk:
             raise UnsupportedError(f"the bytes of {path} are in another file")
         known = {_DEFLATE, _SHUFFLE, _FLETCHER32}
         if not known.issuperset(filters) or len(set(filters)) < len(filters):
-            raise UnsupportedError(f"{path} is compressed with an unknown filter")
+            raise UnsupportedError(f"{path} is compressed with an unsupported filter")
         dtype: DType = dataset.dtype
         # HDF5 has no bfloat16, so Keras writes its two bytes.
         is_bfloat16 = dtype == np.dtype("V2")

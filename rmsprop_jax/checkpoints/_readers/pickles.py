@@ -287,7 +287,7 @@ class PickleMachine:
         return self.read(self.read_number(form))
 
     def push_bytes(self, form: str) -> None:
-        """Push bytes. If there are many, they stay in the file until an array is read."""
+        """Push bytes. Many of them stay in the file until an array is read."""
         size = self.read_number(form)
         if size < _LAZY_SIZE or not isinstance(self.data, mmap.mmap):
             self.push(self.read(size))
