@@ -5,7 +5,7 @@
 
 A seed gives the initial parameters and the order of the data, so that every run has a
 float32 run to be compared with. Prints tables of final losses and draws the differences
-in fewer_bits.png, in some ten minutes on two CPU cores.
+in fewer_bits.png, in about ten minutes on two CPU cores.
 
 Training may be chaotic, so that runs that differ at all diverge. "perturbed" shows how
 far: it is float32 throughout, from parameters that are larger by a millionth. Smaller

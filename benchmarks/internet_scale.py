@@ -3,17 +3,18 @@
     pip install -e ".[devices]"
     python benchmarks/internet_scale.py
 
-A decoder of the shapes of Llama 2, 7B and 70B, in FSDP: its weights are split over all
-devices, and with these their gradients, second moments and momentum buffers. While a
-layer computes, its weights are gathered, in bfloat16. Each device has one sequence of
-2048 tokens. The training step is compiled by XLA's compilers for TPU and GPU. These
+The model is a decoder with the shapes of Llama 2, 7B and 70B, in FSDP: its weights are
+split over all devices, and so are their gradients, second moments and momentum buffers.
+The weights of a layer are gathered in bfloat16 while it computes. Each device has one
+sequence of 2048 tokens. XLA's compilers for TPU and GPU compile the training step. They
 need no device, and no array is ever made.
 
-Prints, for each device, the bytes of parameters and state, all of which are updated in
-place, and of the step's temporaries: activations, gathered weights and gradients. Then
-the collectives in its text (what is in a loop over layers stands there once), those of
-the update alone, and the seconds that compiling the step took. Fails if parameters and
-state are not what their shardings say, or if the update communicates.
+For each device, the script prints the bytes of parameters and state, all of which are
+updated in place, and of the step's temporaries: activations, gathered weights and
+gradients. Then it prints the collectives of the step (those in a loop over layers count
+once), those of the update alone, and the seconds that compiling the step took. It fails
+if parameters and state do not have the sizes of their shardings, or if the update
+communicates.
 """
 
 import argparse

@@ -38,7 +38,7 @@ def logits_of(params, images) -> Any:
 
 
 def make_step(tx, mean=lambda gradients: gradients):
-    """One step; `mean` averages over the devices, which jit does by itself."""
+    """One step; `mean` averages over the devices, which jit does implicitly."""
 
     def step(params, state, images, labels):
         def loss_of(params):

@@ -7,8 +7,8 @@ the mean right, it moves as it should on average.
 
 The random bits are a hash of the seed, the step, the leaf and the element, so there is
 no key to carry. The same run has the same bits, however a leaf is sharded. Under
-``vmap``, ``pmap`` and ``shard_map``, every part has the same bits unless it has a seed
-of its own.
+``vmap``, ``pmap`` and ``shard_map``, every part has the same bits unless it has its own
+seed.
 
 The updates of low-precision parameters are float32, and ``optax.apply_updates`` keeps
 the dtype of the parameters. Equinox's ``eqx.apply_updates`` does not: with it, the

@@ -46,8 +46,8 @@ class Variant(NamedTuple):
     takes_sign: Flag = False  # Lion; its b1 is the momentum, its b2 is α
     nesterov: Flag = False
     learning_rate_in_momentum: Flag = False
-    momentum_varies: Flag = False  # every step has a momentum of its own
-    decay_varies: Flag = False  # every step has a decoupled weight decay of its own
+    momentum_varies: Flag = False  # every step has its own momentum
+    decay_varies: Flag = False  # every step has its own decoupled weight decay
     cautious: Flag = False
     # Around the rule
     clips_elements: Flag = False  # each element, not a norm

@@ -55,7 +55,7 @@ class Options(NamedTuple):
 
 
 class Hyperparams(NamedTuple):
-    """The numbers of a rule that may change from step to step."""
+    """The hyperparameters that may change from step to step."""
 
     learning_rate: Number | optax.Schedule
     alpha: Number | optax.Schedule

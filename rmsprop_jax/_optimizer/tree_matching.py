@@ -119,7 +119,8 @@ def match_trees(
     leaves = [
         Leaf(
             g=g[i],
-            # A leaf that cannot be optimized keeps p, which its zero update is like.
+            # A leaf that cannot be optimized keeps p, because its zero update is like
+            # p.
             p=p[i] if decays[i] or nu[i] is None else None,
             nu=nu[i],
             mu=mu[i],

@@ -23,7 +23,8 @@ def tensorflow(
 ) -> GradientTransformationExtraArgs:
     """``tf.compat.v1.train.RMSPropOptimizer``: the second moment is initialized to 1.
 
-    The 1 makes the first steps small: with a decay of 0.9 it matters for some 50 steps.
+    This makes the first steps small: with a decay of 0.9, it matters for about 50
+    steps.
 
     For ``tf.clip_by_global_norm(gradients, 40.0)`` write
     ``optax.chain(optax.clip_by_global_norm(40.0), dialects.tensorflow(...))``.

@@ -25,7 +25,7 @@ class Schedule:
         call: The call that makes it, for `repr`.
         formula: Its values.
         continue_from: From the learning rate before a milestone of ``SequentialLR`` to
-            the values after it, or None if PyTorch starts it anew there.
+            the values after it, or None if PyTorch restarts it there.
         parts: The schedules in it if it is of a ``ChainedScheduler``.
     """
 

@@ -147,7 +147,7 @@ def _advance(
     steps = after - max(before, 0)
     if "last_epoch" in new:
         new["last_epoch"] = after if before < 0 else new["last_epoch"] + steps
-    if scheduler.name == "CosineAnnealingWarmRestarts":  # it has a step() of its own
+    if scheduler.name == "CosineAnnealingWarmRestarts":  # it has its own step()
         new |= _restart(new["T_cur"] + steps, new.get("T_i", new["T_0"]), new["T_mult"])
     elif "_step_count" in new and not scheduler.parts:  # nested ones don't count
         new["_step_count"] += steps

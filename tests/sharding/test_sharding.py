@@ -21,7 +21,7 @@ from support.meshes import (
     shardings_of,
 )
 from support.steps import train_step
-from support.untyped import RMSPropState, rmsprop, state_shardings
+from support.untyped import RMSPropState, rmsprop, state_shardings, zero1
 
 from rmsprop_jax import sharding
 from rmsprop_jax.precision import master_weights, stochastic_rounding
@@ -332,19 +332,19 @@ def test_check_sees_a_moment_that_jit_made_whole():
             r"offload\(rmsprop\(0\.01\)\)\.",
         ),
         (
-            lambda mesh: sharding.zero1(rmsprop, mesh),
+            lambda mesh: zero1(rmsprop, mesh),
             r"the function rmsprop, .* Write zero1\(rmsprop\(0\.01\), mesh\)\.",
         ),
         (
-            lambda mesh: sharding.zero1(mesh, rmsprop(0.01)),
+            lambda mesh: zero1(mesh, rmsprop(0.01)),
             r"tx must be .* it was Mesh\(.* Write zero1\(rmsprop\(0\.01\), mesh\)\.",
         ),
         (
-            lambda mesh: sharding.zero1(rmsprop(0.01), "data"),
+            lambda mesh: zero1(rmsprop(0.01), "data"),
             r"mesh must be a jax\.sharding\.Mesh or AbstractMesh, .* it was 'data'",
         ),
         (
-            lambda mesh: sharding.state_shardings(rmsprop, jnp.ones(8)),
+            lambda mesh: state_shardings(rmsprop, jnp.ones(8)),
             r"the function rmsprop, .* state_shardings\(rmsprop\(0\.01\), params\)",
         ),
         (

@@ -1,7 +1,7 @@
 """Read Keras's files with h5py: an HDF5 file, or a zip file that contains one.
 
 A ``.keras`` is a zip file with ``config.json`` and ``model.weights.h5``. A
-``.weights.h5`` and an ``.h5`` are HDF5 files by themselves.
+``.weights.h5`` and an ``.h5`` are plain HDF5 files.
 
 HDF5 can do much that no checkpoint needs: a file can have links into other files,
 datasets whose bytes are elsewhere, and datasets that declare a wrong size. So the whole

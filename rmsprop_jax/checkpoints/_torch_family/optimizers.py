@@ -168,7 +168,7 @@ def identify_optimizer(
 def _recognize(
     groups: list[Settings], state: Mapping[Any, Buffers]
 ) -> OptimizerSpec | None:
-    """Return None if it may be PyTorch's or Stable-Baselines3's."""
+    """Return the optimizer, or None if it may be PyTorch's or Stable-Baselines3's."""
     keys = {key for settings in groups for key in settings}
     if keys & TIMM_SETTINGS:
         return TIMM

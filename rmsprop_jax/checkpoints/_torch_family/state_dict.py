@@ -300,7 +300,7 @@ def _describe_flat_buffers(
     return (
         f" If the optimizer joined the weights of a group into one vector, of "
         f"{' and '.join(map(str, sizes))} elements, give names={names} and a to_params "
-        "that splits it, with the padding at its end under a key of its own."
+        "that splits it, with the padding at its end under its own key."
     )
 
 
