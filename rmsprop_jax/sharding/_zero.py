@@ -69,7 +69,7 @@ def zero1(
         (8,)
     """
     require_transformation(tx, "zero1(rmsprop(0.01), mesh)")
-    if not isinstance(mesh, Mesh | AbstractMesh):
+    if not hasattr(mesh, "axis_names"):
         raise TypeError(
             "mesh must be a jax.sharding.Mesh or AbstractMesh, such as "
             f"jax.make_mesh((8,), ('data',)), but it was {mesh!r}. Write "

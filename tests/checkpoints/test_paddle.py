@@ -121,4 +121,4 @@ def test_refuses_what_is_another_s():
     del state_dict["a_mean_grad_0"]
     refused("all moments of 'a'.*'mean_grad' is missing", state_dict)
     other = {"a_momentum_0": np.zeros(3)}
-    refused("'a', and of one shape, but it has", made_up("a") | other)
+    refused("'a', all of one shape, but it has", made_up("a") | other)

@@ -21,9 +21,8 @@ from support.meshes import (
     shardings_of,
 )
 from support.steps import train_step
-from support.untyped import RMSPropState, rmsprop, state_shardings, zero1
+from support.untyped import RMSPropState, offload, rmsprop, state_shardings, zero1
 
-from rmsprop_jax import sharding
 from rmsprop_jax.precision import master_weights, stochastic_rounding
 from rmsprop_jax.sharding import check_shardings
 
@@ -327,7 +326,7 @@ def test_check_sees_a_moment_that_jit_made_whole():
     ("call", "sentence"),
     [
         (
-            lambda mesh: sharding.offload(rmsprop),
+            lambda mesh: offload(rmsprop),
             "tx must be .* it was the function rmsprop, which was not called. Write "
             r"offload\(rmsprop\(0\.01\)\)\.",
         ),
