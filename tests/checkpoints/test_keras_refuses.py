@@ -222,7 +222,7 @@ def test_a_zip_without_weights(tmp_path):
 
 def test_without_h5py(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "h5py", None)
-    with pytest.raises(ImportError, match=r"read by h5py, .*: pip install h5py"):
+    with pytest.raises(ImportError, match=r"read with h5py, .*: pip install h5py"):
         from_keras(f"{run[0]}.h5")
 
 

@@ -221,7 +221,7 @@ def test_refuses_names_in_another_order_than_the_checkpoint_s():
     other = dict.fromkeys(["x", "y"], np.zeros(3))
     refused(r"lacks \['a', 'b'\], and has \['x', 'y'\]", state_dict, names=other)
     state_dict["param_groups"][0]["param_names"] = ["a"]
-    refused("1 'param_names' for 2 parameters", state_dict)
+    refused("for each of its 2 parameters, but it has 1", state_dict)
 
 
 def test_refuses_to_guess_shapes():

@@ -270,7 +270,7 @@ def test_deep_ones_are_refused(depth):
     with pytest.raises(ValueError, match="nested at most 8 deep, but it had more"):
         from_torch(state_dict)
     many = {"_schedulers": [linear()] * 1000, "_last_lr": [0.5]}
-    with pytest.raises(ValueError, match="more than 100 schedulers"):
+    with pytest.raises(ValueError, match="at most 100 schedulers"):
         from_torch(many)
 
 
