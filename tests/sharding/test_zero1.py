@@ -309,7 +309,7 @@ def test_around_what_is_around_rmsprop(x64, wrapper):
 
 
 def test_refuses_an_axis_that_is_not_there():
-    with pytest.raises(ValueError, match="one of the mesh's, 'data', but it was 'x'"):
+    with pytest.raises(ValueError, match="an axis of the mesh, 'data', but it was 'x'"):
         zero1(rmsprop(0.01), make_mesh(), "x")
 
 
