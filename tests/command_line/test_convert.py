@@ -195,7 +195,9 @@ def test_safetensors_own_reader_and_dtypes(tmp_path):
     for name, x in arrays.items():
         assert (found[name].dtype, found[name].shape) == (x.dtype, x.shape)
         np.testing.assert_array_equal(found[name], x)
-    with pytest.raises(ValueError, match="safetensors has no dtype complex128, which 'z'"):
+    with pytest.raises(
+        ValueError, match="safetensors has no dtype complex128, which 'z'"
+    ):
         writing.write_safetensors(path, {"z": np.ones(1, complex)}, {})
 
 
