@@ -18,8 +18,8 @@ import os
 from functools import partial
 from typing import Any, NamedTuple
 
-# One thread on a CPU: such small products gain nothing from more, and with more of them
-# jax 0.10.2 may wait for ever.
+# One thread on a CPU, because products this small gain nothing from more threads, and
+# with more, jax 0.10.2 may hang.
 os.environ.setdefault("NPROC", "1")
 
 import gymnax
@@ -70,12 +70,12 @@ MODEL: Any = ActorCritic()
 
 
 class Run(NamedTuple):
-    """Where one seed's training stands."""
+    """The state of one seed's training."""
 
     train: Any  # TrainState: the parameters and the optimizer's state
     worlds: Any  # gymnax's states of the environments
     observations: jax.Array  # what they show
-    returns: jax.Array  # what their episodes have brought so far
+    returns: jax.Array  # the returns of their current episodes so far
     key: jax.Array
 
 
@@ -83,7 +83,7 @@ def start(tx, seed):
     """The first `Run` of a seed."""
     key, for_params, for_reset = jax.random.split(jax.random.key(seed), 3)
     observations, worlds = reset(jax.random.split(for_reset, ENVIRONMENTS))
-    # Not weakly typed, as after the first chunk, or that would be compiled twice.
+    # Not weakly typed, as after the first chunk; otherwise it would compile twice.
     worlds = jax.tree.map(lambda leaf: leaf.astype(leaf.dtype), worlds)
     params = MODEL.init(for_params, observations)
     train = TrainState.create(apply_fn=MODEL.apply, params=params, tx=tx)
@@ -91,14 +91,14 @@ def start(tx, seed):
 
 
 def step(run, _):
-    """One step of all environments: the next `Run`, and what was seen."""
+    """One step of all environments: the next `Run`, and what was observed."""
     key, for_action, for_worlds = jax.random.split(run.key, 3)
     logits, _ = MODEL.apply(run.train.params, run.observations)
     actions = jax.random.categorical(for_action, logits)
     observations, worlds, rewards, fell, timeout, info = act(
         jax.random.split(for_worlds, ENVIRONMENTS), run.worlds, actions
     )
-    # The time limit is no failure: what would have followed counts.
+    # Reaching the time limit is not a failure, so the value of the next state counts.
     _, after = MODEL.apply(run.train.params, info["final_observation"])
     gain = rewards + DISCOUNT * after * (timeout & ~fell)
     over, returns = fell | timeout, run.returns + rewards
@@ -204,7 +204,7 @@ def main(argv=None):
     for name, values in results.items():
         words = ", ".join(f"{value:.1f}" for value in values)
         print(f"{name}: returns {words}, minimum {values.min():.1f}")
-    print(f"curves in {args.out}")
+    print(f"The curves are in {args.out}.")
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def nnx_network(seed, dtype):
 
 
 def equinox_network(seed, dtype):
-    """The same in Equinox."""
+    """The same network in Equinox."""
     key = jax.random.key(seed)
     model = eqx.nn.MLP(64, 10, UNITS, depth=2, dtype=dtype, key=key)
     params, static = eqx.partition(model, eqx.is_inexact_array)
@@ -73,7 +73,7 @@ def make_optimizer(dtype, steps):
 
 @functools.cache
 def make_run(library, dtype, seed, epochs):
-    """What a run begins with, and the function that trains it for an epoch."""
+    """The initial run, and the function that trains it for an epoch."""
     images, test_images, labels, test_labels = map(jnp.asarray, load_data(seed))
     images, test_images = (jnp.reshape(x, (-1, 64)) for x in (images, test_images))
     steps = len(images) // BATCH_SIZE  # in an epoch
@@ -90,14 +90,14 @@ def make_run(library, dtype, seed, epochs):
         params, examples = run["params"], (images[batch], labels[batch])
         gradients, _ = jax.grad(measure, has_aux=True)(params, *examples)
         updates, state = tx.update(gradients, run["state"], params)
-        # optax's function keeps the parameters' dtype. That of Equinox would widen it.
+        # optax.apply_updates keeps the parameters' dtype. Equinox's would widen it.
         params = optax.apply_updates(params, updates)
         average = optax.incremental_update(params, run["average"], 0.005)
         return run | {"params": params, "state": state, "average": average}, None
 
     @jax.jit
     def train_epoch(run, epoch):
-        # The order depends on the epoch alone: after a restart it is the same.
+        # The order depends only on the epoch, so it is the same after a restart.
         key = jax.random.fold_in(jax.random.key(seed), epoch)
         order = jax.random.permutation(key, len(images))[: steps * BATCH_SIZE]
         run, _ = jax.lax.scan(step, run, order.reshape(steps, BATCH_SIZE))
@@ -108,14 +108,14 @@ def make_run(library, dtype, seed, epochs):
         "params": params,
         "state": tx.init(params),
         "average": jax.tree.map(lambda p: p.astype(jnp.float32), params),
-        "history": jnp.zeros((epochs, 2)),  # the average's test loss and accuracy
+        "history": jnp.zeros((epochs, 2)),  # test loss and accuracy of the average
     }
-    # On this device, as orbax restores it: then both compile to one program.
+    # On this device, like a run that orbax restores, so both use one compiled program.
     return jax.device_put(run, jax.devices()[0]), train_epoch
 
 
 def train(folder, library, dtype, seed, epochs):
-    """Train, from the last checkpoint in the folder if there is one; the run's end."""
+    """The final run, trained from the folder's last checkpoint, if there is one."""
     run, train_epoch = make_run(library, dtype, seed, epochs)
     with ocp.CheckpointManager(folder) as manager:
         done = manager.latest_step() or 0
@@ -130,13 +130,13 @@ def train(folder, library, dtype, seed, epochs):
 
 
 def train_and_kill(folder, *arguments, after):
-    """Train in a process that dies after some epochs; how many of them it saved."""
+    """Train in a process, kill it after some epochs, and return how many it saved."""
     spawn = multiprocessing.get_context("spawn")
     process = spawn.Process(target=train, args=(folder, *arguments))
     process.start()
     while not (folder / str(after)).exists():
         if not process.is_alive():
-            raise RuntimeError("The process that was to be killed ended by itself.")
+            raise RuntimeError("The process ended before it could be killed.")
         time.sleep(0.01)
     process.kill()
     process.join()
@@ -145,7 +145,7 @@ def train_and_kill(folder, *arguments, after):
 
 
 def same_bits(a, b):
-    """Whether two trees have the same arrays, to the last bit."""
+    """Whether two trees have bitwise identical arrays."""
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     return all(np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in pairs)
 
@@ -174,7 +174,7 @@ def plot(runs, path):
 
 
 def main(argv=None):
-    """Train, kill, go on, compare, print and plot."""
+    """Train, kill, resume, compare, print and plot."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--quick", dest="epochs", action="store_const", const=6)

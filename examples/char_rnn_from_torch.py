@@ -40,11 +40,11 @@ from rmsprop_jax import schedules
 from rmsprop_jax.checkpoints import from_torch
 
 RATE, ALPHA, EPS = 0.01, 0.95, 0.01
-COMPARED = 15  # steps, before chance has much to say
+COMPARED = 15  # steps, before small differences grow
 
 
 class TwoBiasLSTMCell(nnx.OptimizedLSTMCell):
-    """Flax's cell with PyTorch's two biases: one of the input, one of the memory."""
+    """Flax's cell with PyTorch's two biases: one for the input, one for the memory."""
 
     def __init__(self, features_in, units, *, rngs):
         """Draw the parameters from `rngs`."""
@@ -53,7 +53,7 @@ class TwoBiasLSTMCell(nnx.OptimizedLSTMCell):
 
 
 def make_torch_run(torch, seed, steps):
-    """The network in PyTorch, its optimizer, and its rate's schedule."""
+    """The network in PyTorch, its optimizer, and its learning-rate scheduler."""
     nn = torch.nn
     torch.manual_seed(seed)
     network = nn.ModuleDict(
@@ -86,7 +86,7 @@ def train_in_torch(torch, network, optimizer, scheduler, memory: Any, batches):
         x, memory = network["lstm"](one_hot, memory)
         memory = tuple(part.detach() for part in memory)
         logits, targets = network["out"](x).flatten(0, 1), torch.tensor(targets).long()
-        # A sum over the window, a mean over the rows.
+        # Sum over the window, and average over the rows.
         loss = LENGTH * functional.cross_entropy(logits, targets.flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), CLIP)
@@ -186,12 +186,13 @@ def main(argv=None):
     plot(args.out, losses, in_torch, in_nnx, without_state)
     apart, lost_apart = (abs(x - in_torch) for x in (in_nnx, without_state))
     print(
-        f"{len(first)} steps in PyTorch, then {len(rest)} in flax.nnx, beside PyTorch "
-        f"all the way:\nover {COMPARED} steps the losses are at most "
-        f"{apart[:COMPARED].max():.1e} bits per character apart\n"
-        f"({lost_apart[:COMPARED].max():.1e} where the state is lost), over all of them"
-        f" {apart.max():.1e}.\nThe last 20 steps: {in_torch[-20:].mean():.3f} bits in "
-        f"PyTorch, {in_nnx[-20:].mean():.3f} in flax.nnx."
+        f"{len(first)} steps in PyTorch, then {len(rest)} in flax.nnx, compared with "
+        f"PyTorch only:\nOver {COMPARED} steps, the losses differ by at most "
+        f"{apart[:COMPARED].max():.1e} bits per character\n"
+        f"({lost_apart[:COMPARED].max():.1e} if the state is lost), and over all steps "
+        f"by {apart.max():.1e}.\nMean of the last 20 steps: "
+        f"{in_torch[-20:].mean():.3f} bits in PyTorch, {in_nnx[-20:].mean():.3f} in "
+        "flax.nnx."
     )
 
 

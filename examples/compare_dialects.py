@@ -28,7 +28,7 @@ from sklearn.datasets import load_digits
 from rmsprop_jax import dialects
 
 RATE, DECAY, MOMENTUM, EPS = 0.002, 0.9, 0.9, 0.001
-DROP = 60  # the step at which the rate falls to a tenth
+DROP = 60  # the step at which the learning rate falls to a tenth
 
 
 def rate(count: ArrayLike) -> jax.Array:
@@ -76,7 +76,7 @@ def mean_loss(params: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def train(tx: Any, params: Any, images: jax.Array, labels: jax.Array, batches: Any):
-    """The last parameters, and of each step its root mean square and the loss."""
+    """The last parameters, and each step's root mean square and loss."""
 
     def step(carry, batch):
         params, state = carry
@@ -112,7 +112,7 @@ def plot(curves: dict[str, tuple[np.ndarray, np.ndarray]], path: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Trains with every dialect, prints the numbers and writes the plot."""
+    """Train with every dialect, print the results and write the plot."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--quick", dest="steps", action="store_const", const=20)

@@ -42,11 +42,11 @@ def loss_of(params, images, labels):
 
 
 def held_out_loss(tuned, images, labels, batches):
-    """The loss on the held-out images after training with a log rate and a logit α."""
-    # Without the correction α would mostly scale the first steps, as the rate does.
+    """The held-out loss after training with a log learning rate and a logit of α."""
+    # Without the correction, α would mostly scale the first steps, as η does.
     tx = rmsprop(jnp.exp(tuned[0]), jax.nn.sigmoid(tuned[1]), bias_correction=True)
 
-    @jax.checkpoint  # steps are computed again on the way back, not kept
+    @jax.checkpoint  # the backward pass recomputes steps instead of storing them
     def step(carry, batch):
         params, state = carry
         gradients = jax.grad(loss_of)(params, images[batch], labels[batch])
@@ -61,7 +61,7 @@ def held_out_loss(tuned, images, labels, batches):
 
 
 def plot(history, rates, forgettings, losses, path):
-    """Draw what was tried: by run, and as a path over the losses [1 − α, rate]."""
+    """Draw what was tried, by run and as a path over the losses [1 − α, η]."""
     rate, forgetting, _ = np.array(history).T
     figure = Figure(figsize=(6, 8))
     top, bottom = figure.subplots(2, 1)

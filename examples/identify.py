@@ -40,7 +40,7 @@ from rmsprop_jax import identify
 
 
 def mystery():
-    """An optimizer, which nobody says anything about."""
+    """An optimizer that the rest of this file does not know."""
     rate = optax.piecewise_constant_schedule(0.004, {25: 0.25})
     return optax.rmsprop(rate, 0.95, eps=3e-5, momentum=0.8, initial_scale=0.01)
 

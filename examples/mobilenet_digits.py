@@ -46,7 +46,7 @@ class ConvNorm(nnx.Module):
 
 
 class Separable(nnx.Module):
-    """A convolution in two parts: each channel for itself, then all channels."""
+    """A convolution in two parts: first each channel alone, then across channels."""
 
     def __init__(self, features_in, features, stride, rngs):
         """Draw the parameters from `rngs`."""
@@ -78,7 +78,7 @@ class MobileNet(nnx.Module):
 
 
 def make_optimizers(steps):
-    """The recipe under three rules; `steps` are those of an epoch."""
+    """The recipe with three rules; `steps` is the number of steps in an epoch."""
     rate = optax.warmup_exponential_decay_schedule(
         0.0, RATE, 2 * steps, round(2.4 * steps), 0.97, staircase=True
     )
@@ -104,7 +104,7 @@ def train_step(model, optimizer, average, images, labels):
 
     gradients = nnx.grad(loss_of)(model)
     optimizer.update(model, gradients)
-    # Young averages forget faster, as in TensorFlow.
+    # The average decays faster at first, as in TensorFlow.
     count = optimizer.step[...].astype(jnp.float32)
     keep = jnp.minimum(0.98, (1 + count) / (10 + count))
     old, new = nnx.state(average, AVERAGED), nnx.state(model, AVERAGED)

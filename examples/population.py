@@ -60,12 +60,12 @@ def train(momentum, alpha, rate, images, labels, batches):
     return jax.lax.scan(step, (params, tx.init(params)), batches)[0][0]
 
 
-# Only here there are many: each of the three numbers has a leading axis.
+# The only vmapped function: each of the three hyperparameters has a leading axis.
 train_all = jax.jit(jax.vmap(train, in_axes=(0, 0, 0, None, None, None)))
 
 
 def plot(accuracies, path):
-    """Draw accuracies [momentum, α, rate], a map for each momentum."""
+    """Draw accuracies [momentum, α, learning rate], a map for each momentum."""
     figure = Figure(figsize=(6, 6.5))
     figure.suptitle("With more momentum, large learning rates fail")
     panels = figure.subplots(2, 2, sharex=True, sharey=True)
@@ -87,7 +87,7 @@ def plot(accuracies, path):
 
 
 def main(argv=None):
-    """Train, print and plot; returns the accuracies [momentum, α, rate]."""
+    """Train, print and plot; return the accuracies [momentum, α, learning rate]."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--quick", dest="steps", action="store_const", const=30)

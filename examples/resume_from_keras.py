@@ -65,7 +65,7 @@ def make_keras_run(keras):
 
 def train_in_keras(model, data):
     """The loss before each step."""
-    with jax.numpy_rank_promotion("allow"):  # Keras needs it, where it is forbidden
+    with jax.numpy_rank_promotion("allow"):  # Keras needs it, even if JAX forbids it
         return [float(model.train_on_batch(*batch)) for batch in data]
 
 
@@ -142,7 +142,7 @@ def main():
     parser.add_argument("--quick", action="store_true", help="a tenth of the steps")
     parser.add_argument("--out", default="resume_from_keras.png", help="the plot")
     arguments = parser.parse_args()
-    # Keras runs on TensorFlow or torch as well. JAX is there already.
+    # Keras also runs on TensorFlow or torch, but JAX is already installed.
     os.environ.setdefault("KERAS_BACKEND", "jax")
     try:
         import h5py  # noqa: F401

@@ -37,7 +37,7 @@ def batches(steps):
 
 
 def make_torch_run(torch):
-    """The network in PyTorch, its optimizer, and its rate's schedule."""
+    """The network in PyTorch, its optimizer, and its learning-rate scheduler."""
     nn = torch.nn
     torch.manual_seed(0)
     network = nn.Sequential()
@@ -48,7 +48,7 @@ def make_torch_run(torch):
     network.add_module("norm", nn.LayerNorm(32))
     network.add_module("relu2", nn.ReLU())
     network.add_module("linear2", nn.Linear(32, 10))
-    # named_parameters() so that the checkpoint says which buffer is whose.
+    # With named_parameters(), the checkpoint says which parameter each buffer is of.
     optimizer = torch.optim.RMSprop(
         network.named_parameters(), lr=RATE, momentum=0.9, weight_decay=1e-4
     )
@@ -188,7 +188,7 @@ def main():
     # PyTorch to JAX: weights and state go through the same function.
     weights = {n: p.detach().numpy().copy() for n, p in network.named_parameters()}
     params = jax.tree.map(jnp.array, to_params(weights))
-    # The scheduler is in the checkpoint, and goes on as well.
+    # The scheduler is in the checkpoint, and is resumed as well.
     checkpoint = {
         "optimizer": optimizer.state_dict(),
         "lr_scheduler": scheduler.state_dict(),
@@ -199,7 +199,7 @@ def main():
     lost = optax.tree.set(tx.init(params), count=jnp.int32(len(first)))
     without_state = train_in_jax(tx, params, lost, rest)[2]
 
-    # And back, into a PyTorch that takes ten steps more.
+    # And back to PyTorch, which takes ten more steps.
     again, its_optimizer, its_scheduler = make_torch_run(torch)
     again.load_state_dict(
         {name: torch.tensor(np.array(w)) for name, w in from_params(ported).items()}

@@ -53,9 +53,9 @@ def load_data(seed):
 
 
 def make_optimizer(steps):
-    """RMSProp with momentum and a rate that goes up, then down over all the steps."""
-    # The second moment begins at 0, so that with alpha=0.99 the first updates are up to
-    # ten times the rate: hence the warm-up.
+    """RMSProp with momentum, and a learning rate with a warm-up and a cosine decay."""
+    # The warm-up is needed because the second moment is initialized to 0, so with
+    # alpha=0.99 the first updates are up to ten times the learning rate.
     rate = optax.warmup_cosine_decay_schedule(0.0, 1e-3, steps // 10, steps)
     return rmsprop(rate, alpha=0.99, momentum=0.9)
 

@@ -148,7 +148,7 @@ def test_plain_arrays_and_what_is_known(keras_run, run, calls, tmp_path):
     np.testing.assert_allclose(
         [schedule(5 + i) for i in range(len(rates))], rates, rtol=1e-6
     )
-    assert "does not begin with the run" in err
+    assert "begins in the middle of the run" in err
     assert not (tmp_path / "no.png").exists()
 
 

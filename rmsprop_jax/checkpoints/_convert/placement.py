@@ -1,8 +1,8 @@
-"""NumPy arrays, in memory or still in a file, into JAX arrays where they belong.
+"""Put NumPy arrays, in memory or still in a file, onto their devices as JAX arrays.
 
-Each leaf is read, put onto its devices, and dropped, before the next one is read
-(small ones together). Only those rows of a parameter are read of which this process
-has a part. This is the one place where shardings are applied.
+While a leaf is put onto its devices and freed, the next one is read (small ones
+together). Of a parameter, only the rows that this process needs are read. This is the
+one place where shardings are applied.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _ALIGNMENT = 64
 
 
 class View(NamedTuple):
-    """A leaf that is a parameter, or a part of one, in whatever order of its axes.
+    """A leaf that is a view of a parameter or of a part of it, its axes in any order.
 
     Attributes:
         number: Which parameter.
@@ -119,7 +119,7 @@ class Places(NamedTuple):
 
     Attributes:
         leaves: The sharding of each; None for JAX's default device.
-        scalar: That of a scalar beside them, which is on all their devices.
+        scalar: The sharding of a scalar that is replicated over their devices.
     """
 
     leaves: list[Sharding | None]
@@ -161,14 +161,15 @@ def resolve_shardings(
         if difference := describe_difference([*by_path], keys):
             raise ValueError(
                 "shardings must be a pytree with the structure of the parameters (as "
-                f"to_params makes them, if it is given), but {difference}."
+                f"to_params makes them, if it is given), but {difference}. Give a "
+                "sharding for each leaf, or a function (path, shape) -> sharding."
             )
         found = [by_path[key] for key in keys]
     leaves = [
         _check_fits(name, shape, sharding)
         for name, shape, sharding in zip(names, shapes, found, strict=True)
     ]
-    return Places([*leaves], _replicate_beside(leaves))
+    return Places([*leaves], _replicate_on_same_mesh(leaves))
 
 
 def _check_fits(name: str, shape: tuple[int, ...], sharding: object) -> Sharding:
@@ -190,7 +191,7 @@ def _check_fits(name: str, shape: tuple[int, ...], sharding: object) -> Sharding
     return sharding
 
 
-def _replicate_beside(leaves: Sequence[Sharding]) -> Sharding | None:
+def _replicate_on_same_mesh(leaves: Sequence[Sharding]) -> Sharding | None:
     for sharding in leaves:
         if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):
             kind = sharding.memory_kind
@@ -360,7 +361,8 @@ def _read_parts(
         cut.find_rows(tuple(np.shape(value)))
         for (cut, _), value in zip(cuts, taken, strict=True)
     ]
-    # To verify a checksum is to read all, which one of several processes must not.
+    # Verifying a checksum reads the whole array, which one of several processes must
+    # not do.
     verify = [part.is_whole for _, part in cuts]
     read = to_numpy_each(taken, rows, verify=verify, exact=exact)
     arrays = {

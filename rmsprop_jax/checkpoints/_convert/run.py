@@ -25,9 +25,9 @@ from rmsprop_jax._optimizer.transform import get_config, make_transformation_of_
 from rmsprop_jax.checkpoints._convert.arrays import (
     NumpyArray,
     Value,
+    make_zeros_like,
     to_numpy,
     to_numpy_each,
-    zeros_beside,
 )
 from rmsprop_jax.checkpoints._convert.partitions import (
     decode_moment,
@@ -77,8 +77,8 @@ class ParamState(NamedTuple):
         name: Its name in the other framework.
         group: The index of its group.
         step_count: How many updates it has had.
-        nu: E[g²], the second moment about the origin. All other frameworks keep it so
-            if they are centered, too; our state holds the variance then.
+        nu: E[g²], the second moment about the origin. If centered, all other frameworks
+            still keep it, but `RMSPropState` holds the variance.
         mu: The momentum buffer, or None if there is none.
         grad_mean: The mean of the gradient, or None if there is none.
     """
@@ -97,7 +97,7 @@ class Group:
 
     Attributes:
         dialect: One of `rmsprop_jax.dialects`, or `rmsprop`.
-        learning_rate: Its first argument, which every dialect calls otherwise.
+        learning_rate: The dialect's first argument, whose name differs among dialects.
         settings: Its other arguments by its own names.
         weight_decay_mask: Which leaves decay, by default all.
     """
@@ -126,7 +126,7 @@ class Group:
 
 
 class ErrorHints(NamedTuple):
-    """How errors speak of a format.
+    """The words of a format for errors.
 
     Attributes:
         keys: What the format calls each of `MOMENTS`.
@@ -158,11 +158,11 @@ def make_run(
     zeros, and one that its rule does not keep is dropped.
 
     Args:
-        what: How errors call the checkpoint.
+        what: What errors call the checkpoint.
         params: The parameters.
         groups: The groups.
         to_params: The user's function.
-        hints: How errors speak of the format.
+        hints: The words of the format for errors.
         learning_rate: In place of that of the groups.
         momentum: In place of that of the groups.
         shardings: Where the leaves belong, as `resolve_shardings` takes it.
@@ -262,7 +262,7 @@ def split_run(
         fill = functools.partial(jnp.full_like, fill_value=make_mark(number))
         return jax.tree.map(fill, decode_moment(state, "nu"))
 
-    # The marks take as much memory as a moment, so they are forgotten first.
+    # The marks take as much memory as a moment, so they are freed first.
     marked = map_from_params([mark(state, n) for n, state in enumerate(states)])
     leaves = [(repr(name), marked[name]) for name in group_of]
     found = count_marks("from_params", leaves, len(states))
@@ -271,8 +271,8 @@ def split_run(
     for (name, group), counts in zip(group_of.items(), found, strict=True):
         if len(counts) > 1:
             raise ValueError(
-                f"from_params must keep the groups apart, but it made {name!r} of "
-                f"leaves of {len(counts)} groups."
+                f"from_params must keep the groups apart, but it made {name!r} "
+                f"from leaves of {len(counts)} groups."
             )
         owners[name] = next(iter(counts), min(group, len(states) - 1))
     arrays: dict[Moment, Mapping[str, npt.ArrayLike]] = {
@@ -394,7 +394,7 @@ def _check_moments(what: str, params: Sequence[ParamState], hints: ErrorHints) -
             if "float" not in dtype and "complex" not in dtype:
                 raise ValueError(
                     f"{what}: {hints.keys[moment]!r} of parameter {param.name!r} must "
-                    f"hold floating-point numbers, but it was of {dtype}."
+                    f"hold floating-point numbers, but its dtype was {dtype}."
                 )
             if np.shape(value) != np.shape(param.nu):
                 raise ValueError(
@@ -408,12 +408,12 @@ class _SavedMoments(NamedTuple):
     """The moments of all parameters, and what to_params makes of them.
 
     Attributes:
-        what: How errors call the checkpoint.
+        what: What errors call the checkpoint.
         params: The parameters.
         kept: Which moments the rule of each group keeps.
         to_params: The user's function.
         traced: What it makes of parameters like these.
-        hints: How errors speak of the format.
+        hints: The words of the format for errors.
     """
 
     what: str
@@ -428,7 +428,7 @@ class _SavedMoments(NamedTuple):
         values = {param.name: getattr(param, moment) for param in self.params}
         for param in self.params:
             if values[param.name] is None:
-                values[param.name] = zeros_beside(param.nu)
+                values[param.name] = make_zeros_like(param.nu)
         check = self.check_second_moment if moment == "nu" else None
         key = self.hints.keys[moment]
         copied = _copy_leaves(self.to_params, self.traced, values, key, check)
@@ -461,7 +461,7 @@ def _copy_leaves(
         return {}
     owners = sorted({n for i in copied for n in traced.counts[i]})
     each = [*values.values()]
-    arrays: list[NumpyArray] = [zeros_beside(value) for value in each]
+    arrays: list[NumpyArray] = [make_zeros_like(value) for value in each]
     read = to_numpy_each([each[n] for n in owners], exact=exact)
     for n, array in zip(owners, read, strict=True):
         arrays[n] = array
@@ -521,7 +521,7 @@ def place_tree(
     Args:
         to_params: The user's function.
         values: The values, by the names of the parameters.
-        key: How errors call the values.
+        key: What errors call the values.
         shardings: Where the leaves belong.
         finish: From what was read of a leaf to what is put there.
         exact: Whether the dtype is that of the value, or at least float32.
@@ -581,8 +581,8 @@ def _find_groups_of_leaves(
     if lost:
         raise ValueError(
             f"to_params must keep all of every parameter, but it left out (some of) "
-            f"{_join_names(lost)}, whose state would be lost. If whole parameters are "
-            f"meant to go, {hints.to_drop}"
+            f"{_join_names(lost)}, whose state would be lost. To drop whole "
+            f"parameters, {hints.to_drop}"
         )
     return groups
 
