@@ -308,7 +308,7 @@ def test_refuses_from_params_that_computes_casts_or_mixes():
         ("only rearrange.*'a'", {"a": lambda p: p["a"] * 2.5}),
         ("dtype.*'a' was float16", {"a": lambda p: p["a"].astype(jnp.float16)}),
         (
-            "'a' of leaves of 2 groups",
+            "'a' from leaves of 2 groups",
             {"a": lambda p: np.stack([p["a"][0], p["b"][0]])},
         ),
     ]:

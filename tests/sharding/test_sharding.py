@@ -263,7 +263,7 @@ def test_state_shardings_of_a_population(axis_type):
 
     if jax.__version_info__ >= (0, 10):  # jax 0.7 takes both
         with pytest.raises(
-            ValueError, match=r"tx.init must vmap over sharded .* alone"
+            ValueError, match=r"tx.init must vmap only over sharded parameters"
         ):
             state_shardings(optax.GradientTransformation(init_of_rates, update), params)
     shardings = state_shardings(optax.GradientTransformation(init, update), params)

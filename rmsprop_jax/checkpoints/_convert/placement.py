@@ -235,8 +235,17 @@ class Stored(NamedTuple):
     copied: Mapping[int, npt.ArrayLike]
 
 
-# From what was read of a leaf, an array of each source, to what is put: None drops it.
-Finish: TypeAlias = Callable[[Part, list[NumpyArray]], Sequence[NumpyArray | None]]
+# From what was read of some parts, of each source, to what is put there; None drops it.
+Finish: TypeAlias = Callable[
+    [Sequence[Part], Sequence[Sequence[NumpyArray]]], list[list[NumpyArray | None]]
+]
+
+
+def keep_arrays(
+    _: Sequence[Part], arrays: Sequence[Sequence[NumpyArray]]
+) -> list[list[NumpyArray | None]]:
+    """Put what was read."""
+    return [[*own] for own in arrays]
 
 
 def place_leaves(
@@ -245,7 +254,7 @@ def place_leaves(
     shardings: Sequence[Sharding | None],
     views: Sequence[View | None],
     sources: Sequence[Stored],
-    finish: Finish | None = None,
+    finish: Finish = keep_arrays,
     *,
     exact: bool = False,
 ) -> list[list[jax.Array | None]]:
@@ -258,7 +267,7 @@ def place_leaves(
         views: What every leaf is of the parameters; None if it is among the copied.
         sources: What the leaves are made of; several are read together, so that
             ``finish`` has all of them.
-        finish: Called with a part and an array of each source, returns what is put.
+        finish: From what was read to what is put.
         exact: Whether the dtype is that of the value, or at least float32.
 
     Returns:
@@ -269,19 +278,18 @@ def place_leaves(
     def read(batch: Sequence[Part]) -> list[list[NumpyArray]]:
         return [_read_parts(batch, views, source, exact=exact) for source in sources]
 
-    def put(batch: Sequence[Part], arrays: list[list[NumpyArray]]) -> None:
-        for part in batch:
-            own = [of_source.pop(0) for of_source in arrays]
-            for of_source, array in zip(
-                placed, finish(part, own) if finish else own, strict=True
-            ):
+    def put(batch: Sequence[Part], arrays: list[list[NumpyArray | None]]) -> None:
+        for of_source, own in zip(placed, arrays, strict=True):
+            for i, part in enumerate(batch):
+                array = own[i]
                 if array is not None:
                     # Until it is ready, JAX keeps the memory of the NumPy array.
                     of_source[part.leaf] = _put(array, part).block_until_ready()
+                own[i] = array = None  # which frees it
 
     batches = _plan_batches(leaves, shapes, shardings)
     if len(batches) == 1:
-        put(batches[0], read(batches[0]))
+        put(batches[0], finish(batches[0], read(batches[0])))
     elif batches:
         # While one batch is finished and put, another thread reads the next one.
         with ThreadPoolExecutor(1) as thread:
@@ -289,7 +297,9 @@ def place_leaves(
             for batch, after in zip(batches, [*batches[1:], []], strict=True):
                 arrays = pending.result()
                 pending = thread.submit(read, after)
+                arrays = finish(batch, arrays)
                 put(batch, arrays)
+                del arrays
     return placed
 
 

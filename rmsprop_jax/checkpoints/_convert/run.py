@@ -42,6 +42,7 @@ from rmsprop_jax.checkpoints._convert.placement import (
     Places,
     Shardings,
     Stored,
+    keep_arrays,
     place_leaves,
     put_scalar,
     resolve_shardings,
@@ -394,7 +395,7 @@ def _check_moments(what: str, params: Sequence[ParamState], hints: ErrorHints) -
             if "float" not in dtype and "complex" not in dtype:
                 raise ValueError(
                     f"{what}: {hints.keys[moment]!r} of parameter {param.name!r} must "
-                    f"hold floating-point numbers, but its dtype was {dtype}."
+                    f"hold floating-point numbers, but it was of {dtype}."
                 )
             if np.shape(value) != np.shape(param.nu):
                 raise ValueError(
@@ -486,15 +487,21 @@ def _place_moments(
     moments = [m for m in moments if any(m in of_group for of_group in saved.kept)]
     wanted = [i for i, own in enumerate(kept) if {*own} & {*moments}]
 
-    def finish(part: Part, arrays: list[NumpyArray]) -> Sequence[NumpyArray | None]:
-        """Check a second moment, and make a variance of it."""
-        own, view = kept[part.leaf], views[part.leaf]
-        found = dict(zip(moments, arrays, strict=True))
-        if "nu" in found and view is not None:
-            saved.check_second_moment(view.number, found["nu"])
-        if "nu" in found and "grad_mean" in own:
-            found["nu"] = to_variance(found["nu"], found["grad_mean"])
-        return [found[moment] if moment in own else None for moment in moments]
+    def finish(
+        parts: Sequence[Part], arrays: Sequence[Sequence[NumpyArray]]
+    ) -> list[list[NumpyArray | None]]:
+        """Check second moments, and make variances of them."""
+        finished: list[list[NumpyArray | None]] = [[] for _ in moments]
+        for part, *own in zip(parts, *arrays, strict=True):
+            found = dict(zip(moments, own, strict=True))
+            view, moments_kept = views[part.leaf], kept[part.leaf]
+            if view is not None:
+                saved.check_second_moment(view.number, found["nu"])
+            if "grad_mean" in moments_kept:
+                found["nu"] = to_variance(found["nu"], found["grad_mean"])
+            for of_moment, moment in zip(finished, moments, strict=True):
+                of_moment.append(found[moment] if moment in moments_kept else None)
+        return finished
 
     placed = place_leaves(
         wanted,
@@ -502,7 +509,7 @@ def _place_moments(
         shardings,
         views,
         [saved.find(moment) for moment in moments],
-        finish,
+        finish if "nu" in moments else keep_arrays,
     )
     return dict(zip(moments, placed, strict=True))
 
@@ -512,7 +519,7 @@ def place_tree(
     values: Mapping[str, Value],
     key: str,
     shardings: Shardings | None,
-    finish: Finish | None = None,
+    finish: Finish = keep_arrays,
     *,
     exact: bool = False,
 ) -> optax.Params:

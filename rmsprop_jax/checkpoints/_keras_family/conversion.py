@@ -358,12 +358,15 @@ def _accumulate(
     is_wide = any("float64" in str(getattr(x, "dtype", "")) for x in sums.values())
     dtype = jax.dtypes.canonicalize_dtype("float64" if is_wide else "float32")
 
-    def to_mean(_: Part, arrays: list[NumpyArray]) -> list[NumpyArray]:
+    def to_means(
+        _: Sequence[Part], arrays: Sequence[Sequence[NumpyArray]]
+    ) -> list[list[NumpyArray | None]]:
         # Keras keeps the sum of the gradients, and optax their mean.
-        return [np.asarray(array / max(since, 1), dtype) for array in arrays]
+        (sums,) = arrays
+        return [[np.asarray(array / max(since, 1), dtype) for array in sums]]
 
     key = saved.block_names["accumulator"]
-    means = place_tree(to_params, sums, key, shardings, to_mean)
+    means = place_tree(to_params, sums, key, shardings, to_means)
     scalar = None if shardings is None else optax.tree.get(state, "count").sharding
     multi = optax.MultiSteps(tx, every, accumulator_dtype=dtype)
     multi_state = optax.MultiStepsState(
