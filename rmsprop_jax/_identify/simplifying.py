@@ -163,8 +163,8 @@ def drop_imitations(fits: list[Candidate], problem: Problem) -> list[Candidate]:
     """Return the fits without those that do what a simpler one among them does.
 
     With an ε that dwarfs all gradients an RMSProp is SGD, and one that never forgets is
-    SGD or Adagrad. If a momentum or a decay changes at every step, it may explain what
-    another rule does without that.
+    SGD or Adagrad. If a momentum or a decay changes at every step, or each leaf has a
+    learning rate of its own, it may explain what another rule does without that.
     """
     plain = [
         fit
@@ -172,6 +172,7 @@ def drop_imitations(fits: list[Candidate], problem: Problem) -> list[Candidate]:
         if not (fit.variant.momentum_varies or fit.variant.decay_varies)
     ]
     fits = plain or fits
+    variants = [fit.variant for fit in fits]
     has_sgd = any(not fit.variant.divides for fit in fits)
     has_adagrad = any(fit.variant.accumulates for fit in fits)
     g = problem.seen.steps.g
@@ -180,6 +181,9 @@ def drop_imitations(fits: list[Candidate], problem: Problem) -> list[Candidate]:
 
     def imitates(fit: Candidate) -> bool:
         v = fit.variant
+        shared = v._replace(learning_rate_by_leaf=False)
+        if v.learning_rate_by_leaf and shared in variants:
+            return True
         eps = fit.x.log_eps / (2 if v.eps_in_sqrt else 1)
         is_constant = np.any(fit.free.log_eps) and eps > largest + OVERWHELMING_EPS
         if v.accumulates:
