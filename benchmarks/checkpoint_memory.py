@@ -1,14 +1,14 @@
-"""What reading a checkpoint takes: memory at its peak, and time.
+"""Measure the peak memory and the time of reading a checkpoint.
 
     pip install torch==2.13.0
     python benchmarks/checkpoint_memory.py 0.8 4        # sizes in GB
 
-makes a file of a decoder's shapes with torch for each size, and reads it in new
-processes. Memory is the peak of the process's resident memory over that before the
-call: all of it, pages of files among them (nothing is mapped). The state that
-``to_torch`` gets is there before. "elsewhere" is the peak without the result, as where
-the result is in the memory of another device. Time is beside that of reading the bytes
-of the file into memory. The file is in the system's cache.
+For each size, this makes a file with the shapes of a decoder in torch, and reads it in
+new processes. Memory is how far the resident memory of the process rises above its
+value before the call, including pages of files (nothing is mapped). The state that
+``to_torch`` gets exists before. "elsewhere" is the peak without the result, as if the
+result were in another device's memory. Time is compared with reading the bytes of the
+file into memory. The file is in the system's cache.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ CALLS = (
 
 
 def make_file(path: Path, gigabytes: float, settings: dict[str, Any]) -> None:
-    """Writes the weights and the state of layers of 4 width² parameters each."""
-    # Only here: a process that is measured must not have it.
+    """Write the weights and the state of layers of 4 width² parameters each."""
+    # Imported only here, because a measured process must not have torch in memory.
     try:
         torch = import_module("torch")
     except ImportError:
@@ -96,7 +96,7 @@ def measure(call: str, path: Path) -> dict[str, float]:
         _, state = functions.from_torch(like)
         calls[call] = lambda: functions.to_torch(state, like=like)
     jax.block_until_ready(jax.device_put(np.ones((8, 8)), rows))
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is what there is now
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = read_memory("VmHWM")
     start = time.perf_counter()
     result = calls[call]()
@@ -123,7 +123,7 @@ def measure_apart(call: str, path: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    """Prints a table for each size; with --here measures one call."""
+    """Print a table for each size, or with --here measure one call."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("sizes", nargs="*", type=float, help="in GB")
     parser.add_argument("--quick", action="store_true", help="a file of 10 MB")
@@ -141,10 +141,10 @@ def main() -> None:
 
 
 def print_table(path: Path, name: str) -> None:
-    """Prints what each call takes of one file, as parts of its size and time."""
+    """Print the memory and time of each call, relative to those of the file."""
     size = path.stat().st_size
     print(f"\n{size / 1e9:.2f} GB, {name}")
-    print("| call | peak | elsewhere | time | beside reading the bytes |")
+    print("| call | peak | elsewhere | time | compared with reading the bytes |")
     print("|---|---|---|---|---|")
     of_bytes = 0.0
     for call in CALLS:

@@ -1,4 +1,4 @@
-"""What a training step costs before it runs: tracing, lowering, compiling.
+"""Measure what a training step costs before it runs: tracing, lowering, compiling.
 
     python benchmarks/compiled.py                   for the CPU
     python benchmarks/compiled.py --platform tpu    for a TPU v5e, without one
@@ -34,7 +34,7 @@ from rmsprop_jax import rmsprop
 
 RULES = {rule: x for rule, x in OPTIONS.items() if "weight_decay" not in x}
 LARGE = (8192, 4096)
-SHAPES = {10: 10, 100: 10, 1000: 20}  # of so many leaves
+SHAPES = {10: 10, 100: 10, 1000: 20}  # how many shapes this many leaves have
 DEVICES = {"tpu": "v5e:2x4", "h100": "h100:1x1x1"}
 
 

@@ -1,11 +1,11 @@
-"""XLA's compilers for devices that are not here.
+"""Use XLA's compilers for devices that this machine does not have.
 
     pip install -e ".[devices]"
-    python benchmarks/compilers.py      which of them are here
+    python benchmarks/compilers.py      which of them are installed
 
-They run on any x86 machine. What they make can't be run here, but it can be read: its
-kernels, its temporaries, its collectives, and the time that the compiler's own model of
-the device expects. To be imported before JAX is used.
+They run on any x86 machine. Their programs can't be run without the device, but they
+can be read: kernels, temporaries, collectives, and the time that the compiler's own
+model of the device expects. Import this module before JAX is used.
 """
 
 import collections
@@ -70,7 +70,7 @@ def devices(name: str) -> list[Any]:
 
 
 def collectives(program: Any) -> dict[str, int]:
-    """How many of each kind stand in a compiled program; what is in a loop, once."""
+    """Count the collectives in a compiled program by kind; a loop's count once."""
     text = program.as_text()
     kinds = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
     kinds += "|collective-broadcast"
@@ -88,8 +88,8 @@ class Estimate(NamedTuple):
 
     Attributes:
         time: Microseconds on a GPU, cycles on a TPU.
-        arithmetic: Microseconds of a GPU that computes and reads nothing, else NaN.
-        memory: Microseconds of a GPU that reads and writes alone, else NaN.
+        arithmetic: On a GPU, microseconds without memory traffic; otherwise NaN.
+        memory: On a GPU, microseconds without arithmetic; otherwise NaN.
     """
 
     time: float
@@ -106,7 +106,7 @@ def estimate(program: Any) -> Estimate:
         cost
         for costs in re.findall(r'"reification_cost":(\[[^\]]*\])', entry)
         for cost in json.loads(costs)
-        if not cost["name"]  # the others are other models
+        if not cost["name"]  # entries with a name are of other models
     ]
     keys = ("exec_time_us", "compute_time_us", "memory_access_time_us")
     return Estimate(*(sum(kernel[key] for kernel in kernels) for key in keys))
@@ -124,7 +124,7 @@ def hbm_bytes(program: Any) -> int:
         results[name] = result
         if kind in ("parameter", "constant", "tuple", "get-tuple-element", "copy-done"):
             continue
-        # The results of a copy-start are the copy, the original and a flag.
+        # A copy-start returns the copy, the original and a flag.
         moved += sum(_hbm_sizes(result)[: 1 if kind == "copy-start" else None])
         for operand in re.findall(r"%([\w.-]+)", operands):
             moved += sum(_hbm_sizes(results[operand]))
@@ -132,7 +132,7 @@ def hbm_bytes(program: Any) -> int:
 
 
 def _hbm_sizes(shapes: str) -> list[int]:
-    """Return the bytes in HBM, where arrays are by default, of each array of a type."""
+    """Return each array's bytes in HBM, the default memory, from the text of a type."""
     return [
         0
         if "S(" in layout
@@ -150,7 +150,7 @@ def entry_of(program: Any) -> str:
 
 
 def main() -> None:
-    """Says of each kind of device whether its compiler is here."""
+    """Print for each kind of device whether its compiler is installed."""
     for name in ("v5e:2x4", "v5p:2x2x2", "v6e:2x4", "h100:1x1x1"):
         try:
             print(f"{name}: {devices(name)[0].device_kind}")

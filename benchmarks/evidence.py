@@ -1,4 +1,4 @@
-"""How far every dialect is from its framework, and how far a wrong rule would be.
+"""Measure how far every dialect is from its framework, and a wrong rule from it.
 
     pip install -e ".[test]"
     python benchmarks/evidence.py
@@ -31,7 +31,7 @@ HEAD = (
     "nearest wrong rule",
     "its distance",
 )
-# What a rule could do otherwise, in words.
+# Ways in which a rule could be wrong, in words.
 OPTIONS = {
     "initial_scale": "ν initialized otherwise",
     "eps_in_sqrt": "ε at the other place",
@@ -56,7 +56,7 @@ def describe(name: str) -> str:
 
 
 def count_calls(name: str) -> int:
-    """Return with how many combinations of arguments and schedules it is compared."""
+    """Return the number of combinations of arguments and schedules compared."""
     return len(problem.configurations(name))
 
 
@@ -65,7 +65,7 @@ def measure(name: str, dtype: str) -> float:
     us = trajectories.ours(name, dtype)
     them = trajectories.theirs(recording(name), dtype)
     exact = trajectories.theirs(recording(name), "float64")
-    # Centered, theirs lose digits in float32: ours are compared with their float64.
+    # If centered, the framework loses digits in float32, so compare with its float64.
     return max(
         trajectories.distance(
             us[key], (exact if trajectories.is_centered(key) else them)[key]

@@ -5,7 +5,7 @@
 
 A seed gives the initial parameters and the order of the data, so that every run has a
 float32 run to be compared with. Prints tables of final losses and draws the differences
-in fewer_bits.png, in some ten minutes on two CPU cores.
+in fewer_bits.png, in about ten minutes on two CPU cores.
 
 Training may be chaotic, so that runs that differ at all diverge. "perturbed" shows how
 far: it is float32 throughout, from parameters that are larger by a millionth. Smaller
@@ -45,7 +45,7 @@ class Task(NamedTuple):
     init: Callable[..., Any]  # of Flax, from a random key and examples
     loss: Callable[..., Any]  # of the parameters, a batch and a random key
     data: tuple[Any, ...]  # arrays with the examples along the first axis
-    final: tuple[Any, ...]  # the same, for the final loss
+    final: tuple[Any, ...]  # in the same form, the data for the final loss
     steps: int
     batch_size: int
     rate: float
@@ -56,7 +56,7 @@ def digits():
     """The network of train_digits.py, with smoothed labels: no loss is below 0.5003."""
     network = Network()
     images, _, labels, _ = load_data(seed=0)
-    # The final loss is theirs, too: of the 360 test images, chance alone makes 1 %.
+    # Also for the final loss, because with only 360 test images, chance makes 1 %.
     data = images, optax.smooth_labels(jax.nn.one_hot(labels, 10), 0.1)
 
     def loss(params, batch, key):
@@ -71,7 +71,7 @@ def digits():
 
 
 def characters():
-    """Python's help texts, 460,000 characters; of the last tenth is the final loss."""
+    """Python's help texts, 460,000 characters, the last tenth for the final loss."""
     layers = [nn.Embed(128, 64), nn.RNN(nn.GRUCell(128)), nn.Dense(128)]
     network = nn.Sequential(layers)
     text = "".join(topics.values()).encode("ascii", "ignore")
@@ -88,9 +88,9 @@ def characters():
 
 
 def photographs():
-    """Take noise from patches of photographs; a fifth of them are for the final loss.
+    """Remove noise from patches of photographs; a fifth are for the final loss.
 
-    The loss is the mean square of what is left of the noise, of which it was 1.
+    The loss is the mean square of the remaining noise, which is 1 at first.
     """
     layers = [nn.Dense(256), nn.relu, nn.Dense(256), nn.relu, nn.Dense(64)]
     network = nn.Sequential(layers)
@@ -110,7 +110,7 @@ def photographs():
 
 
 def rounded_to_nearest(tx):
-    """The same with its moments rounded to the nearest bfloat16 at every step."""
+    """The optimizer with moments rounded to the nearest bfloat16 at every step."""
 
     def cast(state, dtype):
         moments = (optax.tree.cast(moment, dtype) for moment in state[1:])
@@ -127,14 +127,14 @@ def rounded_to_nearest(tx):
 
 
 class Variant(NamedTuple):
-    """What is kept how."""
+    """How the parameters and the state are stored."""
 
     params_dtype: str = "float32"
     state_dtype: str = "float32"
     state_to_nearest: bool = False
     stochastic_rounding: bool = False
     master_weights: bool = False
-    nudge: float = 0.0  # of the initial parameters, relatively
+    nudge: float = 0.0  # relative change of the initial parameters
 
     def optimizer(self, rate, options, seed):
         """The whole chain."""
@@ -164,11 +164,11 @@ def train(task, seeds, steps, variant):
     data = jax.tree.map(jnp.asarray, task.data)
     init, final_loss = jax.jit(task.init), jax.jit(task.loss)
 
-    # The arithmetic is in float32, so that only what is kept makes a difference.
+    # The arithmetic is in float32, so that only the storage makes a difference.
     def loss_of(params, batch, key):
         return task.loss(optax.tree.cast(params, jnp.float32), batch, key)
 
-    # Compiled alone: inside a compiled loop, XLA's convolutions on a CPU are slow.
+    # Not in a compiled loop, where XLA's convolutions are slow on a CPU.
     @jax.jit
     def step(params, state, seed, i):
         key, order = jax.random.split(jax.random.fold_in(jax.random.key(seed), i))
@@ -195,7 +195,7 @@ def train(task, seeds, steps, variant):
 
 
 def differences(results):
-    """Of every run from its float32 run, in percent of the final loss."""
+    """Each run's difference from its float32 run, in percent of the final loss."""
     reference, _ = results["all float32"]
     return {name: 100 * (x / reference - 1) for name, (x, _) in results.items()}
 
@@ -214,18 +214,20 @@ def table(task_name, results):
 
 def plot(tables, path):
     """Draw every run's difference from its float32 run."""
-    figure = Figure(figsize=(11, 3.5), layout="constrained")
-    panels = figure.subplots(1, len(tables), sharey=True)
+    figure = Figure(figsize=(6, 8))
+    figure.suptitle("Final loss of each seed (grey: within 0.5 % of float32)")
+    panels = figure.subplots(len(tables), sharex=True)
     for axes, (task_name, results) in zip(panels, tables.items(), strict=True):
         axes.axvspan(-0.5, 0.5, color="0.9")
         for name, difference in differences(results).items():
             row = np.full(len(difference), list(VARIANTS).index(name))
             axes.plot(difference, row, "o", alpha=0.6)
         axes.set_xscale("symlog", linthresh=1)
-        axes.set(title=task_name, xlabel="final loss compared with float32 (%)")
-    panels[0].set_yticks(range(len(VARIANTS)), list(VARIANTS))
-    panels[0].invert_yaxis()
-    figure.savefig(path, dpi=150)
+        axes.set_title(task_name)
+        axes.set_yticks(range(len(VARIANTS)), list(VARIANTS))
+        axes.invert_yaxis()
+    panels[-1].set_xlabel("final loss compared with float32 (%)")
+    figure.savefig(path)
 
 
 def main(argv=None):
@@ -242,7 +244,9 @@ def main(argv=None):
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for place, make in enumerate((digits, characters, photographs)):
             task, task_name, names = make(), make.__name__, list(VARIANTS)
-            if args.quick:  # each variant in one task; most where compiling is quick
+            if (
+                args.quick
+            ):  # each variant in one task, mostly in the quickest to compile
                 names = names[:1] + [[], names[2:3], names[3:]][place]
             one = partial(train, task, seeds, task.steps // shorter)
             runs = pool.map(one, [VARIANTS[name] for name in names])

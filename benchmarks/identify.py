@@ -1,4 +1,4 @@
-"""How often `identify` is right: on known kinds of runs, and on random ones.
+"""Measure how often `identify` is right, on known kinds of runs and on random ones.
 
     pip install -e ".[examples]"
     python benchmarks/identify.py
@@ -245,7 +245,7 @@ def judge(case: Case, match: Match) -> str:
         return RIGHT if case.noise else UNSURE
     if case.rule in OTHERS:
         names = [explanation.optimizer for explanation in match.explanations]
-        # One leaf, or leaves with learning rates of their own, may be LAMB's.
+        # One leaf, or leaves with their own learning rates, may be LAMB's.
         names += ["LAMB" for x in match.explanations if "optax.lamb" in x.calls]
         # A weight decay that rounding hides is said to be hidden.
         decay = 5 * match.best.stderr.get("weight_decay", 0.0)
@@ -278,7 +278,7 @@ def has_numbers(case: Case, explanation: Explanation, found: dict[str, Any]) -> 
         if name == "decoupled_decay" and not found.get("weight_decay"):
             continue
         if name == "eps_in_sqrt" and np.isinf(explanation.stderr.get("eps", 0.0)):
-            continue  # an ε that can't be seen has no place
+            continue  # the place of an undetermined ε is undetermined too
         if isinstance(asked, bool):
             if asked != answered:
                 return False
@@ -347,7 +347,7 @@ def print_table(cases: list[Case]) -> None:
             share = 100 * match.best.residual
             answer = f"nothing; the nearest, {answer}, leaves {share:.2g} %"
         others = [x.brief_call for x in match.explanations[1:]]
-        # Those with the name of the answer are the same optimizer, with other numbers.
+        # A call with the answer's name is the same optimizer with other arguments.
         names = dict.fromkeys(re.sub(r"\(.*", "", call) for call in others)
         run = re.sub(r"^.*?\)", r"`\g<0>`", case.describe())
         print(
@@ -377,8 +377,10 @@ def main(argv=None):
     """Print the table, or the verdicts on random runs."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one run")
-    parser.add_argument("--random", type=int, default=0, help="so many random runs")
-    parser.add_argument("--seed", type=int, default=0, help="of the first of them")
+    parser.add_argument(
+        "--random", type=int, default=0, help="the number of random runs"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="the first run's seed")
     args = parser.parse_args(argv)
     if args.random:
         run_random(range(args.seed, args.seed + args.random))

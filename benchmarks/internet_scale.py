@@ -1,19 +1,20 @@
-"""What a step with 7 and with 70 billion parameters holds and sends, by compiling it.
+"""Compile a step of 7 and 70 billion parameters to see what it stores and sends.
 
     pip install -e ".[devices]"
     python benchmarks/internet_scale.py
 
-A decoder of the shapes of Llama 2, 7B and 70B, in FSDP: its weights are split over all
-devices, and with these their gradients, second moments and momentum buffers. While a
-layer computes, its weights are gathered, in bfloat16. Each device has one sequence of
-2048 tokens. The training step is compiled by XLA's compilers for TPU and GPU. These
+The model is a decoder with the shapes of Llama 2, 7B and 70B, in FSDP: its weights are
+split over all devices, and so are their gradients, second moments and momentum buffers.
+The weights of a layer are gathered in bfloat16 while it computes. Each device has one
+sequence of 2048 tokens. XLA's compilers for TPU and GPU compile the training step. They
 need no device, and no array is ever made.
 
-Prints, for each device, the bytes of parameters and state, all of which are updated in
-place, and of the step's temporaries: activations, gathered weights and gradients. Then
-the collectives in its text (what is in a loop over layers stands there once), those of
-the update alone, and the seconds that compiling the step took. Fails if parameters and
-state are not what their shardings say, or if the update communicates.
+For each device, the script prints the bytes of parameters and state, all of which are
+updated in place, and of the step's temporaries: activations, gathered weights and
+gradients. Then it prints the collectives of the step (those in a loop over layers count
+once), those of the update alone, and the seconds that compiling the step took. It fails
+if parameters and state do not have the sizes of their shardings, or if the update
+communicates.
 """
 
 import argparse
@@ -77,7 +78,7 @@ SMALL = Shape(2, 256, 512, 4, 2, vocabulary=1024, length=64)
 
 
 def split(mesh, width, sizes):
-    """FSDP: over all devices, along the width, which every leaf has."""
+    """Split over all devices along the width, which every leaf has (FSDP)."""
     return NamedSharding(mesh, P(*[None] * sizes.index(width), "data"))
 
 
@@ -130,10 +131,10 @@ def loss_of(params, tokens, shape, mesh):
     """The mean loss of every next token of (batch, time + 1)."""
 
     def gathered(w):
-        """FSDP: whole, and in bfloat16, where and while they are needed.
+        """Gather a weight in bfloat16 while it is needed (FSDP).
 
-        Its derivative is a reduce-scatter. Where one only says what is split and what
-        is whole, XLA for TPU may sum whole gradients, and then take parts of them.
+        Its derivative is a reduce-scatter. With sharding constraints alone, XLA for TPU
+        may sum whole gradients, and then take parts of them.
         """
         axis = w.shape.index(shape.width // mesh.size)
         w = w.astype(jnp.bfloat16)
@@ -165,14 +166,14 @@ def loss_of(params, tokens, shape, mesh):
 
 
 def optimizer(kind):
-    """The one of a row."""
+    """The optimizer of a row."""
     dtype, _, on_host = kind.partition(", ")
     tx = rmsprop(1e-4, momentum=0.9, state_dtype=dtype)
     return offload(tx) if on_host else tx
 
 
 def bytes_of(tree):
-    """What each device holds of it, in its own memory."""
+    """How many bytes of a tree each device holds in its own memory."""
     return sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
         for x in jax.tree.leaves(tree)
@@ -181,7 +182,7 @@ def bytes_of(tree):
 
 
 def abstract_run(shape, mesh, kind):
-    """Parameters and state, which are nowhere."""
+    """Abstract parameters and state, without arrays."""
     params = make_params(shape, mesh)
     tx = optimizer(kind)
     state = jax.tree.map(
@@ -193,12 +194,12 @@ def abstract_run(shape, mesh, kind):
 
 
 def number_of(params):
-    """With commas."""
+    """The number of parameters, with commas."""
     return f"{sum(math.prod(p.shape) for p in jax.tree.leaves(params)):,}"
 
 
 def gigabytes(n):
-    """For people."""
+    """A number of bytes, to read."""
     return f"{n / 1e9:.2f} GB"
 
 

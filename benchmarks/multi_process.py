@@ -1,19 +1,19 @@
-"""Processes that die: a run over several, killed without warning, and gone on with.
+"""Kill processes of a distributed run without warning, and resume the run.
 
     pip install -e ".[examples]"
     python benchmarks/multi_process.py
 
 Processes on this machine, joined by `jax.distributed`, train a network on the digits
 that come with scikit-learn. Parameters, state and batches are split over the devices of
-all (FSDP), and orbax saves a sharded checkpoint every few steps. SIGKILL takes one of
-them, be it the coordinator, be it in the middle of a save, and all start again from the
-last whole checkpoint, as many as before, or more, or fewer. Prints what each kill cost,
-and how far from an uninterrupted run this one ends: nowhere, to the bit, if there were
-always as many processes, and at rounding's distance if there were others, which sum
-the gradient in another order.
+all (FSDP), and orbax saves a sharded checkpoint every few steps. SIGKILL ends one of
+them, which may be the coordinator or in the middle of a save. Then all start again from
+the last complete checkpoint, with the same number of processes, or more, or fewer. The
+script prints what each kill cost, and how far from an uninterrupted run this one ends:
+bitwise identical with the same number of processes, and different by rounding
+otherwise, because the gradient is summed in another order.
 
-The rest can't go on without the one that died, and could wait for it for minutes. As a
-launcher does, this script kills them too, as soon as one has died.
+The other processes can't continue without the one that died, and could wait for it for
+minutes. So this script kills them too as soon as one has died, as a launcher does.
 """
 
 import argparse
@@ -45,12 +45,12 @@ from rmsprop_jax import rmsprop
 from rmsprop_jax.sharding import state_shardings
 
 STEPS, SAVE_EVERY, BATCH_SIZE, DEVICES = 24, 8, 64, 2  # DEVICES of each process
-# A centered ν begins near 0: a large eps keeps g/(√ν + eps) from magnifying rounding.
+# A centered ν is near 0 at first, where a small eps would magnify rounding errors.
 OPTIMIZER = rmsprop(3e-3, alpha=0.9, eps=1e-3, momentum=0.9, centered=True)
 
 
 class Kill(NamedTuple):
-    """The victim among how many processes, after which step, or while saving it."""
+    """Which of how many processes is killed, and after or while saving which step."""
 
     processes: int
     victim: int
@@ -58,7 +58,7 @@ class Kill(NamedTuple):
     saving: bool = False
 
 
-# What happens to a run. The first ends with 2 processes, the second with 1.
+# The kills of two runs. The first ends with 2 processes, the second with 1.
 SAME_NUMBER = (Kill(2, victim=1, step=19), Kill(2, victim=0, step=24, saving=True))
 OTHER_NUMBERS = (
     Kill(4, victim=0, step=11),
@@ -68,13 +68,13 @@ OTHER_NUMBERS = (
 
 
 class Start(NamedTuple):
-    """What became of one start of the processes."""
+    """The result of one start of the processes."""
 
     bytes: int  # of parameters and state, in each process
     first: int  # step
     last: int
-    saved: int  # the last step that is
-    unfinished: bool  # whether a later save has been left so
+    saved: int  # the last step that was saved
+    unfinished: bool  # whether a later save was left unfinished
 
 
 def init():
@@ -126,7 +126,7 @@ def placed(mesh):
 
 
 def batch_of(digits, mesh, i):
-    """Step i's, the same for any number of processes; each makes its part of it."""
+    """The batch of step i, of which each process makes its part."""
     rows = np.random.default_rng(i).choice(len(digits["labels"]), BATCH_SIZE)
     split = NamedSharding(mesh, P("data"))
     return [
@@ -136,17 +136,17 @@ def batch_of(digits, mesh, i):
 
 
 def die():
-    """Without warning: no handler runs, and nobody is told."""
+    """Die without warning: no handler runs, and no other process is told."""
     print("dies", flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def checkpoints(directory, dying):
-    """Those of the run; a process that is dying comes to its end in saving one."""
+    """The checkpoints of the run; a dying process ends while it saves one."""
     wait = ocp.multihost.get_barrier_sync_fn()
 
     def barrier(*, key, timeout_ms):
-        # A process has written its part and waits for the others to have done so.
+        # The process has written its part, and waits for the others.
         if dying.is_set() and "write_complete" in key:
             die()
         wait(key=key, timeout_ms=timeout_ms)
@@ -160,8 +160,8 @@ def checkpoints(directory, dying):
 
 
 def work(directory, address, processes, process, kill):
-    """One process: go on after the last checkpoint, if there is one."""
-    # jax 0.7 warns of what its own multihost_utils do, which orbax calls.
+    """One process: resume from the last checkpoint, if there is one."""
+    # jax 0.7 warns about its own multihost_utils, which orbax calls.
     warnings.filterwarnings("ignore", "jax.interpreters.xla.canonicalize_dtype")
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", DEVICES)
@@ -189,7 +189,7 @@ def work(directory, address, processes, process, kill):
                 dying.set()
             if i % SAVE_EVERY == 0:
                 manager.save(i, args=ocp.args.StandardSave(run))
-                # Not needed, but so each kill costs the same whenever this script runs.
+                # Not needed, but makes each kill cost the same in every run.
                 manager.wait_until_finished()
     whole = jax.jit(lambda run: run, out_shardings=NamedSharding(mesh, P()))(run)
     if process == 0:
@@ -199,9 +199,9 @@ def work(directory, address, processes, process, kill):
 
 
 def launch(directory, processes, kill=None):
-    """Start the processes, wait until all are through or one has died, and report.
+    """Start the processes, wait until all end or one has died, and report.
 
-    Two minutes are far too long: then they hang, which is an error.
+    If they take more than two minutes, they hang, which is an error.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -241,11 +241,11 @@ def launch(directory, processes, kill=None):
 
 
 def train(directory, kills=(), processes=2):
-    """All of the run, in spite of the kills; prints a line for every start.
+    """Train the whole run in spite of the kills, and print a line for every start.
 
-    Returns the arrays at the end, by their names, and the starts.
+    Return the final arrays by their names, and the starts.
     """
-    # Slow to import, and of no use to the workers.
+    # Imported here because it is slow, and the workers don't need it.
     from sklearn.datasets import load_digits
 
     pixels, labels = load_digits(return_X_y=True)
@@ -266,7 +266,7 @@ def train(directory, kills=(), processes=2):
 
 
 def differences(a, b):
-    """The largest in each field, as a part of the field's largest entry."""
+    """The largest difference in each field, relative to the field's largest entry."""
     largest = {}
     for name, x in a.items():
         field = name.removeprefix("state/").split("/")[0]
@@ -295,9 +295,9 @@ def main(argv=None):
             end, _ = train(Path(directory), kills, processes)
         off = differences(undisturbed, end)
         said = ", ".join(f"{field} {value:.0e}" for field, value in off.items())
-        print("at the end, parts of the field's largest entry off:", said)
+        print("final difference, relative to the field's largest entry:", said)
         if not all(value <= tolerance for value in off.values()):
-            raise SystemExit("That is too much.")
+            raise SystemExit("The difference is too large.")
     return None
 
 

@@ -1,25 +1,25 @@
-"""What a GPU says: right numbers, times, kernels, memory and bits, in eight minutes.
+"""Measure on a GPU: correctness, times, kernels, memory and bits, in eight minutes.
 
     PYTHONPATH=. python benchmarks/on_gpu.py OUT
     PYTHONPATH=. python benchmarks/on_gpu.py OUT --rehearse    all of it, on a CPU
     PYTHONPATH=. python benchmarks/on_gpu.py --table docs/gpu.json
 
-It needs jax with CUDA, optax and pytest, and a clone of the project; torch joins in if
-it is installed. The parts run in the order of their worth, each as a process of its own
-with its own limit of time, which is a share of `--seconds`. What a part does not use,
-the next ones have. Each writes what it has found into OUT/gpu.json at once, so that a
+It needs jax with CUDA, optax and pytest, and a clone of the project; torch is included
+if it is installed. The most important parts run first, each in its own process with a
+time limit, which is a share of `--seconds`. Time that a part does not use is left to
+the next ones. Each part writes its results into OUT/gpu.json immediately, so that a
 kill loses nothing; what it printed is in OUT/<part>.txt.
 
 - tests: those with the marker `numerics`.
-- trajectories: 60 steps in float32 beside torch's on the same device.
+- trajectories: 60 steps in float32, compared with torch's on the same device.
 - steps: times of a step, as step_cost.py measures them. All contenders take turns, with
-  one large array that is read and written in place. "of copying" is what a step moves
-  in a second as a share of what that array moves.
+  one large array that is read and written in place. "of copying" is the rate at which a
+  step moves bytes, as a share of the rate for that array.
 - kernels: what a profile of some steps shows on the GPU, seconds to compile, memory.
-- rounding: the state in bfloat16, beside the CPU's and beside that in float32.
+- rounding: the bfloat16 state, compared with the CPU's and with a float32 state.
 
-In the end it prints Markdown. If that goes into the documentation, so does gpu.json. It
-exits with 1 if a part failed; to run out of time is no failure.
+At the end it prints Markdown. If that goes into the documentation, so does gpu.json. It
+exits with 1 if a part failed; running out of time is not a failure.
 """
 
 import argparse
@@ -54,7 +54,7 @@ OWED = (
     "No GPU has run this yet, so these figures are missing. This command measures them "
     "in eight minutes:\n\n    PYTHONPATH=. python benchmarks/on_gpu.py OUT"
 )
-# In order of worth, with the share of the time that each has; then for a rehearsal.
+# In order of importance, with each one's share of the time; then for a rehearsal.
 PARTS = {
     "tests": (4, 3),
     "trajectories": (1, 2),
@@ -64,7 +64,7 @@ PARTS = {
 }
 RULES = ["momentum", "plain", "centered, momentum", "coupled decay"]
 BY = [name for name in step_cost.BY if "bitsandbytes" not in name]
-# Parameters, leaves and options. What takes longest to compile comes last.
+# Parameters, leaves and options. Those that take longest to compile come last.
 CASES = [
     *((10**8, 1, rule) for rule in RULES),
     (10**7, 100, "momentum"),
@@ -165,7 +165,7 @@ def measure_trajectories(out: Path, *, rehearse: bool) -> None:
 
 
 def free_memory() -> None:
-    """Give back what the last case held."""
+    """Free the memory of the last case."""
     jax.clear_caches()
     gc.collect()
     if torch := sys.modules.get("torch"):
@@ -190,7 +190,7 @@ def measure_steps(out: Path, *, rehearse: bool) -> None:
                 runs[name] = step_cost.BY[name](shapes, **step_cost.OPTIONS[rule])
                 runs[name].step()
                 runs[name].wait()
-            except Exception as error:  # whatever it is, the others go on
+            except Exception as error:  # the others continue in any case
                 runs.pop(name, None)
                 by[name] = {"error": f"{type(error).__name__}: {error}"[:300]}
         times = step_cost.times_of(runs, turns)
@@ -214,7 +214,7 @@ def read_profile(
 ) -> tuple[collections.Counter[str], float]:
     """Return the kernels in a profile by name, and the seconds that they took.
 
-    A CPU has no streams; what is read there has no meaning but to rehearse.
+    A CPU has no streams, so what is read there is only good for a rehearsal.
     """
     plane_name, line_name = ("/device:GPU", "Stream") if on_gpu else ("/host", "tf_XLA")
     kernels: collections.Counter[str] = collections.Counter()
@@ -230,11 +230,11 @@ def read_profile(
 
 
 def measure_kernels(out: Path, *, rehearse: bool) -> None:
-    """Save what some steps launch, what compiling them takes, and what they hold."""
+    """Save the launches, the compile time and the memory of some steps."""
     steps, device = 10, jax.devices()[0]
     size = 10**4 if rehearse else 10**7
     found: list[Any] = []
-    # The state in bfloat16 first: a device says only the most that it ever held.
+    # The bfloat16 state first, because a device reports only its highest peak so far.
     by = ["rmsprop, bfloat16 state", "rmsprop", "optax"]
     for leaves in (1, 10 if rehearse else 100):
         for name in by:
@@ -271,7 +271,7 @@ def measure_kernels(out: Path, *, rehearse: bool) -> None:
 
 
 def measure_rounding(out: Path, *, rehearse: bool) -> None:
-    """Save how much of bfloat16's bits are the CPU's, and if ν's mean is float32's."""
+    """Save the share of bits equal to the CPU's, and ν's mean relative to float32's."""
     steps, shape = 20, (256, 100) if rehearse else (1024, 1024)
     rng = np.random.default_rng(1)
     gradients = rng.normal(size=(steps, *shape)).astype("float32")
@@ -321,7 +321,7 @@ MEASURES = {
 def run_part(
     out: Path, name: str, command: list[str], limit: float, env: Any = None
 ) -> None:
-    """Run a part for so many seconds at most, and save how it ended."""
+    """Run a part with a time limit in seconds, and save how it ended."""
     log, start, code = out / f"{name}.txt", time.monotonic(), None
     with log.open("wb") as file:
         process = subprocess.Popen(
@@ -330,7 +330,7 @@ def run_part(
             env=env,
             stdout=file,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # a group, with all that it starts
+            start_new_session=True,  # a group with its child processes
         )
     try:
         while code is None and (left := start + limit - time.monotonic()) > 0:
@@ -355,14 +355,14 @@ def run_part(
 def run_all(out: Path, seconds: float, *, rehearse: bool) -> dict[str, Any]:
     """Run every part, and return what was found."""
     start = time.monotonic()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # which ends a part, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # this ends a part too
     out.mkdir(parents=True, exist_ok=True)
     (out / "gpu.json").unlink(missing_ok=True)
     save(out, rehearsal=rehearse)
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     env = os.environ | {
         "JAX_PLATFORMS": "cpu" if rehearse else "cuda,cpu",
-        "PYTHONWARNINGS": "default",  # torch.compile has some
+        "PYTHONWARNINGS": "default",  # torch.compile warns
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
     }
     shares = {name: each[rehearse] for name, each in PARTS.items()}
@@ -433,7 +433,7 @@ def format_kernels(rows: list[Any]) -> list[str]:
 
 
 def format_table(result: dict[str, Any]) -> str:
-    """Return the Markdown for what was found; what is missing is left out, and said."""
+    """Return the Markdown of the results, which mentions what is missing."""
     versions = [
         f"{name} {result[name]}" for name in ("jax", "optax", "torch") if name in result
     ]

@@ -1,18 +1,19 @@
-"""One training step's time, beside optax, torch and bitsandbytes.
+"""Measure a training step's time, compared with optax, torch and bitsandbytes.
 
     pip install -e ".[examples]"
     python benchmarks/step_cost.py
 
-On whatever device JAX finds. torch and bitsandbytes join in where they are installed
-and see the same device. All take turns, so that a ratio of two times in one run says
-more than the times. A turn is as many steps as take some 50 ms, and one wait at its
-end, as in a training loop.
+This runs on whatever device JAX finds. torch and bitsandbytes are included if they are
+installed and see the same device. All take turns, so the ratio of two times in one run
+says more than the times. A turn is as many steps as take about 50 ms, and one wait at
+its end, as in a training loop.
 
-Prints Markdown. "of copying" is the part that a step has of the speed at which the
-device changes the signs of an array in place, measured in the same turns: the step's
-least bytes (parameters, gradients and state read, parameters and state written) per
-second, over that array's. What fits into a cache can have more than 1. Words moved and
-held are what XLA says, per parameter and in four bytes each.
+The script prints Markdown. "of copying" compares a step with changing the signs of an
+array in place, measured in the same turns: the smallest number of bytes that the step
+must move (parameters, gradients and state read, parameters and state written) per
+second, over that array's bytes per second. If everything fits into a cache, it can be
+more than 1. Words moved and held are what XLA reports, per parameter, at four bytes
+each.
 """
 
 import argparse
@@ -45,21 +46,22 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 class Run(NamedTuple):
-    """What makes one step at a time."""
+    """A contender, which makes one step at a time."""
 
-    step: Callable[[], object]  # starts a step; it need not have ended
-    wait: Callable[[], object]  # until all have ended
-    state: int  # its bytes
+    step: Callable[[], object]  # starts a step, without waiting for its end
+    wait: Callable[[], object]  # waits until all steps have ended
+    state: int  # bytes of the state
     says: str = "| – | – |"  # words moved and held
     program: Any = None  # what XLA compiled
-    compiling: float = math.nan  # seconds, with tracing and lowering
+    compiling: float = math.nan  # seconds, including tracing and lowering
 
 
 def shapes_of(size: int, leaves: int) -> list[int]:
-    """Lengths of so many leaves, of at most 20 kinds, with some `size` elements.
+    """Lengths of the leaves, at most 20 different ones, with about `size` elements.
 
-    As most weights' they are multiples of 128. XLA on CPU does not vectorize a step
-    with bfloat16 state over one axis whose length the number of cores does not divide.
+    They are multiples of 128, like those of most weights. XLA on CPU does not vectorize
+    a step with bfloat16 state over a single axis whose length is not divisible by the
+    number of cores.
     """
     kinds = min(leaves, 20)
     unit = 2 * size / leaves / (kinds + 1)
@@ -95,12 +97,12 @@ def of_jax(tx: optax.GradientTransformation, shapes: list[int]) -> Run:
 
 
 def ours(dtype: str, shapes: list[int], **options: Any) -> Run:
-    """rmsprop, its state in `dtype`."""
+    """Make a step of rmsprop with a state of `dtype`."""
     return of_jax(rmsprop(RATE, state_dtype=dtype, **options), shapes)
 
 
 def of_optax(shapes: list[int], weight_decay: float = 0.0, **options: Any) -> Run:
-    """What in optax is nearest to ours; the decay is a link in front, as it has it."""
+    """The nearest rule of optax, with its weight decay first in the chain."""
     tx = optax.rmsprop(RATE, decay=0.99, eps_in_sqrt=False, **options)
     if weight_decay:
         tx = optax.chain(optax.add_decayed_weights(weight_decay), tx)
@@ -108,7 +110,7 @@ def of_optax(shapes: list[int], weight_decay: float = 0.0, **options: Any) -> Ru
 
 
 def of_torch(kind: str, shapes: list[int], **options: Any) -> Run:
-    """torch.optim.RMSprop in one of its three ways, or bitsandbytes' of so many bits.
+    """torch.optim.RMSprop in one of its three ways, or bitsandbytes' in some bits.
 
     Raises:
         ImportError: If the package is not installed.
@@ -123,7 +125,7 @@ def of_torch(kind: str, shapes: list[int], **options: Any) -> Run:
     for p in params:
         p.grad = torch.ones_like(p)
     if kind in ("loop", "foreach", "compile"):
-        torch.compiler.reset()  # it stops compiling after the eighth
+        torch.compiler.reset()  # otherwise it stops compiling after eight
         foreach = kind != "loop"
         tx: Any = torch.optim.RMSprop(params, RATE, foreach=foreach, **options)
         step = torch.compile(tx.step) if kind == "compile" else tx.step
@@ -131,8 +133,8 @@ def of_torch(kind: str, shapes: list[int], **options: Any) -> Run:
         import bitsandbytes  # pyright: ignore[reportMissingImports]
 
         if options:
-            raise TypeError("it ignores or refuses these")
-        # Of small leaves, too, all 8 bits: what is measured is the speed.
+            raise TypeError("it ignores or refuses these options")
+        # 8 bits for small leaves too, because the speed is measured.
         tx = bitsandbytes.optim.RMSprop(
             params, RATE, optim_bits=int(kind), min_8bit_size=1
         )
@@ -169,7 +171,7 @@ def copying(size: int) -> Run:
 
 
 def times_of(runs: dict[str, Run], turns: int) -> dict[str, list[float]]:
-    """Seconds that a step of each took, in every turn; they take turns."""
+    """Measure the seconds per step of each contender in every turn."""
     steps: dict[str, int] = {}
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(2 + turns):
@@ -185,7 +187,7 @@ def times_of(runs: dict[str, Run], turns: int) -> dict[str, list[float]]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--sizes", type=float, nargs="+", default=[1e6, 1e7, 1e8])
     parser.add_argument("--leaves", type=int, nargs="+", default=[1, 100, 1000])

@@ -5,8 +5,9 @@
     python docs/gallery.py population           some
     python docs/gallery.py --from FOLDER        of runs that were made elsewhere
 
-Each example runs in a temporary folder. docs/gallery/NAME.txt gets the seconds and the
-versions, then what was printed; docs/pictures/NAME.webp gets the picture that it drew.
+Each example runs in a temporary folder, with the style in matplotlibrc.
+docs/gallery/NAME.txt gets the seconds and the versions, then what was printed;
+docs/pictures/NAME.webp gets the picture that it drew.
 A folder for --from has NAME.txt, whose first line begins with the seconds and whose
 other lines are what was printed, and NAME.png where the example draws.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import os
 import re
 import subprocess
 import sys
@@ -26,7 +28,6 @@ from PIL import Image
 
 DOCS = Path(__file__).parent
 EXAMPLES = DOCS.parent / "examples"
-WIDTH = 1000  # pixels; half of them where two lie in a device's pixel
 
 
 def run(name: str, folder: Path) -> tuple[float, str]:
@@ -36,6 +37,7 @@ def run(name: str, folder: Path) -> tuple[float, str]:
     done = subprocess.run(
         [sys.executable, EXAMPLES / f"{name}.py"],
         cwd=folder,
+        env=os.environ | {"MATPLOTLIBRC": str(DOCS.parent / "matplotlibrc")},
         stdout=subprocess.PIPE,
         text=True,
         check=True,
@@ -57,8 +59,7 @@ def keep(name: str, seconds: float, printed: str, picture: Path | None) -> None:
     text.write_text("\n".join([first, printed.strip("\n"), ""]), encoding="utf-8")
     if picture:
         image = Image.open(picture).convert("RGB")
-        image.thumbnail((WIDTH, WIDTH))
-        image.save(DOCS / "pictures" / f"{name}.webp", quality=80, method=6)
+        image.save(DOCS / "pictures" / f"{name}.webp", lossless=True, method=6)
 
 
 def main() -> None:

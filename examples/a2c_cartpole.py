@@ -18,8 +18,8 @@ import os
 from functools import partial
 from typing import Any, NamedTuple
 
-# One thread on a CPU: such small products gain nothing from more, and with more of them
-# jax 0.10.2 may wait for ever.
+# One thread on a CPU, because products this small gain nothing from more threads, and
+# with more, jax 0.10.2 may hang.
 os.environ.setdefault("NPROC", "1")
 
 import gymnax
@@ -42,7 +42,6 @@ RULES = {
     "PyTorch's RMSprop": rmsprop,
     "Stable-Baselines3's RMSpropTFLike": dialects.stable_baselines3,
 }
-COLOURS = ("#0072B2", "#D55E00")
 ENV, ENV_PARAMS = gymnax.make("CartPole-v1")
 LIMIT = ENV_PARAMS.max_steps_in_episode
 reset = jax.vmap(lambda key: ENV.reset(key, ENV_PARAMS))
@@ -71,12 +70,12 @@ MODEL: Any = ActorCritic()
 
 
 class Run(NamedTuple):
-    """Where one seed's training stands."""
+    """The state of one seed's training."""
 
     train: Any  # TrainState: the parameters and the optimizer's state
     worlds: Any  # gymnax's states of the environments
     observations: jax.Array  # what they show
-    returns: jax.Array  # what their episodes have brought so far
+    returns: jax.Array  # the returns of their current episodes so far
     key: jax.Array
 
 
@@ -84,7 +83,7 @@ def start(tx, seed):
     """The first `Run` of a seed."""
     key, for_params, for_reset = jax.random.split(jax.random.key(seed), 3)
     observations, worlds = reset(jax.random.split(for_reset, ENVIRONMENTS))
-    # Not weakly typed, as after the first chunk, or that would be compiled twice.
+    # Not weakly typed, as after the first chunk; otherwise it would compile twice.
     worlds = jax.tree.map(lambda leaf: leaf.astype(leaf.dtype), worlds)
     params = MODEL.init(for_params, observations)
     train = TrainState.create(apply_fn=MODEL.apply, params=params, tx=tx)
@@ -92,14 +91,14 @@ def start(tx, seed):
 
 
 def step(run, _):
-    """One step of all environments: the next `Run`, and what was seen."""
+    """One step of all environments: the next `Run`, and what was observed."""
     key, for_action, for_worlds = jax.random.split(run.key, 3)
     logits, _ = MODEL.apply(run.train.params, run.observations)
     actions = jax.random.categorical(for_action, logits)
     observations, worlds, rewards, fell, timeout, info = act(
         jax.random.split(for_worlds, ENVIRONMENTS), run.worlds, actions
     )
-    # The time limit is no failure: what would have followed counts.
+    # Reaching the time limit is not a failure, so the value of the next state counts.
     _, after = MODEL.apply(run.train.params, info["final_observation"])
     gain = rewards + DISCOUNT * after * (timeout & ~fell)
     over, returns = fell | timeout, run.returns + rewards
@@ -162,24 +161,21 @@ def greedy_return(params, key):
 
 
 def plot(curves, path):
-    """Draw each rule's returns [chunk, seed]: every seed, their mean and range."""
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    """Draw each rule's returns [chunk, seed]: the mean and the range of the seeds."""
+    figure = Figure()
     axes = figure.subplots()
-    for (name, returns), colour in zip(curves.items(), COLOURS, strict=True):
+    for name, returns in curves.items():
         steps = np.arange(1, len(returns) + 1) * CHUNK * STEPS * ENVIRONMENTS / 1000
-        low, high = returns.min(axis=1), returns.max(axis=1)
-        axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
-        axes.plot(steps, returns.mean(axis=1), color=colour, linewidth=2, label=name)
-    axes.axhline(475, color="0.5", linewidth=0.8, linestyle=":")
-    axes.annotate(" solved: 475", (0, 477), color="0.4", va="bottom")
-    axes.margins(x=0)
-    axes.set(xlabel="steps in the environments (thousands)", xlim=(0, None))
-    axes.set(ylabel="return of an episode", ylim=(0, 525))
-    axes.set_title(f"A2C on CartPole-v1: mean and range of {SEEDS} seeds", loc="left")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
-    axes.legend(loc="lower right", frameon=False)
-    figure.savefig(path, dpi=150)
+        axes.fill_between(steps, returns.min(axis=1), returns.max(axis=1), alpha=0.2)
+        axes.plot(steps, returns.mean(axis=1), label=name)
+    axes.axhline(475, color="0.4", linestyle=":")
+    place = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "top"}
+    axes.annotate("solved: 475", (1, 470), **place)
+    axes.set(xlabel="environment steps (thousands)", ylim=(0, None))
+    axes.set(ylabel=f"return per episode\n(mean and range of {SEEDS} seeds)")
+    axes.set_title("A2C on CartPole: RMSpropTFLike learns later")
+    axes.legend()
+    figure.savefig(path)
 
 
 def main(argv=None):
@@ -208,7 +204,7 @@ def main(argv=None):
     for name, values in results.items():
         words = ", ".join(f"{value:.1f}" for value in values)
         print(f"{name}: returns {words}, minimum {values.min():.1f}")
-    print(f"curves in {args.out}")
+    print(f"The curves are in {args.out}.")
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def nnx_network(seed, dtype):
 
 
 def equinox_network(seed, dtype):
-    """The same in Equinox."""
+    """The same network in Equinox."""
     key = jax.random.key(seed)
     model = eqx.nn.MLP(64, 10, UNITS, depth=2, dtype=dtype, key=key)
     params, static = eqx.partition(model, eqx.is_inexact_array)
@@ -73,7 +73,7 @@ def make_optimizer(dtype, steps):
 
 @functools.cache
 def make_run(library, dtype, seed, epochs):
-    """What a run begins with, and the function that trains it for an epoch."""
+    """The initial run, and the function that trains it for an epoch."""
     images, test_images, labels, test_labels = map(jnp.asarray, load_data(seed))
     images, test_images = (jnp.reshape(x, (-1, 64)) for x in (images, test_images))
     steps = len(images) // BATCH_SIZE  # in an epoch
@@ -90,14 +90,14 @@ def make_run(library, dtype, seed, epochs):
         params, examples = run["params"], (images[batch], labels[batch])
         gradients, _ = jax.grad(measure, has_aux=True)(params, *examples)
         updates, state = tx.update(gradients, run["state"], params)
-        # optax's function keeps the parameters' dtype. That of Equinox would widen it.
+        # optax.apply_updates keeps the parameters' dtype. Equinox's would widen it.
         params = optax.apply_updates(params, updates)
         average = optax.incremental_update(params, run["average"], 0.005)
         return run | {"params": params, "state": state, "average": average}, None
 
     @jax.jit
     def train_epoch(run, epoch):
-        # The order depends on the epoch alone: after a restart it is the same.
+        # The order depends only on the epoch, so it is the same after a restart.
         key = jax.random.fold_in(jax.random.key(seed), epoch)
         order = jax.random.permutation(key, len(images))[: steps * BATCH_SIZE]
         run, _ = jax.lax.scan(step, run, order.reshape(steps, BATCH_SIZE))
@@ -108,14 +108,14 @@ def make_run(library, dtype, seed, epochs):
         "params": params,
         "state": tx.init(params),
         "average": jax.tree.map(lambda p: p.astype(jnp.float32), params),
-        "history": jnp.zeros((epochs, 2)),  # the average's test loss and accuracy
+        "history": jnp.zeros((epochs, 2)),  # test loss and accuracy of the average
     }
-    # On this device, as orbax restores it: then both compile to one program.
+    # On this device, like a run that orbax restores, so both use one compiled program.
     return jax.device_put(run, jax.devices()[0]), train_epoch
 
 
 def train(folder, library, dtype, seed, epochs):
-    """Train, from the last checkpoint in the folder if there is one; the run's end."""
+    """The final run, trained from the folder's last checkpoint, if there is one."""
     run, train_epoch = make_run(library, dtype, seed, epochs)
     with ocp.CheckpointManager(folder) as manager:
         done = manager.latest_step() or 0
@@ -130,13 +130,13 @@ def train(folder, library, dtype, seed, epochs):
 
 
 def train_and_kill(folder, *arguments, after):
-    """Train in a process that dies after some epochs; how many of them it saved."""
+    """Train in a process, kill it after some epochs, and return how many it saved."""
     spawn = multiprocessing.get_context("spawn")
     process = spawn.Process(target=train, args=(folder, *arguments))
     process.start()
     while not (folder / str(after)).exists():
         if not process.is_alive():
-            raise RuntimeError("The process that was to be killed ended by itself.")
+            raise RuntimeError("The process ended before it could be killed.")
         time.sleep(0.01)
     process.kill()
     process.join()
@@ -145,38 +145,36 @@ def train_and_kill(folder, *arguments, after):
 
 
 def same_bits(a, b):
-    """Whether two trees have the same arrays, to the last bit."""
+    """Whether two trees have bitwise identical arrays."""
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     return all(np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in pairs)
 
 
 def plot(runs, path):
     """The test losses, with each library."""
-    figure = Figure(figsize=(10, 4.4), layout="constrained")
-    panels = figure.subplots(1, len(runs), sharey=True)
+    figure = Figure(figsize=(6, 7))
+    panels = figure.subplots(len(runs), sharex=True)
     for axes, library in zip(panels, runs, strict=True):
         wide, whole, saved, again = runs[library]
         epochs = np.arange(1, len(wide["history"]) + 1)
         for run, part, label, style in (
-            (wide, np.s_[:], "float32", {"color": "black", "linewidth": 1}),
-            (whole, np.s_[:], "bfloat16", {"color": "0.75", "linewidth": 6}),
-            (again, np.s_[:saved], "bfloat16, until killed", {"color": "#0072B2"}),
-            (again, np.s_[saved - 1 :], "and after", {"color": "#D55E00"}),
+            (whole, np.s_[:], "bfloat16, not killed", {"color": "0.8", "linewidth": 7}),
+            (again, np.s_[:saved], "bfloat16, until killed", {}),
+            (again, np.s_[saved - 1 :], "bfloat16, resumed", {}),
+            (wide, np.s_[:], "float32", {"color": "0.3", "linestyle": ":"}),
         ):
             losses = run["history"][:, 0]
             axes.semilogy(epochs[part], losses[part], label=label, **style)
-        axes.axvline(saved, color="0.4", linewidth=0.8, linestyle=":")
-        axes.set(title=library, xlabel="epoch")
-        axes.locator_params(axis="x", integer=True)
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("test loss (cross-entropy, nats)")
-    handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", frameon=False, ncols=4)
-    figure.savefig(path, dpi=130)
+        axes.set(title=f"{library}: killed after epoch {saved}, and resumed")
+        axes.set(ylabel="test loss (nats)")
+    panels[0].legend()
+    panels[-1].set_xlabel("epoch")
+    panels[-1].locator_params(axis="x", integer=True)
+    figure.savefig(path)
 
 
 def main(argv=None):
-    """Train, kill, go on, compare, print and plot."""
+    """Train, kill, resume, compare, print and plot."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--quick", dest="epochs", action="store_const", const=6)
@@ -196,8 +194,10 @@ def main(argv=None):
     plot(runs, args.out)
     for library, (wide, whole, saved, again) in runs.items():
         if not same_bits(again, whole):
-            raise SystemExit(f"{library}: gone on after epoch {saved}, other bits!")
-        print(f"{library}: killed, gone on after epoch {saved}, ends at the same bits.")
+            raise SystemExit(
+                f"{library}: resumed after epoch {saved}, ends at other bits!"
+            )
+        print(f"{library}: killed after epoch {saved}, resumed, ends at the same bits.")
         for dtype, run in (("float32", wide), ("bfloat16", whole)):
             kept = run["params"], run["state"].inner_opt_state
             size = sum(x.nbytes for x in jax.tree.leaves(kept)) / 1e6

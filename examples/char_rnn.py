@@ -31,7 +31,7 @@ from tqdm import trange
 from rmsprop_jax import dialects
 
 CHARACTERS, UNITS = 128, 256  # ASCII, and the LSTM's units
-ROWS, LENGTH = 32, 64  # of a batch: so many places in the text, so many characters
+ROWS, LENGTH = 32, 64  # places in the text and characters from each, in a batch
 RATE, MOMENTUM, DECAY, CLIP = 0.01, 0.9, 1e-4, 3.0
 RULES = {
     "optax.rmsprop": partial(optax.rmsprop, decay=0.95, eps=1e-4, centered=True),
@@ -40,16 +40,16 @@ RULES = {
 
 
 def load_text():
-    """The characters for training and those held out, as numbers of ASCII."""
+    """The ASCII codes of the text for training, and of the held-out text."""
     text = "\n\n".join(topics.values()).encode("ascii", "ignore").decode()
-    # Topics share paragraphs. Each may be here once, or the held-out ones are known.
+    # Topics share paragraphs. Keep each once; otherwise held-out ones would be known.
     paragraphs = dict.fromkeys(re.split(r"\n\s*\n", text))
     codes = np.frombuffer("\n\n".join(paragraphs).encode(), np.uint8).astype(np.int32)
     return np.split(codes, [len(codes) * 9 // 10])
 
 
 def windows(codes):
-    """Inputs and targets [n, ROWS, LENGTH]: each row goes on in the next window."""
+    """Inputs and targets [n, ROWS, LENGTH]: rows continue in the next window."""
     n = (len(codes) - 1) // (ROWS * LENGTH)
     for first in (0, 1):  # a target is the character after its input
         rows = codes[first:][: n * ROWS * LENGTH].reshape(ROWS, n, LENGTH)
@@ -83,13 +83,13 @@ def bits(loss):
 
 
 def make_rate(first, steps):
-    """A rate that falls in two steps."""
+    """A learning rate that falls in two steps."""
     falls = {steps * 6 // 10: 0.3, steps * 85 // 100: 0.3}
     return optax.piecewise_constant_schedule(first, falls)
 
 
 def make_optimizer(rule, steps):
-    """Clipping, decay of the one group of parameters, and the rule."""
+    """Clipping, weight decay of the kernels, and the rule."""
 
     def kernels(params):
         return jax.tree.map(lambda p: p.ndim > 1, params)
@@ -102,7 +102,7 @@ def make_optimizer(rule, steps):
 
 
 def loss_of(model, carry, inputs, targets):
-    """The nats of a window, as in the paper a sum over it; and the new carry."""
+    """The nats of a window, summed over it as in the paper, and the new carry."""
     carry, logits = model(carry, inputs)
     return cross_entropy(logits, targets).sum(axis=1).mean(), carry
 
@@ -139,12 +139,12 @@ def evaluate(model, codes):
 def write(model, carry, code, key):
     """The new carry, and a character drawn from what the model finds likely."""
     carry, logits = model(carry, code[:, None])
-    # Divided by less than 1, what is likely becomes yet more so.
+    # A temperature below 1 makes likely characters even more likely.
     return carry, jax.random.categorical(key, logits[:, 0] / 0.7)
 
 
 def sample(model, seed, length=400):
-    """A text that the model writes."""
+    """A text sampled from the model."""
     carry, code, text = start(rows=1), jnp.array([ord("\n")]), ""
     for key in jax.random.split(jax.random.key(seed), length):
         carry, code = write(model, carry, code, key)
@@ -161,20 +161,21 @@ def compressed(codes, held_out):
 
 def plot(curves, ends, path):
     """The curves of training, averaged over 20 steps, and the bits of held-out text."""
-    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    figure = Figure()
     axes = figure.subplots()
-    styles = (("#E69F00", 4.0), ("#0072B2", 1.4))
-    for (name, curve), (colour, width) in zip(curves.items(), styles, strict=True):
+    # The first is pale and wide, because the second lies on it.
+    for (name, curve), color, width in zip(
+        curves.items(), ("0.8", "C0"), (7, 2), strict=True
+    ):
         smooth = np.convolve(curve, np.ones(20) / 20, "valid")
         steps = np.arange(len(smooth)) + 19
-        axes.plot(steps, smooth, color=colour, linewidth=width, label=name)
-        axes.plot(len(curve), ends[name], "o", color=colour, markersize=4 + width)
-    axes.axhline(ends["bzip2"], color="0.5", linestyle=":", label="bzip2, held out")
-    axes.set(xlabel="step", ylabel="bits per character", ylim=(1.4, 4))
-    axes.set_title("An LSTM learns Python's help texts (dots: held out)", loc="left")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    figure.savefig(path, dpi=130)
+        axes.plot(steps, smooth, color=color, linewidth=width, label=name)
+        axes.plot(len(curve), ends[name], "o", color=color, markersize=4 + width)
+    axes.axhline(ends["bzip2"], color="0.4", linestyle="--", label="bzip2, held out")
+    axes.set(xlabel="step", ylabel="bits per character (dots: held out)", ylim=(1.4, 4))
+    axes.set_title("An LSTM learns Python's help texts: both rules alike")
+    axes.legend()
+    figure.savefig(path)
 
 
 def main(argv=None):

@@ -33,12 +33,12 @@ ROW = "{:8} {:>14} {:>15} {:>11} {:>8}"
 
 
 def logits_of(params, images) -> Any:
-    """Without dropout, whose random bits would not be the same three times."""
+    """The network without dropout, whose random bits would differ between the ways."""
     return Network().apply({"params": params}, images, train=False)
 
 
 def make_step(tx, mean=lambda gradients: gradients):
-    """One step; `mean` is that over the devices, where it is not jit's own work."""
+    """One step; `mean` averages over the devices, which jit does implicitly."""
 
     def step(params, state, images, labels):
         def loss_of(params):
@@ -63,7 +63,7 @@ def train_pmap(tx, params, batches):
 
 
 def train_jit(tx, params, batches, mesh):
-    """The same for a replicated state and for one that zero1 splits."""
+    """Train with a replicated state, or with one that zero1 splits."""
     replicated = NamedSharding(mesh, PartitionSpec())
     params = jax.device_put(params, replicated)
     state = tx.init(params)
@@ -76,7 +76,7 @@ def train_jit(tx, params, batches, mesh):
 
 
 def kilobytes_on_a_device(tree):
-    """Of a tree of arrays, what the first device holds."""
+    """What the first device holds of a tree of arrays."""
     parts = [x.addressable_shards[0].data for x in jax.tree.leaves(tree)]
     return f"{sum(part.nbytes for part in parts) / 1000:.0f} kB"
 

@@ -23,8 +23,8 @@ import os
 from functools import partial
 from typing import Any, NamedTuple
 
-# One thread on a CPU: such small products gain nothing from more, and with more of them
-# jax 0.10.2 may wait for ever.
+# One thread on a CPU, because products this small gain nothing from more threads, and
+# with more, jax 0.10.2 may hang.
 os.environ.setdefault("NPROC", "1")
 
 import gymnax
@@ -39,8 +39,8 @@ from tqdm import tqdm
 from rmsprop_jax import dialects
 
 REPLAY, BATCH, START, DISCOUNT = 100_000, 32, 5_000, 0.99
-CHUNK = 1_000  # frames between two copies to the target network; also of one call
-WINDOW = 10  # chunks, whose mean is drawn and printed
+CHUNK = 1_000  # frames between two copies to the target network, and in one call
+WINDOW = 10  # chunks to average for the plot and the output
 RULES = {
     "dialects.nature_dqn": dialects.nature_dqn(0.00025, 0.95, 0.01),
     "dialects.minatar": dialects.minatar(0.00025, 0.95, 0.01),
@@ -48,7 +48,6 @@ RULES = {
         0.00025, 0.95, 0.01, momentum=0.95, centered=True
     ),
 }
-COLOURS = ("#0072B2", "#009E73", "#D55E00")
 ENV, ENV_PARAMS = gymnax.make("Breakout-MinAtar")
 ENV_PARAMS = ENV_PARAMS.replace(max_steps_in_episode=10**9)  # MinAtar has no limit
 SHAPE = ENV.obs_shape
@@ -59,11 +58,11 @@ SHAPE = ENV.obs_shape
 def network(images):
     """From (n, 10, 10, 4) images to (n, actions) values."""
 
-    def linear(inputs, outputs):  # begins as in torch
+    def linear(inputs, outputs):  # initialized as in torch
         begin = hk.initializers.RandomUniform(-(inputs**-0.5), inputs**-0.5)
         return hk.Linear(outputs, w_init=begin, b_init=begin)
 
-    # A 3 × 3 convolution, as one product: within a scan on a CPU that is faster.
+    # A 3 × 3 convolution as one product, which is faster in a scan on a CPU.
     moved = [images[:, i : i + 8, j : j + 8] for i in range(3) for j in range(3)]
     x = jax.nn.relu(linear(36, 16)(jnp.concatenate(moved, axis=-1)))
     x = jax.nn.relu(linear(1024, 128)(x.reshape(len(x), -1)))
@@ -80,14 +79,14 @@ class Memory(NamedTuple):
 
 
 class Run(NamedTuple):
-    """Where one seed's training stands."""
+    """The state of one seed's training."""
 
     params: Any
     target: Any
     state: Any  # of the optimizer
     world: Any  # gymnax's state of the game
     image: jax.Array
-    total: jax.Array  # what the episode has brought so far
+    total: jax.Array  # the return of the episode so far
     memory: Memory
     key: jax.Array
 
@@ -96,7 +95,7 @@ def start(tx, size, seed):
     """The first `Run` of a seed, with a memory of `size` frames."""
     key, for_params, for_reset = jax.random.split(jax.random.key(seed), 3)
     image, world = ENV.reset(for_reset, ENV_PARAMS)
-    # Not weakly typed, as after the first chunk, or that would be compiled twice.
+    # Not weakly typed, as after the first chunk; otherwise it would compile twice.
     world = jax.tree.map(lambda leaf: leaf.astype(leaf.dtype), world)
     params = network.init(for_params, image[None])
     numbers = jnp.zeros(size, jnp.int32), jnp.zeros(size), jnp.zeros(size, bool)
@@ -125,7 +124,7 @@ def learn(tx, run, newest, key):
 
 
 def frame(tx, learns, run, t):
-    """Act once, and learn once: the next `Run`, and the return that ended, if any."""
+    """Act and learn once: the next `Run`, and the return of an episode that ended."""
     key, for_choice, for_random, for_world, for_batch = jax.random.split(run.key, 5)
     explore = jnp.clip(1.0 - 0.9 * (t - START) / 100_000, 0.1, 1.0)
     best = network.apply(run.params, run.image[None])[0].argmax()
@@ -172,27 +171,21 @@ def train(name, tx, seeds, chunks):
 
 def plot(curves, path):
     """Draw each rule's mean and range over the seeds, over `WINDOW` chunks."""
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = Figure()
     axes = figure.subplots()
-    for (name, returns), colour in zip(curves.items(), COLOURS, strict=True):
+    for name, returns in curves.items():
         width = min(WINDOW, len(returns))
         windows = np.lib.stride_tricks.sliding_window_view(returns, width, axis=0)
         smooth = windows.mean(axis=-1)
         frames = (width + np.arange(len(smooth))) * CHUNK / 1000
-        low, high = smooth.min(axis=1), smooth.max(axis=1)
-        axes.fill_between(frames, low, high, color=colour, alpha=0.2, linewidth=0)
-        axes.plot(frames, smooth.mean(axis=1), color=colour, linewidth=2, label=name)
-    axes.margins(x=0)
-    axes.set(xlabel="frames (thousands)", xlim=(0, None), ylim=(0, None))
-    axes.set_ylabel("return of an episode, with exploration")
+        axes.fill_between(frames, smooth.min(axis=1), smooth.max(axis=1), alpha=0.2)
+        axes.plot(frames, smooth.mean(axis=1), label=name)
     seeds = next(iter(curves.values())).shape[1]
-    axes.set_title(
-        f"DQN on MinAtar's Breakout: mean and range of {seeds} seeds", loc="left"
-    )
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
-    axes.legend(loc="upper left", frameon=False)
-    figure.savefig(path, dpi=150)
+    axes.set(xlabel="frames (thousands)", xlim=(0, None), ylim=(0, None))
+    axes.set(ylabel=f"return per episode\n(mean and range of {seeds} seeds)")
+    axes.set_title("DQN on MinAtar's Breakout: Nature's rule learns later")
+    axes.legend()
+    figure.savefig(path)
 
 
 def main(argv=None):
@@ -200,7 +193,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser()
     parser.add_argument("--frames", type=int, default=100_000)
     parser.add_argument("--seeds", type=int, default=3, help="how many")
-    parser.add_argument("--quick", action="store_true", help="little of one seed")
+    parser.add_argument("--quick", action="store_true", help="a short run of one seed")
     parser.add_argument("--seed", type=int, default=0, help="the first of the seeds")
     parser.add_argument("--out", default="dqn_minatar.png", help="the plot's file")
     args = parser.parse_args(argv)
@@ -213,8 +206,8 @@ def main(argv=None):
     for name, returns in curves.items():
         last = returns[-WINDOW:].mean(axis=0)
         words = ", ".join(f"{value:.2f}" for value in last)
-        print(f"{name}: last returns {words}, the least {last.min():.2f}")
-    print(f"curves in {args.out}")
+        print(f"{name}: final returns {words}, minimum {last.min():.2f}")
+    print(f"The curves are in {args.out}.")
 
 
 if __name__ == "__main__":

@@ -42,11 +42,11 @@ def loss_of(params, images, labels):
 
 
 def held_out_loss(tuned, images, labels, batches):
-    """The loss on the held-out images after training with a log rate and a logit α."""
-    # Without the correction α would mostly scale the first steps, as the rate does.
+    """The held-out loss after training with a log learning rate and a logit of α."""
+    # Without the correction, α would mostly scale the first steps, as η does.
     tx = rmsprop(jnp.exp(tuned[0]), jax.nn.sigmoid(tuned[1]), bias_correction=True)
 
-    @jax.checkpoint  # steps are computed again on the way back, not kept
+    @jax.checkpoint  # the backward pass recomputes steps instead of storing them
     def step(carry, batch):
         params, state = carry
         gradients = jax.grad(loss_of)(params, images[batch], labels[batch])
@@ -61,21 +61,22 @@ def held_out_loss(tuned, images, labels, batches):
 
 
 def plot(history, rates, forgettings, losses, path):
-    """Draw what was tried: by run, and as a path over the losses [1 − α, rate]."""
+    """Draw what was tried, by run and as a path over the losses [1 − α, η]."""
     rate, forgetting, _ = np.array(history).T
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    labels = "learning rate", "1 − α", "held-out cross-entropy (nats)"
-    left.semilogy(range(1, len(history) + 1), history, ".-", label=labels)
-    left.set(xlabel="run", title="Each run has its own learning rate and α")
-    drawn = right.contourf(rates, forgettings, np.log10(losses), 20)
-    figure.colorbar(drawn, label="log₁₀ of held-out cross-entropy (nats)")
-    right.plot(rate, forgetting, ".-w", linewidth=1)
-    right.plot(rate[-1], forgetting[-1], "*r", markersize=12, label="last run")
-    right.set(xscale="log", yscale="log", xlabel="learning rate", ylabel="1 − α")
-    left.legend()
-    right.legend(loc="lower left")
-    figure.savefig(path, dpi=130)
+    figure = Figure(figsize=(6, 8))
+    top, bottom = figure.subplots(2, 1)
+    labels = "learning rate", "1 − α", "held-out loss (nats)"
+    top.semilogy(range(1, len(history) + 1), history, ".-", label=labels)
+    top.set(xlabel="run", title="Each run changes the learning rate and α")
+    top.legend()
+    drawn = bottom.contourf(rates, forgettings, np.log10(losses), 20)
+    figure.colorbar(drawn, label="log₁₀ of the held-out loss")
+    bottom.plot(rate, forgetting, ".-w", linewidth=1)
+    bottom.plot(rate[-1], forgetting[-1], "*", color="C1", markersize=14)
+    bottom.set(xscale="log", yscale="log", xlabel="learning rate", ylabel="1 − α")
+    bottom.set_title("The path of the runs ends (star) at a low loss")
+    bottom.grid(visible=False)
+    figure.savefig(path)
 
 
 def main(argv=None):

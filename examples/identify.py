@@ -32,6 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.flatten_util import ravel_pytree
 from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 
@@ -39,7 +40,7 @@ from rmsprop_jax import identify
 
 
 def mystery():
-    """An optimizer, which nobody says anything about."""
+    """An optimizer that the rest of this file does not know."""
     rate = optax.piecewise_constant_schedule(0.004, {25: 0.25})
     return optax.rmsprop(rate, 0.95, eps=3e-5, momentum=0.8, initial_scale=0.01)
 
@@ -91,20 +92,18 @@ def explained(tx, params, gradients):
 
 def plot(explanation, params, gradients, path):
     """Draw observed against explained updates, and the learning rates."""
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure = Figure(figsize=(6, 8))
+    top, bottom = figure.subplots(2, 1)
     updates = explained(explanation.transformation(), params, gradients)
-    for name, those in updates.items():
-        observed = np.diff(params[name], axis=0)
-        left.plot(np.ravel(those), np.ravel(observed), ".", markersize=2, label=name)
-    left.set(xlabel="update that the rule makes", ylabel="update that was observed")
-    left.set_title("Every update of the run", loc="left")
-    left.legend(markerscale=4)
+    observed = {name: np.diff(param, axis=0) for name, param in params.items()}
+    top.plot(*(ravel_pytree(x)[0] for x in (updates, observed)), ".", markersize=3)
+    top.set(xlabel="update that the rule makes", ylabel="update that was observed")
+    top.set_title("The rule explains every update")
     rates = explanation.learning_rates
-    right.step(range(len(rates)), rates, where="mid")
-    right.set(xlabel="step", ylabel="learning rate", ylim=(0, None))
-    right.set_title("The learning rates that were found", loc="left")
-    figure.savefig(path, dpi=130)
+    bottom.step(range(len(rates)), rates, where="mid")
+    bottom.set(xlabel="step", ylabel="learning rate", ylim=(0, None))
+    bottom.set_title("The learning rates that were found")
+    figure.savefig(path)
 
 
 def main(argv=None):

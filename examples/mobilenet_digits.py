@@ -28,7 +28,6 @@ from rmsprop_jax import dialects
 
 RATE, ALPHA, EPS, MOMENTUM, DECAY = 0.01, 0.9, 0.001, 0.9, 1e-5
 AVERAGED = (nnx.Param, nnx.BatchStat)  # the weights and the statistics
-COLOURS = {"timm": "#0072B2", "optax": "#E69F00", "torch": "#CC79A7"}
 
 
 class ConvNorm(nnx.Module):
@@ -47,7 +46,7 @@ class ConvNorm(nnx.Module):
 
 
 class Separable(nnx.Module):
-    """A convolution in two parts: each channel for itself, then all channels."""
+    """A convolution in two parts: first each channel alone, then across channels."""
 
     def __init__(self, features_in, features, stride, rngs):
         """Draw the parameters from `rngs`."""
@@ -79,14 +78,14 @@ class MobileNet(nnx.Module):
 
 
 def make_optimizers(steps):
-    """The recipe under three rules; `steps` are those of an epoch."""
+    """The recipe with three rules; `steps` is the number of steps in an epoch."""
     rate = optax.warmup_exponential_decay_schedule(
         0.0, RATE, 2 * steps, round(2.4 * steps), 0.97, staircase=True
     )
     rules = {
         "timm": dialects.timm(rate, ALPHA, EPS, momentum=MOMENTUM),
-        "optax": optax.rmsprop(rate, ALPHA, EPS, momentum=MOMENTUM),
-        "torch": dialects.torch(rate, ALPHA, EPS, momentum=MOMENTUM),
+        "Optax": optax.rmsprop(rate, ALPHA, EPS, momentum=MOMENTUM),
+        "PyTorch": dialects.torch(rate, ALPHA, EPS, momentum=MOMENTUM),
     }
 
     def kernels(params):
@@ -105,7 +104,7 @@ def train_step(model, optimizer, average, images, labels):
 
     gradients = nnx.grad(loss_of)(model)
     optimizer.update(model, gradients)
-    # Young averages forget faster, as in TensorFlow.
+    # The average decays faster at first, as in TensorFlow.
     count = optimizer.step[...].astype(jnp.float32)
     keep = jnp.minimum(0.98, (1 + count) / (10 + count))
     old, new = nnx.state(average, AVERAGED), nnx.state(model, AVERAGED)
@@ -138,29 +137,27 @@ def train(tx, seed, epochs, data, progress):
 
 
 def plot(curves, path):
-    """Test losses and errors of each rule, those of the averages in bold."""
-    figure = Figure(figsize=(10, 4.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for name, curve in curves.items():
-        for (losses, accuracies), style, label in zip(
-            curve.swapaxes(1, 2),
-            ({"linewidth": 1, "alpha": 0.6}, {"linewidth": 2.4}),
-            (f"{name}: the weights", f"{name}: their average"),
-            strict=True,
+    """Draw test losses and accuracies of each rule, dashed without the average."""
+    figure = Figure(figsize=(6, 7))
+    top, bottom = figure.subplots(2, 1, sharex=True)
+    for i, (name, curve) in enumerate(curves.items()):
+        weights, averages = curve.swapaxes(1, 2)
+        for (losses, accuracies), style in (
+            (weights, {"linewidth": 1, "linestyle": "--"}),
+            (averages, {"label": name}),
         ):
             epochs = np.arange(1, len(losses) + 1)
-            left.semilogy(epochs, losses, color=COLOURS[name], label=label, **style)
-            right.plot(epochs, 100 * accuracies, color=COLOURS[name], **style)
-    left.set(title="Test loss", ylabel="cross-entropy (nats)")
-    right.set(title="Test accuracy", ylabel="digits recognized (%)", ylim=(90, 100.2))
-    for axes in (left, right):
-        axes.set_xlabel("epoch")
-        axes.locator_params(axis="x", integer=True)
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-    handles, names = left.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", frameon=False, ncols=3)
-    figure.savefig(path, dpi=130)
+            top.semilogy(epochs, losses, f"C{i}", **style)
+            bottom.plot(epochs, 100 * accuracies, f"C{i}", **style)
+    top.set(
+        title="The average (solid) of the weights is steadier",
+        ylabel="test loss (nats)",
+    )
+    bottom.set(title="Test accuracy", xlabel="epoch", ylim=(90, 100.2))
+    bottom.set_ylabel("digits recognized (%)")
+    bottom.locator_params(axis="x", integer=True)
+    figure.legend(*top.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.savefig(path)
 
 
 def main(argv=None):
@@ -181,7 +178,7 @@ def main(argv=None):
     print(f"test accuracy after {args.epochs} epochs   the weights   their average")
     for name, curve in curves.items():
         weights, average = curve[:, -1, 1]
-        print(f"{name:5}{weights:35.2%}{average:16.2%}")
+        print(f"{name:7}{weights:33.2%}{average:16.2%}")
     print(f"The curves are in {args.out}.")
 
 

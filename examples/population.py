@@ -60,30 +60,34 @@ def train(momentum, alpha, rate, images, labels, batches):
     return jax.lax.scan(step, (params, tx.init(params)), batches)[0][0]
 
 
-# Only here there are many: each of the three numbers has a leading axis.
+# The only vmapped function: each of the three hyperparameters has a leading axis.
 train_all = jax.jit(jax.vmap(train, in_axes=(0, 0, 0, None, None, None)))
 
 
 def plot(accuracies, path):
-    """Draw accuracies [momentum, α, rate], a map for each momentum."""
-    figure = Figure(figsize=(12, 3.4), layout="constrained")
-    panels = figure.subplots(1, len(MOMENTA), sharey=True)
-    for axes, momentum, percent in zip(panels, MOMENTA, 100 * accuracies, strict=True):
+    """Draw accuracies [momentum, α, learning rate], a map for each momentum."""
+    figure = Figure(figsize=(6, 6.5))
+    figure.suptitle("With more momentum, large learning rates fail")
+    panels = figure.subplots(2, 2, sharex=True, sharey=True)
+    for axes, momentum, percent in zip(
+        panels.flat, MOMENTA, 100 * accuracies, strict=True
+    ):
         axes.imshow(percent, origin="lower", vmin=0, vmax=100)
         for (y, x), value in np.ndenumerate(percent):
             colour = "black" if value > 60 else "white"
-            axes.text(x, y, f"{value:.1f}", color=colour, ha="center", va="center")
+            axes.text(x, y, f"{value:.0f}", color=colour, ha="center", va="center")
         axes.set_xticks(range(len(RATES)), RATES)
         axes.set_yticks(range(len(ALPHAS)), ALPHAS)
-        axes.set(title=f"momentum {momentum}", xlabel="learning rate")
-    panels[0].set_ylabel("α")
-    label = "test digits recognized (%)"
-    figure.colorbar(panels[0].images[0], ax=panels, label=label)
-    figure.savefig(path, dpi=130)
+        axes.set_title(f"momentum {momentum}", weight="normal")
+        axes.grid(visible=False)
+    figure.supxlabel("learning rate (numbers: test digits recognized, %)")
+    panels[0, 0].set_ylabel("α")
+    panels[1, 0].set_ylabel("α")
+    figure.savefig(path)
 
 
 def main(argv=None):
-    """Train, print and plot; returns the accuracies [momentum, α, rate]."""
+    """Train, print and plot; return the accuracies [momentum, α, learning rate]."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--quick", dest="steps", action="store_const", const=30)

@@ -3,8 +3,8 @@
     python record_keras.py
     rmsprop-jax identify recording.npz
 
-Copy this file into your program. It needs Keras and NumPy, and not rmsprop_jax. It
-works on the backends JAX, TensorFlow and PyTorch, compiled or not:
+Copy this file into your program. It needs Keras and NumPy, but not rmsprop_jax. It
+works with the backends JAX, TensorFlow and PyTorch, compiled or not:
 
     from record_keras import Recorder
 
@@ -24,7 +24,7 @@ that a loss scale skips is left out. Keras compiles a step, so the recording is 
 variables of the optimizer, which are removed when it is saved.
 
 Of a large model, 20,000 elements are kept, sampled once with a fixed seed from all
-parameters by their size, and beside them the global norm of every whole gradient.
+parameters by their size, together with the global norm of every whole gradient.
 bfloat16, which NumPy does not have, is stored as its two bytes (dtype ``V2``).
 
 Without arguments, this file trains a small network and records it.
@@ -44,7 +44,7 @@ except ImportError:
     print("This example needs Keras, and a backend: pip install keras")
     raise SystemExit(0) from None
 
-ops: Any = keras.ops  # it works with tensors of three frameworks
+ops: Any = keras.ops  # its functions take tensors of three frameworks
 
 LEAST_STEPS = 4
 LEAST_OF_EACH = 8  # elements: a bias may have other settings than a kernel
@@ -78,7 +78,7 @@ class Recorder(keras.callbacks.Callback):
         if not inner.built:
             inner.build(model.trainable_variables)
         self.attach(optimizer)
-        # What was compiled before knows nothing of the recording.
+        # A function that was compiled before would not record.
         model.make_train_function(force=True)
 
     def on_train_end(self, logs=None):
@@ -101,8 +101,8 @@ class Recorder(keras.callbacks.Callback):
             )
         if optimizer.gradient_accumulation_steps:
             raise ValueError(
-                "optimizer must not have gradient_accumulation_steps: then most steps "
-                "update nothing. Record a run without."
+                "optimizer must not have gradient_accumulation_steps, because most "
+                "steps then update nothing. Record a run without it."
             )
         self.optimizer = optimizer
         self.variables = [*optimizer._trainable_variables]
@@ -114,7 +114,7 @@ class Recorder(keras.callbacks.Callback):
         size = sum(len(index) for index in self.indices)
         is_wide = any("float64" in str(v.dtype) for v in self.variables)
         dtype = "float64" if is_wide else "float32"  # bfloat16 is exact in it
-        # Whatever comes after the last step goes into a row that nobody reads.
+        # Whatever comes after the last step goes into an extra row, which is not saved.
         rows = self.steps + 1
 
         def add(shape, dtype, name):
@@ -192,7 +192,7 @@ class Recorder(keras.callbacks.Callback):
         """Return the norm of all together."""
         dtype = self.stored["norms"].dtype
         squares = [ops.square(ops.cast(x, dtype)) for x in tensors]
-        # Last over the last axis: XLA sums along it one by one.
+        # The last axis is summed last, because XLA sums along it one by one.
         columns = [ops.sum(x, axis=tuple(range(len(x.shape) - 1))) for x in squares]
         return ops.sqrt(ops.sum(ops.stack([ops.sum(x) for x in columns])))
 
@@ -220,7 +220,7 @@ def make_recording_class(kind, recorder):
             recorder.gradients = [*kept.values()]
             recorder.write("rates", row, self.learning_rate)
             result = super().apply(grads, trainable_variables)
-            # What was clipped, if anything was.
+            # The clipped gradients, if they were clipped.
             kept = dict(zip(kept, recorder.gradients, strict=True))
             recorder.gradients = None
             recorder.left_out |= {v.path for v in variables if id(v) not in kept}
@@ -269,7 +269,7 @@ def shape_like(variable, index, x):
     axes = shape if is_whole else (len(index), *[1] * (len(shape) - 1))
     x = x.reshape(len(x), *axes)
     if "bfloat16" in str(variable.dtype):
-        # The upper half of the float32 that it is exact in.
+        # The upper half of a float32, which represents it exactly.
         bits = np.ascontiguousarray(x, np.float32).view(np.uint32) >> 16
         return bits.astype(np.uint16).view("V2")
     return x.astype(str(variable.dtype))

@@ -14,13 +14,13 @@ rmsprop_jax:
 It keeps what ``optimizer.step()`` gets and does: the gradients as they are then (after
 a GradScaler has unscaled them and after they were clipped), the parameters before and
 after, and the learning rate. A step that a GradScaler skips is left out. A closure is
-evaluated as ever, and its gradients are taken then.
+evaluated as usual, and its gradients are recorded then.
 
 The optimizer may be any that has PyTorch's step hooks, with several groups. Parameters
 that are split over processes (FSDP's DTensor) are refused.
 
 Of a large model, 20,000 elements are kept, sampled once with a fixed seed from all
-parameters by their size, and beside them the global norm of every whole gradient. They
+parameters by their size, together with the global norm of every whole gradient. They
 stay on their device until the end, so that no step waits for a copy. bfloat16, which
 NumPy does not have, is stored as its two bytes (dtype ``V2``).
 
@@ -49,7 +49,7 @@ class Recorder:
     """Records an optimizer's steps, and writes them to a file.
 
     Args:
-        optimizer: The optimizer. Those of a scheduler or a GradScaler are its own.
+        optimizer: The optimizer, which may have a scheduler or a GradScaler.
         path: The .npz file to write.
         model: The model, for the names of its parameters. By default they are those of
             the optimizer, if it was made from ``named_parameters()``.
@@ -68,7 +68,7 @@ class Recorder:
         if any(hasattr(p, "placements") for p in params):
             raise ValueError(
                 "optimizer must have whole parameters, but some are DTensors, of which "
-                "each process has a part. Record a run without FSDP."
+                "each process has only a part. Record a run without FSDP."
             )
         names = find_names(optimizer, model)
         self.params = {n: p for n, p in zip(names, params, strict=True) if p.numel()}
@@ -146,8 +146,8 @@ class Recorder:
             getattr(self.optimizer, x, None) for x in ("grad_scale", "found_inf")
         )
         if found is not None and bool(found):
-            return  # a fused optimizer skips by itself
-        if scale is not None:  # and it unscales by itself
+            return  # a fused optimizer skips the step itself
+        if scale is not None:  # and it unscales the gradients itself
             gradients = {n: g / scale for n, g in gradients.items()}
         self.without_gradient |= self.params.keys() - gradients.keys()
         rates = [float(group["lr"]) for group in self.optimizer.param_groups]
@@ -198,8 +198,8 @@ class Recorder:
         moved = find_moves_between(self.probed_before, self.probed_after)
         if moved:
             print(
-                f"record_torch: {moved[0]} changed between two steps, as by an average "
-                "of the weights, and not by the optimizer."
+                f"record_torch: {moved[0]} changed between two steps, not by the "
+                "optimizer but by something else, such as an average of the weights."
             )
         if self.without_gradient:
             print(
@@ -248,7 +248,8 @@ def choose_elements(shapes, elements, seed):
     for name, size in sizes.items():
         kept = min(size, max(elements * size // total, LEAST_OF_EACH))
         flat = np.sort(rng.choice(size, kept, replace=False, shuffle=False))
-        # An index along each axis takes elements of any layout without a copy of all.
+        # With an index along each axis, any layout is sampled without copying all of
+        # it.
         indices[name] = np.unravel_index(flat, shapes[name]) if shapes[name] else None
     return indices
 
@@ -276,7 +277,7 @@ def stack(rows, ndim):
 
 
 def find_moves_between(before, after):
-    """Return the parameters that something else than the optimizer changed."""
+    """Return the parameters that something other than the optimizer changed."""
     pairs = [*zip(before[1:], after, strict=False)]
     return [
         name

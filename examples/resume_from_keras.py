@@ -65,7 +65,7 @@ def make_keras_run(keras):
 
 def train_in_keras(model, data):
     """The loss before each step."""
-    with jax.numpy_rank_promotion("allow"):  # Keras needs it, where it is forbidden
+    with jax.numpy_rank_promotion("allow"):  # Keras needs it, even if JAX forbids it
         return [float(model.train_on_batch(*batch)) for batch in data]
 
 
@@ -120,24 +120,18 @@ def train_in_jax(tx, params, state, data):
 
 def plot(path, first, in_keras, in_jax, without_state):
     """The losses, each averaged with the 9 before it."""
-
-    def smooth(losses):
-        return np.convolve(losses, np.ones(10) / 10, "valid")
-
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = Figure()
     axes = figure.subplots()
     for later, label, style in (
-        (without_state, "Keras, then JAX without the optimizer state", "C1-"),
-        (in_keras, "Keras only", "k-"),
-        (in_jax, "Keras, then JAX", "C0--"),
+        (in_keras, "Keras only", {"color": "0.8", "linewidth": 7}),
+        (without_state, "Keras, then JAX without the state", {"color": "C1"}),
+        (in_jax, "Keras, then JAX with rmsprop_jax", {"color": "C0"}),
     ):
-        width = 4 if style == "k-" else 1.8
-        alpha = 0.35 if style == "k-" else 1
-        losses = smooth(first + later)
-        steps = np.arange(len(losses)) + 9
-        axes.plot(steps, losses, style, label=label, linewidth=width, alpha=alpha)
-    axes.axvline(len(first), color="grey", linewidth=0.8, label="from_keras")
-    axes.set(xlabel="step", ylabel="loss", yscale="log")
+        losses = np.convolve(first + later, np.ones(10) / 10, "valid")
+        axes.semilogy(np.arange(len(losses)) + 9, losses, label=label, **style)
+    axes.axvline(len(first), ymax=0.6, color="0.4", linestyle=":", label="from_keras")
+    axes.set(xlabel="step", ylabel="training loss")
+    axes.set_title("In JAX, the run continues as in Keras")
     axes.legend()
     figure.savefig(path)
 
@@ -148,7 +142,7 @@ def main():
     parser.add_argument("--quick", action="store_true", help="a tenth of the steps")
     parser.add_argument("--out", default="resume_from_keras.png", help="the plot")
     arguments = parser.parse_args()
-    # Keras runs on TensorFlow or torch as well. JAX is there already.
+    # Keras also runs on TensorFlow or torch, but JAX is already installed.
     os.environ.setdefault("KERAS_BACKEND", "jax")
     try:
         import h5py  # noqa: F401

@@ -37,7 +37,7 @@ def batches(steps):
 
 
 def make_torch_run(torch):
-    """The network in PyTorch, its optimizer, and its rate's schedule."""
+    """The network in PyTorch, its optimizer, and its learning-rate scheduler."""
     nn = torch.nn
     torch.manual_seed(0)
     network = nn.Sequential()
@@ -48,7 +48,7 @@ def make_torch_run(torch):
     network.add_module("norm", nn.LayerNorm(32))
     network.add_module("relu2", nn.ReLU())
     network.add_module("linear2", nn.Linear(32, 10))
-    # named_parameters() so that the checkpoint says which buffer is whose.
+    # With named_parameters(), the checkpoint says which parameter each buffer is of.
     optimizer = torch.optim.RMSprop(
         network.named_parameters(), lr=RATE, momentum=0.9, weight_decay=1e-4
     )
@@ -151,24 +151,18 @@ def train_in_jax(tx, params, state, data):
 
 def plot(path, first, in_torch, in_jax, without_state):
     """The losses, each averaged with the 9 before it."""
-
-    def smooth(losses):
-        return np.convolve(losses, np.ones(10) / 10, "valid")
-
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = Figure()
     axes = figure.subplots()
     for later, label, style in (
-        (without_state, "PyTorch, then JAX without the optimizer state", "C1-"),
-        (in_torch, "PyTorch only", "k-"),
-        (in_jax, "PyTorch, then JAX", "C0--"),
+        (in_torch, "PyTorch only", {"color": "0.8", "linewidth": 7}),
+        (without_state, "PyTorch, then JAX without the state", {"color": "C1"}),
+        (in_jax, "PyTorch, then JAX with rmsprop_jax", {"color": "C0"}),
     ):
-        width = 4 if style == "k-" else 1.8
-        alpha = 0.35 if style == "k-" else 1
-        losses = smooth(first + later)
-        steps = np.arange(len(losses)) + 9
-        axes.plot(steps, losses, style, label=label, linewidth=width, alpha=alpha)
-    axes.axvline(len(first), color="grey", linewidth=0.8, label="from_torch")
-    axes.set(xlabel="step", ylabel="loss", yscale="log")
+        losses = np.convolve(first + later, np.ones(10) / 10, "valid")
+        axes.semilogy(np.arange(len(losses)) + 9, losses, label=label, **style)
+    axes.axvline(len(first), ymax=0.6, color="0.4", linestyle=":", label="from_torch")
+    axes.set(xlabel="step", ylabel="training loss")
+    axes.set_title("In JAX, the run continues as in PyTorch")
     axes.legend()
     figure.savefig(path)
 
@@ -194,7 +188,7 @@ def main():
     # PyTorch to JAX: weights and state go through the same function.
     weights = {n: p.detach().numpy().copy() for n, p in network.named_parameters()}
     params = jax.tree.map(jnp.array, to_params(weights))
-    # The scheduler is in the checkpoint, and goes on as well.
+    # The scheduler is in the checkpoint, and is resumed as well.
     checkpoint = {
         "optimizer": optimizer.state_dict(),
         "lr_scheduler": scheduler.state_dict(),
@@ -205,7 +199,7 @@ def main():
     lost = optax.tree.set(tx.init(params), count=jnp.int32(len(first)))
     without_state = train_in_jax(tx, params, lost, rest)[2]
 
-    # And back, into a PyTorch that takes ten steps more.
+    # And back to PyTorch, which takes ten more steps.
     again, its_optimizer, its_scheduler = make_torch_run(torch)
     again.load_state_dict(
         {name: torch.tensor(np.array(w)) for name, w in from_params(ported).items()}

@@ -53,9 +53,9 @@ def load_data(seed):
 
 
 def make_optimizer(steps):
-    """RMSProp with momentum and a rate that goes up, then down over all the steps."""
-    # The second moment begins at 0, so that with alpha=0.99 the first updates are up to
-    # ten times the rate: hence the warm-up.
+    """RMSProp with momentum, and a learning rate with a warm-up and a cosine decay."""
+    # The warm-up is needed because the second moment is initialized to 0, so with
+    # alpha=0.99 the first updates are up to ten times the learning rate.
     rate = optax.warmup_cosine_decay_schedule(0.0, 1e-3, steps // 10, steps)
     return rmsprop(rate, alpha=0.99, momentum=0.9)
 
@@ -84,18 +84,17 @@ def plot(history, path):
     """Draw rows of training loss, test loss and test accuracy, one for each epoch."""
     train_loss, test_loss, accuracy = np.array(history).T
     epochs = np.arange(1, len(history) + 1)
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    left.semilogy(epochs, train_loss, ".-", label="training (with dropout)")
-    left.semilogy(epochs, test_loss, ".-", label="test")
-    left.set(title="Loss", ylabel="cross-entropy (nats)")
-    left.legend()
-    right.plot(epochs, 100 * accuracy, ".-C1")
-    right.set(title="Test accuracy", ylabel="digits recognized (%)")
-    for axes in (left, right):
-        axes.set_xlabel("epoch")
-        axes.locator_params(axis="x", integer=True)
-    figure.savefig(path, dpi=150)
+    figure = Figure(figsize=(6, 6.5))
+    top, bottom = figure.subplots(2, 1, sharex=True)
+    top.semilogy(epochs, train_loss, ".-", label="training (with dropout)")
+    top.semilogy(epochs, test_loss, ".-", label="test")
+    top.set(title="Loss in training and on test digits", ylabel="cross-entropy (nats)")
+    top.legend()
+    bottom.plot(epochs, 100 * accuracy, ".-C1")
+    bottom.set(title=f"Test accuracy: {accuracy[-1]:.1%} at the end")
+    bottom.set(xlabel="epoch", ylabel="digits recognized (%)")
+    bottom.locator_params(axis="x", integer=True)
+    figure.savefig(path)
 
 
 def parse(argv):

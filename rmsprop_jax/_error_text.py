@@ -49,16 +49,19 @@ def path_str(path: Path) -> str:
     return jax.tree_util.keystr(path) or "the root"
 
 
-def join_first(sentences: Sequence[str]) -> str:
+def join_first(sentences: Sequence[str], most: int = 4) -> str:
     """Join the first of many sentences into one line."""
-    return "; ".join(sentences[:4]) + "; …" * (len(sentences) > 4)
+    return "; ".join(sentences[:most]) + "; …" * (len(sentences) > most)
 
 
 def describe_difference(have: Sequence[str], must: Sequence[str]) -> str:
     """Describe which leaves are missing or unexpected; empty if there are none."""
-    odd = [f"leaf {name} is missing" for name in must if name not in have]
-    odd += [f"leaf {name} is unexpected" for name in have if name not in must]
-    return join_first(odd)
+    missing = [f"leaf {name} is missing" for name in must if name not in have]
+    unexpected = [f"leaf {name} is unexpected" for name in have if name not in must]
+    # A renamed leaf is both, so neither list may hide the other.
+    if missing and unexpected:
+        return f"{join_first(missing, 2)}; {join_first(unexpected, 2)}"
+    return join_first(missing or unexpected)
 
 
 def describe_node_mismatch(was: TreeDef, must: TreeDef) -> str:

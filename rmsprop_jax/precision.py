@@ -2,13 +2,13 @@
 
 If an average is rounded to the nearest bfloat16 and moves by less than half a unit in
 the last place per step, it does not move at all: with α = 0.999 the second moment never
-comes down again. If it is rounded up or down at random, with probabilities that make
+decreases. If it is rounded up or down at random, with probabilities that make
 the mean right, it moves as it should on average.
 
 The random bits are a hash of the seed, the step, the leaf and the element, so there is
 no key to carry. The same run has the same bits, however a leaf is sharded. Under
-``vmap``, ``pmap`` and ``shard_map``, every part has the same bits unless it has a seed
-of its own.
+``vmap``, ``pmap`` and ``shard_map``, every part has the same bits unless it has its own
+seed.
 
 The updates of low-precision parameters are float32, and ``optax.apply_updates`` keeps
 the dtype of the parameters. Equinox's ``eqx.apply_updates`` does not: with it, the
@@ -44,6 +44,7 @@ from rmsprop_jax._optimizer.tree_matching import (
     is_none,
     require_params,
     require_state,
+    require_transformation,
 )
 
 __all__ = [
@@ -143,8 +144,8 @@ class MasterWeightsState(NamedTuple):
     """The state of `master_weights`.
 
     Attributes:
-        masters: A pytree like the parameters: float32 copies of those of 16 bits, and
-            None for the others, which are their own masters.
+        masters: A pytree like the parameters: float32 copies of the parameters of 16
+            bits, and None for the others, which need no copy.
         inner: The state of the inner transformation.
     """
 
@@ -161,7 +162,7 @@ def master_weights(
     weight decay acts on them, and it sees float32 gradients. The updates make
     ``optax.apply_updates`` arrive exactly at the masters, rounded to the nearest value
     of the parameter's dtype. (If a parameter was a thousand times larger, they arrive
-    as near as float32 holds the difference.) For an Equinox model, see
+    as close as float32 can represent the difference.) For an Equinox model, see
     `rmsprop_jax.precision`.
 
     Args:
@@ -175,6 +176,7 @@ def master_weights(
         ValueError: From ``init``, if a parameter has fewer than 16 bits. From
             ``update``, if params are missing, or if a low-precision parameter has
             become float32.
+        TypeError: If ``tx`` is not a gradient transformation.
 
     Examples:
         >>> import jax.numpy as jnp, optax
@@ -189,6 +191,7 @@ def master_weights(
         >>> print(f"{params[0]:.4f} {state.masters[0]:.3f}")
         1.0078 1.005
     """
+    require_transformation(tx, "master_weights(rmsprop(0.01))")
     inner_tx = optax.with_extra_args_support(tx)
 
     def init(params: optax.Params) -> MasterWeightsState:
@@ -241,7 +244,7 @@ def _map_leaves(
 
 
 def _merge(masters: optax.Params, params: optax.Params) -> optax.Params:
-    """Return the parameters with the masters in place of those that have one."""
+    """Return the parameters, with masters in place of those that have a master."""
     return _map_leaves(lambda m, p: p if m is None else m, masters, params)
 
 

@@ -84,8 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return arguments.run(arguments)
     except BrokenPipeError:
-        # Whoever reads the output has enough, as `head` does. Otherwise Python would
-        # fail once more when it closes stdout.
+        # The reader of the output has stopped, as `head` does. Without this, Python
+        # would fail once more when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:

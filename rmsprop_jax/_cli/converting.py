@@ -1,4 +1,4 @@
-"""``rmsprop-jax convert``: the state and the weights in a form for JAX's tools."""
+"""``rmsprop-jax convert``: write the state and the weights for JAX's tools."""
 
 from __future__ import annotations
 
@@ -74,12 +74,12 @@ def convert(
         The lines of Python that read it back.
 
     Raises:
-        ImportError: If what writes the form is missing.
+        ImportError: If the package that writes the form is missing.
         OSError: If it can't be written.
-        ValueError: If the checkpoint can't be read or resumed, or if something is where
-            to write.
+        ValueError: If the checkpoint can't be read or resumed, or if ``out`` exists
+            and is not to be replaced.
     """
-    # A bad place is refused before the file is read, which may take long.
+    # A bad place is refused before the checkpoint is read, which may take long.
     if not Path(out).name:
         raise ValueError(f"OUT must be the name of a file or folder, but was {out!r}.")
     if is_forced:
@@ -88,7 +88,7 @@ def convert(
         report = make_report(path)
         optimizer, plan = _choose(path, report)
         with use_float64(), warnings.catch_warnings():
-            # They are about settings, which are not converted; `inspect` shows them.
+            # The warnings are about settings, which `inspect` shows and nothing writes.
             warnings.simplefilter("ignore")
             _, opt_state = plan.resume(optimizer.content)
             tree: dict[str, optax.Params] = {"opt_state": opt_state}

@@ -1,4 +1,4 @@
-"""JAX in float64, for what must not be rounded."""
+"""Use JAX in float64, for values that must not be rounded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``rmsprop-jax identify``: which optimizer made a recorded run?"""
+"""``rmsprop-jax identify``: find the optimizer that made a recorded run."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ def identify_recording(
 
     Args:
         path: The recording.
-        learning_rate: In place of what the file has.
-        count: In place of what the file has.
+        learning_rate: Replaces the recorded one.
+        count: Replaces the recorded one.
 
     Raises:
-        FileNotFoundError: If there is none.
+        FileNotFoundError: If there is no file.
         TypeError: If an array does not hold numbers.
         ValueError: If it can't be read, or nothing can be learned from it.
     """
     recording = read_recording(path)
     if count is not None:
         recording = recording._replace(step_count=count)
-    # A single array has no name, and the answer would speak of leaf [''].
+    # A single array has no name; otherwise the answer would mention a leaf [''].
     trees = [
         next(iter(part.values())) if [*part] == [""] else part
         for part in (recording.params, recording.gradients)
@@ -51,11 +51,11 @@ def identify_recording(
 
 
 def check_plotting(path: str) -> None:
-    """Raise if no picture can be written, before a search that takes seconds.
+    """Raise if no picture can be written, before the search, which takes seconds.
 
     Raises:
         ImportError: If matplotlib is missing.
-        ValueError: If matplotlib has no format of this suffix, or there is no folder.
+        ValueError: If matplotlib has no format for this suffix, or there is no folder.
     """
     try:
         importlib.import_module("matplotlib.figure")
@@ -83,9 +83,9 @@ def explain_missing_plot(match: Match, recording: Recording) -> str:
     if match.best.recipe.options is None:
         return "the best explanation is not an RMSProp"
     if recording.step_count:
-        return "the recording does not begin with the run, whose state is unknown"
+        return "the recording begins in the middle of the run, with an unknown state"
     if match.best.recipe.leaf_norm is not None and recording.gradient_norms is not None:
-        return "each leaf is clipped by its norm, of which the recording has a part"
+        return "each leaf is clipped by its norm, but only a part of it is recorded"
     return ""
 
 
@@ -133,7 +133,7 @@ def _compare(best: Explanation, recording: Recording) -> tuple[Arrays, Arrays]:
     norms = recording.gradient_norms
     clip = best.recipe.before.get("clip_by_global_norm")
     if norms is not None and clip is not None:
-        # The norm is that of the whole gradient, of which these are a part.
+        # The recorded elements are a part of the gradient that has this norm.
         scale = np.minimum(1, clip / np.maximum(norms[kept], 1e-300))
         gradients = {
             k: g * scale.reshape(-1, *[1] * (g.ndim - 1)) for k, g in gradients.items()

@@ -1,4 +1,4 @@
-"""``rmsprop-jax inspect``: what is in this file, and how do I resume it?"""
+"""``rmsprop-jax inspect``: show what is in a file, and how to resume it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def make_report(path: str, *, has_statistics: bool = False) -> Report:
     """Return what a checkpoint holds. Its tensors are not read, only their headers.
 
     Args:
-        path: The file, or what the names of TensorFlow's files begin with.
+        path: The file, or the common prefix of TensorFlow's files.
         has_statistics: Whether to read the moments, one at a time.
 
     Raises:
-        ImportError: If what reads the format is missing.
+        ImportError: If the package that reads the format is missing.
         OSError: If there is no such file, or it can't be opened.
         ValueError: If it can't be read.
     """

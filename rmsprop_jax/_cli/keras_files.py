@@ -59,7 +59,7 @@ from rmsprop_jax.checkpoints._readers.tensor_bundle import Bundle
 
 Shape = tuple[int, ...]
 _MAX_TRIES = 20_000
-# The variables of Keras's own layers, by how the groups of their classes are called.
+# The variables of Keras's own layers, by the names of their classes' groups.
 _VARIABLES: dict[str, tuple[str, ...]] = {
     "dense": ("kernel", "bias"),
     "conv": ("kernel", "bias"),
@@ -74,12 +74,12 @@ _INFERRED = (
     "Inferred only from the optimizer's variables. Replace them with your settings."
 )
 _CLIPS = ("clipnorm", "clipvalue", "global_clipnorm")
-# Defaults for arguments for which a dialect has none, or None.
+# Values for arguments whose default in a dialect is missing or None.
 _NUMBERS = {"learning_rate": 0.001, "momentum": 0.0, "weight_decay": 0.0}
 
 
 class _Layer(NamedTuple):
-    """A layer with variables, as a file without names has it."""
+    """A layer with variables, in a file without names."""
 
     kind: str
     name: str
@@ -93,7 +93,7 @@ def inspect_keras(path: str, what: str, file: KerasFile) -> Report:
 
     Args:
         path: The file.
-        what: How errors call it.
+        what: What errors call it.
         file: What its reader made of it.
     """
     root = file.root
@@ -130,7 +130,7 @@ def inspect_keras(path: str, what: str, file: KerasFile) -> Report:
 
 
 def _write_weights(path: str, what: str, file: KerasFile) -> str:
-    """Return the lines that load the weights alone; empty if there are none."""
+    """Return the lines that load only the weights; empty if there are none."""
     if has_names(file.root):
         return write_weights_only(path)
     names = [variable for layer in _list_layers(file) for variable in layer.variables]
@@ -175,7 +175,7 @@ def _inspect_rmsprop(
     except ValueError as error:
         note = f"It can't be resumed: {error}"
         if is_untrained(file.root):
-            note = "The optimizer has made no step, so there is no state to resume."
+            note = "The optimizer has not made a step, so there is no state to resume."
         found = Optimizer("Keras's RMSprop", notes=[note])
         settings = get_config(config, "config")
         found.groups = [{k: describe_setting(v) for k, v in settings.items()}]
@@ -245,7 +245,7 @@ def _complete(
             default = _NUMBERS[name]
         given[name] = structure.get(name, default)
     given |= {k: v for k, v in structure.items() if k not in own}
-    # TensorFlow's has no default of the learning rate.
+    # TensorFlow's optimizer has no default learning rate.
     is_keras = dialect.__name__ != "tensorflow"
     values = "Keras's defaults" if is_keras else "TensorFlow's defaults or placeholders"
     assumed = _ASSUMED.format(values)
@@ -279,7 +279,7 @@ def _add_mask(saved: SavedOptimizer, arguments: list[Argument]) -> None:
 
 
 def _describe(saved: SavedOptimizer, name: str, assumed: Settings) -> Optimizer:
-    """Describe an optimizer of Keras or TensorFlow, without assumed settings."""
+    """Describe an optimizer of Keras or TensorFlow, without the assumed settings."""
     settings = {
         key: repr(x) if callable(x) else describe_setting(x)
         for key, x in saved.settings.items()
@@ -307,7 +307,7 @@ def _describe(saved: SavedOptimizer, name: str, assumed: Settings) -> Optimizer:
 
 
 def _write_dialect(dialect: Dialect, settings: Settings) -> str:
-    """Return the rule as a call with the settings that the file has."""
+    """Return the rule as a call, with the settings in the file."""
     name = f"dialects.{dialect.__name__}"
     known = {
         k: settings[k] for k in inspect.signature(dialect).parameters if settings.get(k)
@@ -345,7 +345,7 @@ def _plan_weights(
     return Weights(path, every, trained=None if every == trained else trained)
 
 
-# --- Names of what is only numbered.
+# --- Names for numbered variables.
 
 
 def _list_layers(file: KerasFile) -> Iterator[_Layer]:
@@ -392,7 +392,7 @@ def _guess_names(
 
     Returns:
         The names; the settings that follow from the number of blocks, if the file has
-        none; the layers in the order that fits, or none if no order does.
+        none; the layers in the order that fits, or an empty list if no order fits.
     """
     start = 2 if variables[1:2] == [()] and variables[2:3] != [()] else 1
     shapes = [*variables[start:]]
@@ -426,7 +426,7 @@ def _guess_names(
 
 
 def _describe_blocks(count: int) -> Settings:
-    """Return the likeliest settings of an optimizer with so many arrays of each."""
+    """Return the likeliest settings of an optimizer with this many blocks."""
     settings: Settings = {"momentum": 0.9 if count > 1 else 0.0, "centered": count > 2}
     if count > 3:
         settings["use_ema"] = True
@@ -438,7 +438,7 @@ def _describe_blocks(count: int) -> Settings:
 def _order_layers(shapes: Sequence[Shape], layers: Sequence[_Layer]) -> list[_Layer]:
     """Return the layers in an order in which their trained variables have the shapes.
 
-    A layer whose variables are none of them is frozen, and comes last.
+    A layer without any of these shapes is frozen, and comes last.
     """
     tries = 0
 
@@ -457,7 +457,7 @@ def _order_layers(shapes: Sequence[Shape], layers: Sequence[_Layer]) -> list[_La
                     return [n, *found]
         return None
 
-    if len(layers) > 500:  # the search recurses once for each
+    if len(layers) > 500:  # the search recurses once per layer
         return []
     found = search(0, range(len(layers)))
     if found is None:
@@ -476,8 +476,8 @@ def inspect_tensorflow(path: str, what: str, bundle: Bundle) -> Report:
     """Describe a checkpoint of TensorFlow.
 
     Args:
-        path: What the names of its files begin with.
-        what: How errors call it.
+        path: The common prefix of its files.
+        what: What errors call it.
         bundle: What its reader made of it.
     """
     path = path.removesuffix(".index")

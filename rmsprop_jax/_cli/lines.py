@@ -1,4 +1,4 @@
-"""The lines of Python that resume a run, and the same call made here."""
+"""Write the lines of Python that resume a run, and make the same call."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Argument:
     Attributes:
         name: Its name.
         value: A list, a string, a number or a flag, whose repr is written.
-        comment: What the user must look at, because the file does not have it.
+        comment: What the user must check, because the file does not have it.
     """
 
     name: str
@@ -33,9 +33,9 @@ class Weights:
 
     Attributes:
         path: The file.
-        names: Those that ``load_weights`` needs, where a file has none.
+        names: The names that ``load_weights`` needs if the file has none.
         trained: The names of the optimizer's parameters, if the file has more weights.
-        others: How the names of the other weights end, if that tells them apart.
+        others: How the names of the other weights end, if that distinguishes them.
     """
 
     path: str
@@ -54,7 +54,7 @@ class Plan:
         place: The part of the file to give, as an index of what ``read`` returns.
         arguments: The other arguments.
         weights: How to load the parameters; None if there are none.
-        comments: What else the user must know, in sentences.
+        comments: What else the user should know, in sentences.
     """
 
     function: str
@@ -68,7 +68,7 @@ class Plan:
         """Make the call.
 
         Args:
-            content: What to give it if a part of the file is meant.
+            content: What to pass if the call takes a part of the file.
         """
         function = getattr(checkpoints, self.function)
         arguments = {x.name: x.value for x in self.arguments}
@@ -143,12 +143,12 @@ class Plan:
 def write_weights_only(
     path: str, names: Sequence[str] | None = None, comment: str = ""
 ) -> str:
-    """Return the lines that load the weights, where no state can be resumed.
+    """Return the lines that load only the weights, if no state can be resumed.
 
     Args:
         path: The file.
-        names: Those that ``load_weights`` needs, where a file has none.
-        comment: What the user must know of them.
+        names: The names that ``load_weights`` needs if the file has none.
+        comment: What the user should know about the names.
     """
     lines = ["from rmsprop_jax.checkpoints import load_weights", ""]
     if names is None:
@@ -158,7 +158,7 @@ def write_weights_only(
 
 
 def select_trained(path: str, names: Sequence[str], weights: Sequence[str]) -> Weights:
-    """Return how to load the weights of these names, of all that a file has."""
+    """Return how to load the weights with these names from all weights of a file."""
     extra = [name for name in weights if name not in {*names}]
     if not extra:
         return Weights(path)
@@ -175,7 +175,7 @@ def _write_list(name: str, values: Sequence[object]) -> list[str]:
 
 
 def _comment(text: str, indent: str = "") -> list[str]:
-    """Return a comment in lines; what comes from a file can't end it."""
+    """Return a comment in lines, which text from a file can't end."""
     words = escape(text).split(" ")
     lines, line = list[str](), f"{indent}#"
     for word in words:

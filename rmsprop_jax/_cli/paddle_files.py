@@ -24,16 +24,17 @@ _ASSUMED = (
     "The file does not store these. The values are Paddle's defaults; replace them "
     "with yours."
 )
-# A mean of gradients that is not 0 is found in the smallest arrays.
+# How many elements are searched for a mean of gradients that is not 0, in the smallest
+# arrays.
 _LOOKED_AT = 2**20
 
 
 def inspect_paddle(path: str, what: str, content: object) -> Report:
-    """Describe a ``.pdopt``, or the ``.pdparams`` beside it.
+    """Describe a ``.pdopt``, or the ``.pdparams`` of the same run.
 
     Args:
         path: The file.
-        what: How errors call it.
+        what: What errors call it.
         content: What its reader made of it.
     """
     report = Report(path, "paddle.save", "Paddle")
@@ -121,7 +122,7 @@ def _inspect(path: str, what: str, content: StateDict) -> Optimizer:
 
 
 def _is_centered(means: Sequence[Value]) -> bool:
-    """Whether a mean is not 0, by the smallest arrays, which are quickly read."""
+    """Whether a mean is not 0; only the smallest arrays are read, which is fast."""
     left = _LOOKED_AT
     for array in sorted(means, key=lambda x: math.prod(np.shape(x))):
         if np.any(np.asarray(array)):

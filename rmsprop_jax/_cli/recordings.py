@@ -1,4 +1,4 @@
-"""Recorded runs in ``.npz`` files, read as files of strangers are."""
+"""Read recorded runs from ``.npz`` files, which may come from strangers."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Recording(NamedTuple):
     Attributes:
         params: The parameters before the first step and after each, [T + 1, …].
         gradients: The gradients, [T, …].
-        gradient_norms: The global norms of the whole gradients [T], if there are.
-        learning_rate: That of each step [T], if it is known.
+        gradient_norms: The global norms of the whole gradients [T], if recorded.
+        learning_rate: The learning rate of each step [T], if it is known.
         step_count: The number of updates before the first step.
     """
 
@@ -48,7 +48,7 @@ def read_recording(path: str) -> Recording:
             each name: ``params/NAME`` and ``gradients/NAME``.
 
     Raises:
-        FileNotFoundError: If there is none.
+        FileNotFoundError: If there is no file.
         ValueError: If it is damaged, or not a recording.
     """
     with explain_errors(path):
@@ -124,8 +124,8 @@ def _find_numbers(key: str, arrays: Arrays, steps: int) -> NumpyArray | None:
         return None
     if array.dtype.kind not in "iuf" or array.shape not in ((), (steps,)):
         raise UnsupportedError(
-            f"{key!r} must be one number for each of the {steps} steps, but it is of "
-            f"{array.dtype} and has the shape {array.shape}"
+            f"{key!r} must be one number for each of the {steps} steps, but it has "
+            f"dtype {array.dtype} and shape {array.shape}"
         )
     return np.broadcast_to(array.astype(np.float64), (steps,))
 
@@ -136,6 +136,7 @@ def _find_count(arrays: Arrays) -> int:
         return 0
     if array.dtype.kind not in "iu" or array.size != 1 or array.min() < 0:
         raise UnsupportedError(
-            f"'count' must be the number of updates before, but it is {array}"
+            f"'count' must be the number of updates before the recording, but it is "
+            f"{array}"
         )
     return int(array.reshape(()))

@@ -40,13 +40,13 @@ def no_arrays() -> dict[str, Arrays]:
 
 @dataclasses.dataclass
 class Statistics:
-    """The numbers in an array.
+    """Statistics of the elements of an array.
 
     Attributes:
-        rms: Their root mean square, without those that are NaN or infinite.
-        nan: How many are NaN or infinite.
-        zeros: How many are 0.
-        size: How many there are.
+        rms: The root mean square of the finite elements.
+        nan: How many elements are NaN or infinite.
+        zeros: How many elements are 0.
+        size: The number of elements.
     """
 
     rms: float
@@ -70,10 +70,10 @@ class Parameter:
     Attributes:
         name: Its name in the framework.
         shape: Its shape.
-        dtype: That of its moments.
+        dtype: The dtype of its moments.
         group: The index of its group.
         moments: Its moments by the framework's keys, still in the file.
-        statistics: Of each moment, if they were asked for.
+        statistics: The statistics of each moment, if requested.
     """
 
     name: str
@@ -85,7 +85,7 @@ class Parameter:
 
 
 def make_parameter(name: str, group: int, moments: Arrays) -> Parameter:
-    """Return a parameter of the shape and the dtype of its first moment."""
+    """Return a parameter with the shape and the dtype of its first moment."""
     first = next(iter(moments.values()), None)
     shape = () if first is None else tuple(np.shape(first))
     return Parameter(name, shape, str(getattr(first, "dtype", "")), group, moments)
@@ -98,15 +98,15 @@ class Optimizer:
     Attributes:
         name: Its class.
         place: Where it is in the file, if there are several.
-        dialect: Its rule here, as an expression; empty if there is none.
-        step_count: How many updates it has had.
+        dialect: Its rule in this package, as an expression; empty if there is none.
+        step_count: The number of its updates.
         groups: The settings of each group.
-        counts: How many parameters each group has.
+        counts: The number of parameters in each group.
         parameters: The parameters.
         schedulers: What changed the learning rate, in words.
-        plan: How to resume it; None if it can't be.
+        plan: How to resume it; None if that is impossible.
         notes: What else to know, in sentences.
-        content: What to give `Plan.resume`.
+        content: What to pass to `Plan.resume`.
     """
 
     name: str
@@ -128,12 +128,12 @@ class Report:
 
     Attributes:
         path: The file, as the user gave it.
-        format: Of the file.
+        format: The format of the file.
         framework: What wrote it, with the version if the file has it.
-        epoch: The epoch that it holds.
+        epoch: The epoch in the file.
         optimizers: The optimizers.
         weights: The models' weights by their places, each a dictionary of arrays.
-        averages: Their moving averages, likewise.
+        averages: The weights' moving averages, in the same form.
         lines: The lines of Python.
         notes: What else to know, in sentences.
     """
@@ -150,7 +150,7 @@ class Report:
 
     @property
     def size(self) -> int:
-        """The bytes of the file, or of all files of a folder or of TensorFlow's."""
+        """The bytes of the file, or of all files that belong to the checkpoint."""
         return sum(os.path.getsize(path) for path in find_files(self.path))
 
 
@@ -167,7 +167,7 @@ def find_files(path: str) -> list[Path]:
 
 
 def read_number(value: object) -> float:
-    """Return a number, NaN from what is none, without reading a large array for it."""
+    """Return a number, NaN if it is not one, without reading a large array for it."""
     if isinstance(value, StoredArray):
         layout = value.layout
         is_large = isinstance(layout, Strided) and layout.storage.size > _READ_AT_MOST
@@ -228,7 +228,7 @@ def print_report(report: Report, stream: TextIO, *, is_whole: bool) -> None:
 
     Args:
         report: The report.
-        stream: Where to.
+        stream: Where to print.
         is_whole: Whether to print a row for every parameter.
     """
     width = find_width(stream)
@@ -320,7 +320,7 @@ def _cut(
     width: int,
     is_whole: bool,  # noqa: FBT001
 ) -> Iterator[tuple[str, str]]:
-    """Yield a table, and how many rows more there are."""
+    """Yield a table, and how many rows were left out."""
     shown = rows if is_whole or len(rows) <= _ROWS + 1 else rows[:_ROWS]
     title, *lines = format_table(headers, shown, width)
     yield title, "heading"
@@ -340,7 +340,7 @@ def _write_pairs(
 
 
 def write_value(value: object) -> str:
-    """Return a setting as text, a number with as many digits as float32 has."""
+    """Return a setting as text; numbers have the digits of float32."""
     return f"{value:.8g}" if isinstance(value, float) else str(value)
 
 
@@ -381,7 +381,7 @@ def write_size(size: int) -> str:
 
 
 def to_json(report: Report) -> Settings:
-    """Return a report as dictionaries, lists, text and numbers that JSON has."""
+    """Return a report in JSON's types: dictionaries, lists, text and numbers."""
     found = {
         "path": report.path,
         "size": report.size,
@@ -398,7 +398,7 @@ def to_json(report: Report) -> Settings:
 
 
 def _to_plain(value: object) -> object:
-    """Return a value without infinite numbers and NaN, which JSON does not have."""
+    """Return a value without infinities and NaN, which JSON does not have."""
     if isinstance(value, dict):
         return {str(key): _to_plain(x) for key, x in value.items()}
     if isinstance(value, list):

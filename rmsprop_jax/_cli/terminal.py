@@ -1,4 +1,4 @@
-"""What the command line prints: escaped, aligned, and in colour on a terminal only."""
+"""Format what the command line prints: escaped, aligned, and coloured on terminals."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import unicodedata
 from collections.abc import Sequence
 from typing import TextIO
 
-# Where there is no terminal, such as in a pipe, lines are not longer.
+# The longest line if the output is not a terminal, such as in a pipe.
 WIDTH = 88
-# Names are cut to no less than this.
+# Names are not cut to less than this.
 _LEAST_NAME = 12
 _GAP = "  "
 _STYLES = {"heading": "1", "warning": "33", "dim": "2"}
@@ -21,8 +21,8 @@ _STYLES = {"heading": "1", "warning": "33", "dim": "2"}
 def escape(text: object) -> str:
     """Return text in which nothing can move a terminal's cursor or reorder a line.
 
-    Names come from files of strangers. Control characters, and those that change the
-    direction of writing, become what Python writes for them in a string.
+    Names may come from strangers' files. Control characters, and those that change the
+    direction of writing, become Python's escape sequences.
     """
     return "".join(
         x if x.isprintable() else x.encode("unicode_escape").decode() for x in str(text)
@@ -36,7 +36,7 @@ def find_width(stream: TextIO) -> int:
 
 
 def style(text: str, name: str, stream: TextIO) -> str:
-    """Return text in a colour or in bold, if the stream is a terminal that has them."""
+    """Return text in a colour or in bold, if the stream is a terminal with colours."""
     is_plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
     if not text or is_plain or not stream.isatty():
         return text
@@ -52,7 +52,7 @@ def measure(text: str) -> int:
 def shorten(text: str, width: int) -> str:
     """Return a text of at most some columns, without its middle if it is longer.
 
-    Both ends of a parameter's name tell which one it is.
+    Both ends of a parameter's name are needed to recognize it.
     """
     if measure(text) <= width:
         return text
@@ -65,7 +65,7 @@ def shorten(text: str, width: int) -> str:
 def format_table(
     headers: Sequence[str], rows: Sequence[Sequence[str]], width: int
 ) -> list[str]:
-    """Return the lines of a table, whose first column gives way to the others.
+    """Return the lines of a table, whose first column is cut if necessary.
 
     Args:
         headers: The names of the columns. One that ends in ">" is aligned to the right.
@@ -91,7 +91,7 @@ def format_table(
 class Progress:
     """One line of progress on stderr, which is erased at the end.
 
-    It is only there if stderr is a terminal.
+    It is only shown if stderr is a terminal.
     """
 
     def __init__(self, what: str, total: int) -> None:
@@ -100,7 +100,7 @@ class Progress:
         self._next = time.monotonic() + 0.5
 
     def update(self, n: int) -> None:
-        """Say that more is done, at most ten times a second."""
+        """Show that more is done, at most ten times a second."""
         self._done += n
         now = time.monotonic()
         if self._is_shown and now >= self._next:

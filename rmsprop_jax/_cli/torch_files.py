@@ -63,7 +63,7 @@ from rmsprop_jax.schedules._state_dict import Scheduler, read_scheduler
 
 Weights: TypeAlias = Mapping[str, Value]
 _MAX_CANDIDATES = 1000
-# Other optimizers, by keys of their states. The first that fits is taken.
+# Other optimizers, by keys of their states. The first match counts.
 _OTHERS: dict[frozenset[str], str] = {
     frozenset({"exp_avg", "exp_inf"}): "Adamax",
     frozenset({"exp_avg", "exp_avg_sq", "mu_product"}): "NAdam",
@@ -81,7 +81,7 @@ def inspect_torch(path: str, what: str, framework: str, content: object) -> Repo
 
     Args:
         path: The file.
-        what: How errors call it.
+        what: What errors call it.
         framework: "torch" or "stable_baselines3".
         content: What its reader made of it.
     """
@@ -171,7 +171,7 @@ def _inspect_optimizer(
         return found
     weights: list[Weights] = [*models.values()]
     if not place and len(weights) != 1:
-        weights = []  # the functions take those of a single model
+        weights = []  # the functions take the weights of a single model
     specs = [TORCH, TIMM, STABLE_BASELINES3]
     if framework == "stable_baselines3":
         specs = [STABLE_BASELINES3, TIMM]
@@ -191,7 +191,7 @@ def _inspect_optimizer(
 
 
 def _name_other(parts: Parts) -> str:
-    """Return the name of an optimizer that is not RMSProp; empty if it may be."""
+    """Return the name of an optimizer, or an empty text if it may be RMSProp."""
     keys = {str(k) for x in parts.state.values() if _is_map(x) for k in x}
     settings = {str(key) for group in parts.groups for key in group}
     is_timm = bool(TIMM_SETTINGS & settings)
@@ -212,7 +212,7 @@ def _name_other(parts: Parts) -> str:
 
 
 def _describe_other(name: str, place: str, parts: Parts) -> Optimizer:
-    """Describe an optimizer whose state is only shown."""
+    """Describe an optimizer whose state can't be resumed, but shown."""
     found = Optimizer(name, place)
     for g, group in enumerate(parts.groups):
         _add_group(found, group)
@@ -260,10 +260,10 @@ def _describe_rmsprop(
     models: Sequence[Weights],
     wanted: OptimizerSpec,
 ) -> Optimizer:
-    """Describe an optimizer that `wanted` takes.
+    """Describe an optimizer of the wanted kind.
 
     Raises:
-        ValueError: If it does not.
+        ValueError: If it is of another kind.
     """
     names, comment, weights = _find_names(parts, models, wanted)
     is_given = names is not None
@@ -336,9 +336,9 @@ def _write_dialect(state: OptimizerState) -> str:
 def _find_names(
     parts: Parts, models: Sequence[Weights], wanted: OptimizerSpec
 ) -> tuple[list[str] | None, str, Weights]:
-    """Return names to give, what to say of them, and the weights that they are of.
+    """Return the names to pass, a comment on them, and the weights with these names.
 
-    No names are given if the file has them, or if the function finds them itself.
+    There are no names to pass if the file has them, or if the function finds them.
     """
     ids = [i for group in parts.groups for i in group["params"]]
     has_names = all(group.get("param_names") is not None for group in parts.groups)
@@ -358,9 +358,9 @@ def _find_names(
         if names is not None:
             return (
                 names,
-                "The shapes of the optimizer's parameters were matched with those of "
-                "the weights, and only one assignment fits. Compare the names with "
-                "your model's.",
+                "Only these names fit the shapes if each group lists its parameters in "
+                "the order of the model. If not, names of equal shape may be swapped. "
+                "Compare them with your model's.",
                 model,
             )
     return (
@@ -374,9 +374,10 @@ def _find_names(
 def match_names(parts: Parts, weights: Weights) -> list[str] | None:
     """Return the names of the parameters, if their shapes allow only one answer.
 
-    The parameters of each group are taken to be in the order of the model, of which
-    the group may have a part. So the model's weights are dealt out to the groups, each
-    to one whose next parameter has its shape. If there is a single way, it is the one.
+    Each group is assumed to hold a part of the model's parameters, in the model's
+    order. So the model's weights are assigned to the groups one after the other, each
+    to a group whose next parameter has its shape. If only one assignment exists, it is
+    the answer.
 
     Args:
         parts: The optimizer's state_dict.
@@ -389,7 +390,7 @@ def match_names(parts: Parts, weights: Weights) -> list[str] | None:
     ]
     if sum(map(len, queues)) != len(names):
         return None
-    # How far each group has come, in each of the ways, with the names that it got.
+    # For each possible progress of the groups, the assignments that lead to it.
     ways: dict[tuple[int, ...], list[list[int]]] = {tuple([0] * len(queues)): [[]]}
     for name in names:
         shape = tuple(np.shape(weights[name]))
@@ -400,7 +401,7 @@ def match_names(parts: Parts, weights: Weights) -> list[str] | None:
                     continue
                 then = (*done[:g], done[g] + 1, *done[g + 1 :])
                 more = [[*way, g] for way in dealt]
-                # Two ways to the same place are as good as many.
+                # Two assignments already show that the answer is not unique.
                 following[then] = (following.get(then, []) + more)[:2]
         if len(following) > _MAX_CANDIDATES:
             return None
@@ -429,7 +430,7 @@ def _resume_scheduler(
     state: OptimizerState,
     found: Optimizer,
 ) -> list[Argument]:
-    """Return the arguments that resume the learning rate, and describe it."""
+    """Return the arguments that resume the learning rate, and its description."""
     schedulers = find_schedulers(content)
     read = {
         where: _read_scheduler(what, where, state_dict, state.settings)
@@ -465,7 +466,7 @@ def _resume_scheduler(
 
 
 def _describe_unread_scheduler(where: str, state_dict: StateDict, error: str) -> str:
-    """Return why a scheduler can't be resumed, or what to give in its place."""
+    """Return why a scheduler can't be resumed, or what to pass in its place."""
     base_lrs = state_dict.get("base_lrs")
     is_lambda = "lr_lambdas" in state_dict and error.startswith("lambdas must be given")
     if not is_lambda or not isinstance(base_lrs, list) or not base_lrs:
@@ -482,7 +483,7 @@ def _read_scheduler(
     what: str, where: str, state_dict: StateDict, groups: Sequence[Settings]
 ) -> tuple[Scheduler | None, str]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # who resumes it is warned then
+        warnings.simplefilter("ignore")  # resuming the scheduler warns
         try:
             return read_scheduler(f"{where} of {what}", state_dict, groups), ""
         except ValueError as error:
@@ -490,7 +491,7 @@ def _read_scheduler(
 
 
 def _count_steps(scheduler: Scheduler, step_count: int) -> list[Argument]:
-    """Return how the scheduler's steps follow from the updates, if they are not equal.
+    """Return how the scheduler's steps follow from the updates, unless they are equal.
 
     See `rmsprop_jax.checkpoints._torch_family.schedulers`.
     """
@@ -511,7 +512,7 @@ def _count_steps(scheduler: Scheduler, step_count: int) -> list[Argument]:
     counts = (
         f"The {scheduler.name} stepped {steps} times and the optimizer {step_count}"
     )
-    # Such that step_count // per_step is steps.
+    # So that step_count // per_step equals steps.
     smallest = step_count // (steps + 1) + 1
     largest = step_count // steps if steps else smallest
     if smallest > largest:
@@ -532,7 +533,7 @@ def _count_steps(scheduler: Scheduler, step_count: int) -> list[Argument]:
 def _keep_constant(
     state: OptimizerState, reason: str, *, is_scheduled: bool
 ) -> list[Argument]:
-    """Return the last learning rate and momentum, for what a scheduler changed."""
+    """Return the last values of what a scheduler changed, as arguments."""
     arguments: list[Argument] = []
     for name, key in (("learning_rate", "lr"), ("momentum", "momentum")):
         is_traced = any(SCHEDULER_TRACES[key] in group for group in state.settings)

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all: npz, safetensors, and orbax's folders."""
+"""Write files completely or not at all: npz, safetensors, and orbax's folders."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _SAFETENSORS = {
 Arrays = Mapping[str, NumpyArray]
 
 
-# What is in a folder that orbax wrote.
+# The files by which a folder of orbax is recognized.
 _ORBAX = ("_METADATA", "_CHECKPOINT_METADATA")
 
 
 def check_replaceable(path: Path, source: Path, form: str) -> None:
-    """Raise if what is there must not be replaced, not even with ``--force``.
+    """Raise if the output would replace what even ``--force`` must not replace.
 
     Args:
         path: Where to write.
@@ -39,8 +39,8 @@ def check_replaceable(path: Path, source: Path, form: str) -> None:
         form: One of `WRITERS`.
 
     Raises:
-        ValueError: If the source is there or in it, or if it is a folder that is not
-            orbax's, or a folder where a file is meant.
+        ValueError: If the path is or contains the source, if it is a folder that orbax
+            did not write, or if it is a folder and a file is to be written.
     """
     place, origin = path.resolve(), source.resolve()
     if place == origin or place in origin.parents:
@@ -59,20 +59,20 @@ def check_replaceable(path: Path, source: Path, form: str) -> None:
 
 @contextlib.contextmanager
 def replace_when_whole(path: Path, *, is_forced: bool) -> Generator[Path]:
-    """Yield a place beside a path, which takes its place when all is written.
+    """Yield a temporary path next to a path, and replace the path when all is written.
 
-    If the process is killed before, the path is as it was. What it left beside it is
-    removed the next time.
+    If the process is killed before, the path is as it was. The next call removes the
+    temporary files that were left.
 
     Args:
         path: Where to write a file or a folder.
         is_forced: Whether to replace what is there.
 
     Raises:
-        ValueError: If something is there, or the folder for it is not.
+        ValueError: If the path exists, or its folder does not.
     """
     if os.path.lexists(path) and not is_forced:
-        raise ValueError(f"{str(path)!r} is there already. --force replaces it.")
+        raise ValueError(f"{str(path)!r} exists already. --force replaces it.")
     if not path.parent.is_dir():
         raise ValueError(f"There is no folder {str(path.parent)!r} to write to.")
     partial = path.with_name(f".{path.name}.partial")
@@ -82,7 +82,7 @@ def replace_when_whole(path: Path, *, is_forced: bool) -> Generator[Path]:
         with _raise_when_terminated():
             yield partial
             if os.path.lexists(path):
-                # A folder can't take the place of another in one step.
+                # A folder can't replace another folder in one step.
                 _remove(old)
                 path.rename(old)
             try:
@@ -106,7 +106,7 @@ def _remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def _raise_when_terminated() -> Generator[None]:
-    """Clean up on SIGTERM as on Ctrl-C."""
+    """Clean up on SIGTERM too, as on Ctrl-C."""
 
     def stop(number: int, frame: object) -> None:
         del frame
@@ -114,7 +114,7 @@ def _raise_when_terminated() -> Generator[None]:
 
     try:
         before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not the main thread, which alone gets signals
+    except ValueError:  # only the main thread can handle signals
         yield
         return
     try:
@@ -124,7 +124,7 @@ def _raise_when_terminated() -> Generator[None]:
 
 
 def write_npz(path: Path, arrays: Arrays, tree: optax.Params) -> None:
-    """Write NumPy's format, in which bfloat16 is two bytes without a name."""
+    """Write NumPy's format, in which bfloat16 is two unnamed bytes."""
     del tree
     with path.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
@@ -135,7 +135,7 @@ def write_safetensors(path: Path, arrays: Arrays, tree: optax.Params) -> None:
     """Write safetensors' format: a header of JSON, and the bytes of each array.
 
     Raises:
-        ValueError: If the format does not have the dtype of an array.
+        ValueError: If the format does not have an array's dtype.
     """
     del tree
     header: dict[str, object] = {"__metadata__": {"format": "np"}}
@@ -143,8 +143,8 @@ def write_safetensors(path: Path, arrays: Arrays, tree: optax.Params) -> None:
     for name, array in arrays.items():
         if array.dtype.name not in _SAFETENSORS:
             raise ValueError(
-                f"safetensors has no {array.dtype}, which {name!r} is of. Convert --to "
-                "npz or orbax."
+                f"safetensors has no dtype {array.dtype}, which {name!r} has. Convert "
+                "--to npz or orbax."
             )
         start, end = end, end + array.nbytes
         header[name] = {
@@ -179,7 +179,7 @@ def write_orbax(path: Path, arrays: Arrays, tree: optax.Params) -> None:
 
 
 def _flush(descriptor: int) -> None:
-    """Wait until the disk has it: otherwise a file that is there may be empty."""
+    """Wait until it is on the disk; otherwise a power cut may leave an empty file."""
     os.fsync(descriptor)
 
 

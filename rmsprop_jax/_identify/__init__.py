@@ -1,4 +1,4 @@
-"""Which RMSProp made a run: the rule and its hyperparameters, from recorded steps."""
+"""Find which RMSProp made a run: the rule and its hyperparameters."""
 
 from __future__ import annotations
 
@@ -46,37 +46,36 @@ def identify(
 
     Use it if a port diverges from its original: record a few dozen steps of the
     original, from any framework, and see which rule explains them. It tries every rule
-    of `rmsprop_jax.dialects`, and what is done around them: clips of the gradient,
-    weight decay on some leaves, leaves with learning rates of their own, a momentum or
-    a decay that changes, caution. It also tries Adam, AdamW, LAMB, Lion, Adafactor,
-    Adagrad, SGD, and fastai's RMSProp, in order to name what the run is if it isn't
-    RMSProp.
+    of `rmsprop_jax.dialects` with common extensions: clipped gradients, weight decay on
+    some leaves, a learning rate for each leaf, a changing momentum or weight decay, and
+    caution. It also tries Adam, AdamW, LAMB, Lion, Adafactor, Adagrad, SGD, and
+    fastai's RMSProp, to name the optimizer if it isn't RMSProp.
 
-    The hyperparameters are fitted to the updates by least squares. The learning rate of
-    each step comes with them, because an update is linear in it.
+    The hyperparameters are fitted to the updates by least squares. The fit includes the
+    learning rate of each step, because an update is linear in it.
 
-    Whatever explains as much is listed, because then the recording can't tell which it
-    was. If nothing explains the run, each leaf is tried by itself.
+    All rules that explain the run equally well are listed, because the recording can't
+    distinguish them. If nothing explains the run, each leaf is tried separately.
 
-    Up to 64 elements are looked at: some of each leaf, and from the smallest gradients
-    to the largest.
+    The search uses up to 64 elements: some of each leaf, with gradients from the
+    smallest to the largest.
 
     Args:
         params: The parameters before the first step and after each, in the precision in
             which they were trained: a tree of arrays [T + 1, ...], an open ``.npz``
             file of such arrays, or a list of T + 1 trees.
         gradients: The gradients that the optimizer was given, in the same form:
-            [T, ...]. They are compared as they are. If they were recorded before they
-            were averaged over n parts, ε is n times as large (n² times inside the
-            root), λ n times if coupled, and the initial second moment n² times.
+            [T, ...]. They are used as they are. If they were recorded before they were
+            averaged over n parts, the answer has ε n times too large (n² times inside
+            the root), a coupled λ n times, and the initial second moment n² times.
         learning_rate: The learning rate if it is known: a number, a schedule of the
             step count, or the learning rate of each step [T].
-        count: The number of updates before the first step. Above 0 the optimizer's
-            state is unknown, and is fitted as well, for fewer elements; what the second
-            moment was initialized to can't be found then.
+        count: The number of updates before the first step. If it is above 0, the
+            optimizer's state is unknown and is fitted too, for fewer elements. The
+            initial value of the second moment can't be found then.
         gradient_norms: The global norm of the whole gradient of each step [T], if
-            ``params`` and ``gradients`` hold only some elements of a large run. A clip
-            is found by it.
+            ``params`` and ``gradients`` hold only some elements of a large run. It is
+            needed to find a clip by the global norm.
 
     Returns:
         The rules that explain the run; print the result to read them.
@@ -85,8 +84,8 @@ def identify(
         TypeError: If a leaf is not an array of numbers.
         ValueError: If the trees, their lengths or their shapes do not match, if a
             number is not finite, if nothing moves, if there are fewer than 4 steps, or
-            if ``learning_rate`` or ``gradient_norms`` has not one number per step. It
-            names the leaf.
+            if ``learning_rate`` or ``gradient_norms`` has not one number per step. The
+            error names the leaf.
 
     Examples:
         Not run here, because it takes a few seconds:
@@ -115,7 +114,7 @@ def identify(
             max_elements=ELEMENTS_WITH_STATE if count else ELEMENTS,
         )
         tries: list[tuple[float, bool, Found]] = []
-        # A step at which nothing moves was skipped, or had a learning rate of 0.
+        # If nothing moves, the step was skipped, or the learning rate was 0.
         for skips in (True, False):
             recording = make(skips=skips)
             rates = _evaluate_learning_rate(learning_rate, recording, count)
@@ -162,9 +161,7 @@ def _make_match(found: Found, by_leaf: dict[str, Match], causes: list[str]) -> M
     remarks: list[str] = []
     looked_at = recording.g.shape[1]
     if looked_at < recording.num_elements and not by_leaf:
-        remarks.append(
-            f"{looked_at} of {recording.num_elements} elements were looked at."
-        )
+        remarks.append(f"{looked_at} of {recording.num_elements} elements were used.")
     skipped = recording.num_steps - len(recording.g)
     if skipped:
         remarks.append(
@@ -184,8 +181,8 @@ def _make_match(found: Found, by_leaf: dict[str, Match], causes: list[str]) -> M
 
 @contextlib.contextmanager
 def _use_float64() -> Generator[None]:
-    """Use float64 on the CPU, where numbers promote and overflow without a word."""
-    # The newest versions have it here, the oldest there.
+    """Use float64 on the CPU, without errors for promotion and overflow."""
+    # enable_x64 moved to the top level of jax.
     where: Any = jax if hasattr(jax, "enable_x64") else experimental
     with contextlib.ExitStack() as stack:
         stack.enter_context(where.enable_x64(True))  # noqa: FBT003
@@ -212,7 +209,7 @@ def _evaluate_learning_rate(
         rates = [evaluate("learning_rate", learning_rate, step) for step in steps]
     else:
         rates = _read_learning_rates(learning_rate, recording.num_steps)[kept]
-    # Up the gradient is down it with a negative learning rate.
+    # Ascent is descent with a negative learning rate.
     goes_up = np.sum(np.square(recording.weight) * recording.u * recording.g) > 0
     return np.array(rates, np.float64) * (-1 if goes_up else 1)
 

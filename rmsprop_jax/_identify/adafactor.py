@@ -2,8 +2,8 @@
 
 Shazeer and Stern, *Adafactor*, arXiv:1804.04235, 2018, algorithms 4 and 5: a matrix's
 second moment is the product of its means over rows and over columns, and the decay rate
-at step t is 1 − t^(−0.8). What else it does multiplies the update of a leaf with a
-number, which a learning rate of each leaf takes up.
+at step t is 1 − t^(−0.8). Everything else that it does multiplies the update of a leaf
+by a number, which a learning rate for each leaf absorbs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A rule that explains a recording: what a user reads of it, and runs."""
+"""A rule that explains a recording, to read and to run."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class Recipe(NamedTuple):
     """How to make an optimizer.
 
     Attributes:
-        options: The rule, if it is one of ours.
+        options: The rule, if this package has it.
         before: Calls of optax that come first in the chain: from the name of each
             function to its argument.
-        leaf_norm: What the gradient of each leaf is clipped to by its norm, if it is.
-        factors: What the learning rate of each leaf is multiplied with, a tree like the
-            parameters, if the leaves have learning rates of their own.
+        leaf_norm: The norm to which each leaf's gradient is clipped, if it is.
+        factors: What the learning rate of each leaf is multiplied by, a pytree like the
+            parameters, if the leaves have different learning rates.
     """
 
     options: Options | None
@@ -42,22 +42,25 @@ class Recipe(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """A rule that explains a recording, with its numbers.
+    """A rule that explains a recording, with its hyperparameters.
 
     Attributes:
         optimizer: Its name: ``"RMSProp"``, ``"Adam"``, ``"SGD"``, …
-        calls: The calls that are this rule, the likeliest first: from the name of a
-            function, such as ``"dialects.torch"``, to its arguments but for the
-            learning rate. Numbers have as few digits as their errors allow.
-        hyperparameters: The numbers as they were fitted, by the names of `rmsprop`;
-            ``"clip"`` is the largest norm of a gradient.
-        stderr: Their standard errors; infinite where a number can't be seen.
-        learning_rates: Those of the steps, float64 [T]; NaN where nothing moved.
-        learning_rates_stderr: The standard errors of each step alone, in the same form.
+        calls: The calls that make this rule, the likeliest first: from the name of a
+            function, such as ``"dialects.torch"``, to its arguments except the learning
+            rate. Numbers have as few digits as their errors allow.
+        hyperparameters: The fitted values, by the names of `rmsprop`; ``"clip"`` is the
+            largest norm of a gradient.
+        stderr: Their standard errors; infinite if a value can't be determined.
+        learning_rates: The learning rate of each step, float64 [T]; NaN where nothing
+            moved.
+        learning_rates_stderr: The standard error of each step's learning rate alone, in
+            the same form.
         pieces: For how many steps each learning rate stays the same, if up to four
-            explain as much as those of all steps by themselves; otherwise empty.
-        residual: What it leaves unexplained of the updates: its root mean square over
-            theirs. Updates of which rounding is a large part count less.
+            explain as much as a learning rate for every step; otherwise empty.
+        residual: The share of the updates that stays unexplained: the root mean square
+            of the residuals over that of the updates. Updates that are mostly rounding
+            count less.
         remarks: Further remarks, in sentences.
         recipe: What `transformation` makes.
     """
@@ -75,10 +78,10 @@ class Explanation:
 
     @property
     def call(self) -> str:
-        """The first of its calls, as one pastes it.
+        """The first of its calls, ready to paste.
 
-        It runs where the answer is called ``match`` and this is its best explanation,
-        whose schedules have no shorter name.
+        It refers to schedules as ``match.best.…``, so it runs if the answer is called
+        ``match`` and this is its best explanation.
         """
         if not self.is_importable:
             return self.brief_call
@@ -105,12 +108,12 @@ class Explanation:
 
     @property
     def is_importable(self) -> bool:
-        """Whether its call is one of a function that there is, not only its name."""
+        """Whether its call is of an existing function, not only a name."""
         return next(iter(self.calls)) != self.optimizer
 
     @property
     def brief_call(self) -> str:
-        """The same with "…" for what changes from step to step."""
+        """The call with "…" for what changes from step to step."""
         is_constant = len(self.pieces) == 1
         return self._write_call(self._write_learning_rate() if is_constant else "…")
 
@@ -125,18 +128,18 @@ class Explanation:
 
     @property
     def schedule(self) -> optax.Schedule:
-        """The learning rates that were found, and the last of them from then on."""
+        """The schedule of the learning rates found, which then keeps the last one."""
         return make_table(self.learning_rates[np.isfinite(self.learning_rates)])
 
     @property
     def momentum(self) -> optax.ScalarOrSchedule | None:
-        """The momentum, a schedule if it changes; None if no rule of ours is it."""
+        """The momentum, a schedule if it changes; None if the rule is not here."""
         return self.recipe.options and self.recipe.options.momentum
 
     def transformation(
         self, learning_rate: optax.ScalarOrSchedule | None = None
     ) -> optax.GradientTransformationExtraArgs:
-        """Return the optimizer, with its clip and with what it decays.
+        """Return the optimizer, with its clip and its weight decay mask.
 
         Args:
             learning_rate: The learning rate, or a schedule. If None, `schedule`.
@@ -147,8 +150,8 @@ class Explanation:
         options, before, leaf_norm, factors = self.recipe
         if options is None:
             raise ValueError(
-                f"transformation makes rules of rmsprop_jax, and this one is none: "
-                f"{self.call}."
+                "transformation makes only rules of rmsprop_jax, but this rule is not "
+                f"one of them: {self.call}."
             )
         if learning_rate is None:
             learning_rate = self.schedule
@@ -168,7 +171,7 @@ class Explanation:
 
 
 def make_table(values: np.ndarray) -> optax.Schedule:
-    """Return the schedule of these values by their steps, and then of the last."""
+    """Return the schedule of these values, one per step, which then keeps the last."""
 
     def schedule(count: ArrayLike) -> jax.Array:
         table = jnp.asarray(values, jnp.result_type(float))

@@ -1,4 +1,4 @@
-"""Extensions that few runs have: clips, settings by leaf, caution, schedules."""
+"""Extend rules by what few runs have: clips, settings by leaf, caution, schedules."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from rmsprop_jax._identify.thresholds import MAX_ROUNDING_OF_CAUTION
 def raise_eps(candidate: Candidate, recording: Recording) -> Candidate:
     """Return the candidate with an ε that matters, if its own does not.
 
-    While something else is missing, an ε of 0 may explain most, and no fit comes back
-    from there, because nothing depends on an ε that is as good as 0.
+    While the rule lacks something else, an ε of 0 may explain most. No fit returns from
+    there, because the updates do not depend on an ε that is practically 0.
     """
     if not np.any(candidate.free.log_eps):
         return candidate
@@ -51,7 +51,7 @@ def _measure_typical_gradient(recording: Recording) -> np.ndarray:
 def raise_moments(candidate: Candidate, recording: Recording) -> Candidate:
     """Return the candidate with second moments from before the run that matter.
 
-    As with ε, no fit comes back from a second moment that is as good as 0.
+    As with ε, no fit returns from a second moment that is practically 0.
     """
     count = candidate.x.log_nu.size
     if not count or not np.any(candidate.free.log_nu):
@@ -68,9 +68,9 @@ def raise_moments(candidate: Candidate, recording: Recording) -> Candidate:
 def list_extensions(
     candidate: Candidate, recording: Recording
 ) -> Iterator[list[Candidate]]:
-    """Yield a candidate with one more thing that few runs have, for each such thing.
+    """Yield, for each extension that few runs have, the candidate with it.
 
-    Each comes with several numbers to start from.
+    Each extension is tried with several numbers to start from.
     """
     candidate = raise_eps(candidate, recording)
     v, x, free = candidate.variant, candidate.x, candidate.free
@@ -98,7 +98,7 @@ def list_extensions(
                 free=free._replace(decoupled_weight_decay=np.False_),
             )
         ]
-    # A step that rounding has undone looks like one that caution has.
+    # A step that rounding undoes looks like one that caution undoes.
     if not v.cautious and recording.rounding < MAX_ROUNDING_OF_CAUTION:
         yield [candidate._replace(variant=v._replace(cautious=True))]
     if not has_clip(candidate):
@@ -128,7 +128,7 @@ def _list_clips(
     if np.any(free.logit_one_minus_alpha):  # fitted without a clip, α may be far off
         logits.append(np.array(np.log(0.05 / 0.95)))
     for name, size in sizes.items():
-        # Slightly less than the largest, or else nothing depends on it.
+        # Slightly less than the largest norm, otherwise it would clip nothing.
         levels = np.log(np.quantile(size[size > 0], (0.1, 0.5, 0.9, 1.0))) - 1e-4
         yield [
             Candidate(
@@ -143,7 +143,7 @@ def _list_clips(
 
 
 def _list_by_leaf(candidate: Candidate) -> Iterator[list[Candidate]]:
-    """Yield a candidate whose leaves learn or decay by themselves."""
+    """Yield candidates whose leaves have their own learning rates or weight decay."""
     v, x, free = candidate.variant, candidate.x, candidate.free
     if not (v.learning_rate_by_leaf or v.decay_varies):
         yield [candidate._replace(variant=v._replace(learning_rate_by_leaf=True))]
@@ -183,10 +183,10 @@ _SURROUNDINGS = (
 def list_variations(
     best: Candidate, fits: Iterable[tuple[Family, Candidate]], recording: Recording
 ) -> list[list[Candidate]]:
-    """Return every family with what the best has and families have not.
+    """Return every family with the extensions of the best candidate.
 
-    Each starts from its own numbers, and from those of the best. If the best has
-    nothing more than its family, there are no variations.
+    Each starts from its own numbers, and from those of the best candidate. If that has
+    no extensions, there are no variations.
     """
     around = {name: getattr(best.variant, name) for name in _SURROUNDINGS}
     plain = {name: getattr(Variant(), name) for name in _SURROUNDINGS}

@@ -13,7 +13,7 @@ from rmsprop_jax._identify.recording import Recording
 
 Start: TypeAlias = Literal["zero", "one", "free"]
 
-# The logarithm of a number that is not there: of an ε, or of an initial scale.
+# The logarithm that stands for 0, as an ε or an initial scale.
 NOTHING = -690.0
 # The logarithm of a clip that no gradient reaches.
 NO_CLIP = 230.0
@@ -24,7 +24,7 @@ class Family(NamedTuple):
 
     Attributes:
         variant: The equations.
-        start: What the second moment is initialized to.
+        start: The initial value of the second moment.
     """
 
     variant: Variant
@@ -75,7 +75,7 @@ def list_families() -> list[Family]:
 
 
 def has_decaying_moment(v: Variant) -> bool:
-    """Whether the second moment forgets, as in RMSProp, Adam and fastai."""
+    """Whether the second moment decays, as in RMSProp, Adam and fastai."""
     return not (v.accumulates or v.is_factored or v.takes_sign or not v.divides)
 
 
@@ -93,14 +93,14 @@ def list_starts(
 ) -> list[list[Candidate]]:
     """Return a family with numbers to start from.
 
-    Those of a list differ in what a fit finds by itself, α above all.
+    The starts in a list differ in what a fit finds anyway, above all in α.
 
     Args:
         family: The family.
-        recording: The recording, which says how large numbers are.
-        groups: How many groups of leaves the problem has.
+        recording: The recording, which shows the scale of the numbers.
+        groups: The number of groups of leaves in the problem.
         learning_rate: [T], NaN where it is unknown.
-        count: The steps before the first.
+        count: The number of steps before the first.
     """
     v = family.variant
     square = np.mean(np.square(recording.g), axis=0)
@@ -118,7 +118,7 @@ def list_starts(
     if has_decaying_moment(v) or v.accumulates:
         power = 2 if v.eps_in_sqrt else 1
         log_epsilons = tuple(power * np.log((1e-3 * low, middle, 10 * high)))
-    if v.takes_sign:  # the sign does not tell a fit where to go
+    if v.takes_sign:  # the sign has no derivative that a fit could follow
         alphas = (0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
         momentums = (0.8, 0.85, 0.9, 0.92, 0.95, 0.98, 0.99)
     plain = _make_plain_numbers(family, recording, groups, learning_rate, count)

@@ -1,8 +1,8 @@
 """Fit the hyperparameters of many rules at once, by damped least squares.
 
-SciPy would fit them one by one, and spend more time between the predictions than in
-them. Here all candidates of a stage take their steps together, and derivatives are
-differences of predictions, which are all there is to compile.
+SciPy would fit them one by one, and take more time between the predictions than for
+them. Here all candidates of a stage take their steps together. Derivatives are
+differences of predictions, so that only the prediction must be compiled.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ class Candidate(NamedTuple):
         variant: The rule.
         x: Its numbers.
         free: Which of them are fitted, booleans.
-        cost: What is unexplained, squared, over the updates squared.
-        shift: How far its numbers lie from those of fits that explain as much with
-            more numbers; None if it was not simplified.
+        cost: The sum of squared residuals over the sum of squared updates.
+        shift: How far its numbers are from those of fits that explain as much with more
+            numbers; None if it was not simplified.
     """
 
     variant: Variant
@@ -74,7 +74,7 @@ class Problem:
 
         Args:
             seen: The recording.
-            scale: What is neither a large nor a tiny change of each number.
+            scale: A typical change of each number.
             bounds: The smallest and the largest value of each number.
         """
         steps = seen.steps
@@ -111,13 +111,13 @@ class Problem:
         max_steps: int = 40,
         tolerance: float = 1e-6,
     ) -> list[Candidate]:
-        """Return the candidates with the numbers that explain most, near theirs.
+        """Return the candidates with the numbers, near theirs, that explain most.
 
         Args:
             candidates: Where to start, and which numbers are free.
-            max_steps: The most steps that a candidate takes.
-            tolerance: A candidate stops when its cost can't fall by more than this
-                share, as far as derivatives tell.
+            max_steps: The largest number of steps of a candidate.
+            tolerance: A candidate stops when the derivatives predict that its cost
+                can't fall by more than this share.
         """
         if not candidates:
             return []
@@ -176,11 +176,12 @@ class Problem:
         ]
 
     def covariance(self, candidate: Candidate, ratio: float) -> np.ndarray:
-        """Return the covariance of all numbers; infinite where one is not seen.
+        """Return the covariance of all numbers; infinite if one can't be determined.
 
-        `SIGMAS` standard errors are how far a number may be off, the others following,
-        if costs up to `ratio` times as large explain as much. Statistics alone would
-        claim more, because rounding is not independent from one residual to the next.
+        `SIGMAS` standard errors are how far a number may be off, with the others
+        adjusted, if costs up to `ratio` times as large explain as much. Statistics
+        alone would promise smaller errors, because it assumes independent residuals,
+        and rounding errors are not.
         """
         flags, x = _to_arrays([candidate])
         free = _flatten(candidate.free).astype(bool)
@@ -213,10 +214,10 @@ class Problem:
         return np.einsum("itg,ij,jtg->tg", slopes, known, slopes)
 
     def stderr(self, candidate: Candidate, covariance: np.ndarray) -> Theta:
-        """Return the standard error of each number; infinite where one is not seen.
+        """Return the standard error of each number; infinite if it is undetermined.
 
-        What simplifying has shifted them by is part of it: if ε can't be seen, α may be
-        less known.
+        It includes the shift by simplifying: if ε can't be determined, α may be less
+        certain.
         """
         stderr = np.sqrt(np.diagonal(covariance))
         if candidate.shift is not None:
@@ -229,7 +230,7 @@ class Problem:
         return sum(sizes[: Theta._fields.index(name)])
 
     def fit_learning_rates(self, candidate: Candidate) -> float:
-        """Return the cost with the learning rates that explain most together.
+        """Return the cost with the best learning rates of all steps together.
 
         The updates must be linear in them.
         """
@@ -247,7 +248,7 @@ class Problem:
         return min(candidate.cost, float(costs[0]))
 
     def predict(self, candidates: Sequence[Candidate]) -> list[Prediction]:
-        """Return what candidates make of the gradients, as NumPy arrays."""
+        """Return the candidates' predictions from the gradients, as NumPy arrays."""
         flags, x = _to_arrays(candidates)
         found: list[Prediction] = []
         for rows, (_, made) in self._predict(flags, x):
@@ -308,15 +309,15 @@ class Problem:
 
 
 def make_problem(recording: Recording, group_of: np.ndarray, count: int) -> Problem:
-    """Return the problem, in which leaves of a group decay and learn together.
+    """Return the problem, in which the leaves of a group share their settings.
 
     Args:
         recording: The recording.
         group_of: [leaves], the group of each leaf.
         count: The steps before the first.
     """
-    # All problems have the same number of elements, because another would compile
-    # again.
+    # All problems have the same number of elements, because another number would
+    # compile again.
     missing = 0 if count else max(0, ELEMENTS - recording.g.shape[1])
     leaf = np.pad(recording.leaf, (0, missing))
     group = group_of[leaf]
@@ -329,7 +330,7 @@ def make_problem(recording: Recording, group_of: np.ndarray, count: int) -> Prob
 
 
 def _make_steps(recording: Recording, missing: int) -> Steps:
-    """Return the observations of each step, with zeros for elements that miss."""
+    """Return the observations of each step, with zeros for missing elements."""
 
     def pad(x: np.ndarray) -> np.ndarray:
         return np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)])
@@ -353,7 +354,7 @@ def _make_steps(recording: Recording, missing: int) -> Steps:
 
 
 def _measure_scale(recording: Recording, num_groups: int, *, has_state: bool) -> Theta:
-    """Return what is neither a large nor a tiny change of each number."""
+    """Return a typical change of each number."""
 
     def measure(x: np.ndarray) -> float:
         return float(np.sqrt(np.mean(np.square(x))))
@@ -425,9 +426,9 @@ def _unflatten(shapes: Shapes, flat: np.ndarray) -> Theta:
 def _find_steps(
     hessian: np.ndarray, gradient: np.ndarray, damping: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the steps [m, k] of Levenberg and Marquardt, and what they should gain.
+    """Return the Levenberg-Marquardt steps [m, k], and the predicted gains.
 
-    A number that is not free, or that nothing depends on, does not change.
+    A number does not change if it is not free, or if nothing depends on it.
     """
     scale = np.sqrt(np.diagonal(hessian, axis1=1, axis2=2))
     scale = np.where(scale > 0, scale, np.inf)
@@ -442,7 +443,7 @@ def _find_steps(
 
 
 def _invert(hessian: np.ndarray) -> np.ndarray:
-    """Return the inverse, whose diagonal is infinite where a number is not seen."""
+    """Return the inverse, with an infinite diagonal for undetermined numbers."""
     scale = np.sqrt(np.diagonal(hessian))
     is_seen = scale > 0
     scale = scale[is_seen]
@@ -462,7 +463,7 @@ def _predict_batch(
 ) -> tuple[jax.Array, Prediction]:
     """Return the costs [m] and predictions [m, …] of candidates.
 
-    All that is compiled is this, once.
+    Only this function is compiled, and only once.
     """
     sizes = [int(np.prod(shape)) for shape in shapes]
     ends = list(np.cumsum(sizes)[:-1])

@@ -1,4 +1,4 @@
-"""Interpret fits: which optimizers they are, and how one writes them."""
+"""Interpret fits: which optimizers they are, and how to write them."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ _RARE = (
     "clips_after_decay",
     "learning_rate_by_leaf",
 )
-# The flags that stand in the text of a rule that no call makes; a rule's name or its
-# remarks say the others.
+# The flags that are written for a rule that no call makes. The rule's name or its
+# remarks mention the others.
 _WRITTEN = (
     "centered",
     "bias_correction",
@@ -55,7 +55,7 @@ _WRITTEN = (
 
 
 def interpret(found: Found, fits: Iterable[Candidate]) -> list[Explanation]:
-    """Return what fits mean, the likeliest first, and nothing twice."""
+    """Return what fits mean, the likeliest first, without duplicates."""
     ranked = sorted((_interpret(found, fit) for fit in fits), key=lambda both: both[0])
     unique: dict[object, Explanation] = {}
     for _, explanation in ranked:
@@ -83,7 +83,7 @@ def _interpret(
         (exact,) = found.problem.fit_state([put_numbers(reading, numbers)])
         rates = read_rates(found, exact, reading.sign)
         if optimizer in ("Adam", "AdamW") and rates.factors is None:
-            optimizer = "LAMB"  # its leaves' learning rates change by themselves
+            optimizer = "LAMB"  # it changes the learning rate of each leaf
             numbers = use_defaults(optimizer, brief, reading.numbers)
         calls = name_other(optimizer, fit.variant, numbers)
         if optimizer == "Adam" and _may_be_lamb(found, fit, rates):
@@ -102,7 +102,7 @@ def _interpret(
         remarks=tuple(list_remarks(found, reading, brief, rates, recipe)),
         recipe=recipe,
     )
-    # The likeliest has few learning rates, is plain, an RMSProp, and often written.
+    # Likely are few learning rates, no extensions, an RMSProp, and a common call.
     pieces = len(rates.pieces) or MAX_PIECES + 1
     additions = has_clip(fit) + 2 * sum(bool(getattr(fit.variant, x)) for x in _RARE)
     key = pieces, additions, optimizer != "RMSProp", rank, fit.cost
@@ -127,10 +127,10 @@ def _name_optimizer(fit: Candidate) -> str:
 
 
 def _may_be_lamb(found: Found, fit: Candidate, rates: Rates) -> bool:
-    """Whether LAMB's factor of each leaf's update may be in Adam's learning rates.
+    """Whether the learning rates of Adam may contain LAMB's factor for each leaf.
 
-    It can't be told from a learning rate of a leaf's own. If it is nearly the same for
-    all leaves, coarse rounding hides the difference.
+    The factor can't be told from a leaf's own learning rate. If it is nearly the same
+    for all leaves, coarse rounding hides it.
     """
     has_one_leaf = len(found.recording.names) == 1
     may_hide = found.recording.rounding > FINE_ROUNDING and not rates.pieces
@@ -140,7 +140,7 @@ def _may_be_lamb(found: Found, fit: Candidate, rates: Rates) -> bool:
 def _list_before(
     v: Variant, numbers: dict[str, float]
 ) -> tuple[dict[str, float], float | None]:
-    """Return optax's calls before the rule, and the norm that leaves are clipped to."""
+    """Return optax's calls before the rule, and the norm that clips each leaf."""
     if "clip" not in numbers:
         return {}, None
     before: dict[str, float] = {}
@@ -155,7 +155,7 @@ def _list_before(
 def _make_options(
     found: Found, reading: Reading, numbers: dict[str, float]
 ) -> Options | None:
-    """Return the rule, if it is one of ours."""
+    """Return the rule, if this package has it."""
     x, v = reading.fit.x, reading.fit.variant
     has_both = x.weight_decay and x.decoupled_weight_decay
     if has_both or numbers["weight_decay"] < 0:
@@ -184,7 +184,7 @@ def _make_options(
 def _choose_calls(
     found: Found, reading: Reading, brief: dict[str, float], options: Options | None
 ) -> tuple[Calls, Candidate]:
-    """Return the calls that are a rule, the likeliest first, and the fit of that."""
+    """Return the calls that make a rule, the likeliest first, and that one's fit."""
     (fit,) = found.problem.fit_state([put_numbers(reading, brief)])
     if options is None:
         return {}, fit
@@ -233,7 +233,7 @@ def _add_schedule(
         momentum = rates.varying.copy()
         if not options.learning_rate_in_momentum:  # there the buffer is u over η
             momentum[1:] *= rate[:-1] / rate[1:]
-        momentum[0] = momentum[1]  # there is nothing yet that it could multiply
+        momentum[0] = momentum[1]  # at first it multiplies an empty buffer
         schedule = make_table(momentum)
         calls = {name: {**x, "momentum": schedule} for name, x in calls.items()}
         return recipe._replace(options=options._replace(momentum=schedule)), calls

@@ -1,4 +1,4 @@
-"""The learning rates of a fit, and the fewest that explain as much."""
+"""Find the learning rates of a fit, and the fewest that explain as much."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Piece(NamedTuple):
 def read_learning_rates(made: Prediction) -> tuple[np.ndarray, np.ndarray]:
     """Return the learning rates [T, groups] and their standard errors."""
     residuals = np.asarray(made.residuals)
-    is_used = np.any(residuals != 0, axis=0)  # the others only fill up
+    is_used = np.any(residuals != 0, axis=0)  # the others are padding
     degrees = max(1, len(residuals) * (int(np.sum(is_used)) - 1))
     variance = np.sum(np.square(residuals)) / degrees
     stderr = np.sqrt(variance / np.maximum(made.precision, 1e-300))
@@ -33,7 +33,7 @@ def read_learning_rates(made: Prediction) -> tuple[np.ndarray, np.ndarray]:
 def count_changes(rates: np.ndarray, stderr: np.ndarray) -> int:
     """Return how often learning rates [T] change by more than their errors allow.
 
-    This needs no fit, in contrast to `find_pieces`.
+    Unlike `find_pieces`, this needs no fit.
     """
     changes, piece = 0, list[float]()
     for rate, error in zip(rates, stderr, strict=True):
@@ -53,14 +53,15 @@ def find_pieces(
 ) -> list[Piece]:
     """Return the fewest learning rates, in few digits, that explain as much.
 
-    Tested together, as they are printed, they may be constant or fall in steps where
-    the errors of single steps would hide it. If there must be many, there are none.
+    All steps are tested together, because the errors of single steps may hide that the
+    learning rate is constant or falls in steps. If many pieces are needed, the result
+    is empty.
 
     Args:
         problem: The recording.
         fit: The fit, whose learning rates are free.
         rates: [T], its learning rates.
-        stderr: [T], their standard errors; infinite where a learning rate is not seen.
+        stderr: [T], their standard errors; infinite if one can't be determined.
         limit: The largest cost of what explains as much.
     """
     for lengths in split(rates, stderr):
@@ -154,10 +155,10 @@ def _fit_pieces(
 
 
 def find_unseen_groups(problem: Problem, fit: Candidate) -> np.ndarray:
-    """Return of each group whether its learning rate explains whatever it does.
+    """Return for each group whether its learning rates alone explain everything.
 
-    If each leaf has a learning rate of its own in each step, this is so for a leaf of
-    one element: nothing else is known of that leaf.
+    This is so for a leaf of one element if each leaf has its own learning rate in each
+    step: then nothing else can be determined for that leaf.
     """
     is_element = np.any(np.asarray(problem.seen.steps.weight) > 0, axis=0)
     columns = np.asarray(problem.seen.columns)[is_element, 1:]

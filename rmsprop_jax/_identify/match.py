@@ -1,4 +1,4 @@
-"""The answer of `identify`: what explains a run, in sentences."""
+"""The answer of `identify`, and its description in sentences."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _MOST = 5  # rules, or calls of one rule, that are written
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-    """The rules that explain a run, which the recording can't tell apart.
+    """The rules that explain a run, which the recording can't distinguish.
 
     Attributes:
         explanations: The rules that explain as much as the best, the likeliest first.
         is_explained: Whether they leave no more unexplained than rounding may.
-            Otherwise they are only the nearest.
+            Otherwise they are only the nearest rules.
         others: The next best rule, if there is one, which leaves more unexplained.
-        rounding: What rounding may leave unexplained of the updates, at most; compare
-            `Explanation.residual`.
-        by_leaf: What explains each leaf by itself, by its path, if nothing explains all
-            of them.
+        rounding: The largest share of the updates that rounding may leave unexplained;
+            compare `Explanation.residual`.
+        by_leaf: What explains each leaf alone, by its path, if nothing explains all
+            leaves together.
         remarks: Further remarks about the recording, in sentences.
         causes: If nothing explains the run, causes that the recording points to, in
             sentences.
@@ -63,13 +63,12 @@ class Match:
         return tuple(self._list_arguments())
 
     def arguments_for(self, dialect: str) -> Arguments:
-        """Return the arguments of a dialect by its own names, but the learning rate.
+        """Return a dialect's arguments by its own names, except the learning rate.
 
-        They do not contain its defaults, even where these only explain as much as what
-        was fitted.
+        Its defaults are left out wherever they explain as much as the fitted values.
 
         Raises:
-            ValueError: If the dialect is none of `dialects`.
+            ValueError: If the dialect is not among `dialects`.
         """
         found = self._list_arguments()
         if not found:
@@ -79,7 +78,7 @@ class Match:
             )
         if dialect not in found:
             raise ValueError(
-                f"dialect must be one that may have made this run, so one of "
+                f"dialect must be one that may have made this run, one of "
                 f"{tuple(found)}, but it was {dialect!r}."
             )
         return dict(found[dialect])
@@ -129,9 +128,9 @@ class Match:
         )
 
     def _describe_others(self) -> str:
-        """Say which other optimizers it may be; only if none of RMSProp, that it is."""
+        """Name other optimizers that it may be, or that it is if no RMSProp fits."""
         names = dict.fromkeys(x.optimizer for x in self.explanations)
-        # LAMB changes the learning rate of each leaf, which then is not constant.
+        # LAMB changes the learning rate of each leaf, so it would not be constant.
         if "optax.lamb" in self.best.calls and len(self.best.pieces) != 1:
             names["LAMB"] = None
         others = " or ".join(name for name in names if name != "RMSProp")

@@ -21,7 +21,7 @@ from jax import lax
 Array: TypeAlias = np.ndarray | jax.Array
 Flag: TypeAlias = bool | Array
 
-# Added to norms and under roots, so that an element without any gradient has no 0/0.
+# Added to norms and under roots to avoid 0/0 for elements without any gradient.
 _TINY = 1e-280
 
 
@@ -46,8 +46,8 @@ class Variant(NamedTuple):
     takes_sign: Flag = False  # Lion; its b1 is the momentum, its b2 is α
     nesterov: Flag = False
     learning_rate_in_momentum: Flag = False
-    momentum_varies: Flag = False  # every step has a momentum of its own
-    decay_varies: Flag = False  # every step has a decoupled weight decay of its own
+    momentum_varies: Flag = False  # every step has its own momentum
+    decay_varies: Flag = False  # every step has its own decoupled weight decay
     cautious: Flag = False
     # Around the rule
     clips_elements: Flag = False  # each element, not a norm
@@ -114,7 +114,7 @@ class Prediction(NamedTuple):
     Attributes:
         residuals: [T, n], the updates less those observed, times their weights.
         learning_rate: [T, groups]; unless it is by leaf, all columns are the same.
-        precision: [T, groups], the noise's variance over the learning rate's.
+        precision: [T, groups], the variance of the noise over the learning rate's.
         varying: [T], the momentum (as it multiplies the previous update) or the decay
             (times the learning rate) of each step, where it varies.
     """
@@ -143,8 +143,8 @@ class _Terms(NamedTuple):
 def predict(v: Variant, x: Theta, seen: Observations) -> Prediction:
     """Predict the updates of a rule, with the learning rates that explain most.
 
-    What differs from rule to rule is a coefficient wherever it can be, because it then
-    costs one operation per element and not one for each rule.
+    Wherever possible, a difference between rules is a coefficient, which costs one
+    operation per element and not one for each rule.
     """
     where = jnp.where
     alpha = jax.nn.sigmoid(-x.logit_one_minus_alpha)
@@ -158,7 +158,7 @@ def predict(v: Variant, x: Theta, seen: Observations) -> Prediction:
     decoupled_weight_decay = decay_factor * x.decoupled_weight_decay
     decay_in_clip = where(v.clips_after_decay, x.weight_decay, 0.0)
     holds_learning_rate = v.learning_rate_in_momentum | v.momentum_varies
-    # An average of gradients, and Lion's, is a buffer that enters the direction.
+    # Averages of gradients, such as Lion's, are buffers that enter the direction.
     has_average = v.averages_gradient | v.takes_sign
     momentum = where(has_average, 0.0, x.momentum)
     step_share = where(v.nesterov, momentum, 1.0)
@@ -253,7 +253,7 @@ def _solve(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Fit a step's learning rates, and what else varies, by weighted least squares.
 
-    Learning rates that are known ([groups]; else NaN) are taken as they are.
+    Known learning rates ([groups], otherwise NaN) are kept.
     """
     where = jnp.where
 
@@ -262,7 +262,7 @@ def _solve(
 
     goal = -now.weight * (now.u + terms.fixed)
     scaled, other = now.weight * terms.scaled, now.weight * terms.other
-    # One matrix product: each sum by itself would take XLA as long.
+    # One matrix product, because XLA would take as long for each sum.
     products = [scaled * scaled, scaled * goal, scaled * other, other * other]
     sums = jnp.stack([*products, other * goal]) @ seen.columns
     whole, by_group = sums[:, :1], sums[:, 1:]
@@ -271,8 +271,8 @@ def _solve(
         v.learning_rate_by_leaf, by_group, whole / num_groups
     )[:3]
     other_other, other_goal = whole[3:, 0]
-    # All groups share what varies. Their learning rates are eliminated first:
-    # `left` is `other` without its parts along `scaled`, and 0 if the two are parallel.
+    # All groups share what varies. Their learning rates are eliminated first: `left` is
+    # `other` without its parts along `scaled`, and 0 if the two are parallel.
     share = divide(scaled_other, scaled_scaled)
     left = other_other - jnp.sum(share * scaled_other)
     left = where(left > 1e-12 * other_other, left, 0.0)

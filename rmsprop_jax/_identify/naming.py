@@ -1,4 +1,4 @@
-"""Name a rule: the calls that are it, with their arguments."""
+"""Name a rule: find the calls that make it, with their arguments."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Arguments: TypeAlias = dict[str, object]
 # place among these.
 Rank: TypeAlias = tuple[bool, float, int]
 
-# Most runs come from these frameworks. The call of another one comes before theirs if
-# it saves two arguments.
+# Most runs come from these frameworks. The call of another framework comes first only
+# if it needs two arguments fewer.
 _WIDESPREAD = ("torch", "keras", "tensorflow", "timm", "optax")
-# The modules of dialects that are a framework's rule with a system's settings, which
+# The modules with dialects that are a framework's rule with a system's settings. They
 # come after the frameworks.
 _SYSTEMS = ("_papers", "_reinforcement_learning")
 
@@ -31,7 +31,7 @@ _FLAGS = ("centered", "maximize", "bias_correction", "cautious")
 _MOMENTUM_FLAGS = ("nesterov", "learning_rate_in_momentum")
 _NUMBERS = ("alpha", "eps", "momentum", "weight_decay")
 
-# Other optimizers: optax's function, and of its arguments our names and their defaults.
+# Other optimizers: optax's function, and for its arguments our names and its defaults.
 _OTHERS: dict[str, tuple[str, dict[str, tuple[str, float]]]] = {
     "Adam": (
         "optax.adam",
@@ -75,18 +75,18 @@ _OTHERS: dict[str, tuple[str, dict[str, tuple[str, float]]]] = {
 def list_calls(
     rule: Options, stderr: Mapping[str, float]
 ) -> Iterator[tuple[str, Arguments, Config]]:
-    """Yield the calls of dialects that may be a rule, each with its configuration.
+    """Yield the calls of dialects that may make a rule, each with its configuration.
 
-    Each dialect comes with as many of its defaults as the standard errors allow first,
-    and with all numbers of the rule last.
+    For each dialect, the first call has as many of its defaults as the standard errors
+    allow, and the last one has all numbers of the rule.
 
     Args:
-        rule: The rule; an ε of 0 stands for one that can't be seen.
+        rule: The rule; its ε is 0 if ε can't be determined.
         stderr: The standard errors of its numbers.
     """
     try:
         ours = validate_options(rule)
-    except ValueError:  # nobody can have made a run with these numbers
+    except ValueError:  # no optimizer can have these numbers
         return
     for name in dialects.__all__:
         for arguments in _list_arguments(name, rule, stderr):
@@ -108,7 +108,7 @@ def use_defaults(
     Args:
         optimizer: Its name.
         numbers: Its numbers in few digits.
-        fitted: The same as they were fitted, with their standard errors.
+        fitted: The fitted values, with their standard errors.
     """
     _, parameters = _OTHERS.get(optimizer, ("", {}))
     near = {
@@ -162,7 +162,7 @@ def rank_call(name: str, arguments: Arguments) -> Rank:
 def write_call(
     name: str, learning_rate: str, arguments: Arguments, momentum: str = "…"
 ) -> str:
-    """Return a call as one pastes it; `momentum` stands for a schedule of that."""
+    """Return a call to paste; `momentum` is written for a schedule of the momentum."""
     words = [
         f"{key}={momentum if callable(value) else write_value(value)}"
         for key, value in arguments.items()
@@ -171,7 +171,7 @@ def write_call(
 
 
 def write_value(value: object) -> str:
-    """Return a number in the digits that it has, and anything else as it is."""
+    """Return a number with all its digits, and anything else as text."""
     return f"{value:.12g}" if isinstance(value, float) else f"{value}"
 
 
@@ -190,7 +190,7 @@ def shorten(value: float, stderr: float) -> float:
 def _list_arguments(
     name: str, rule: Options, stderr: Mapping[str, float]
 ) -> list[Arguments]:
-    """Return what a dialect can be given of a rule, with the most defaults first."""
+    """Return a dialect's possible arguments for a rule, with most defaults first."""
     dialect = getattr(dialects, name)
     theirs_of = get_config(dialect(0.01)).names
     option_of = {theirs: ours for ours, theirs in theirs_of.items()}
@@ -212,7 +212,7 @@ def _list_arguments(
         if abs(default - value) <= SIGMAS * stderr.get(option, 0.0):
             within_errors.append(parameter.name)
             eps += [parameter.name] if option == "eps" else []
-    # If ε can't be seen, neither can its place.
+    # If ε can't be determined, neither can its place.
     place = [] if rule.eps else [theirs_of.get("eps_in_sqrt", "eps_in_sqrt")]
     listed: list[Arguments] = []
     for left_out in ([*within_errors, *place], within_errors, eps, []):
@@ -223,7 +223,7 @@ def _list_arguments(
 
 
 def _is_same_rule(one: Config, other: Config) -> bool:
-    """Whether two configurations are one rule, whatever α and ε are."""
+    """Whether two configurations are the same rule, apart from α and ε."""
     flags = [*_FLAGS]
     if other.rule.has_momentum:
         flags += _MOMENTUM_FLAGS

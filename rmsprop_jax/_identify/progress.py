@@ -26,7 +26,7 @@ class _NoBar:
 def make_bar(total: int) -> Bar:
     """Return a bar that appears on a terminal's stderr after some seconds.
 
-    Without tqdm, which not everybody has, there is none.
+    Without tqdm, which is optional, there is no bar.
     """
     try:
         from tqdm import tqdm

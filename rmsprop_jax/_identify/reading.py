@@ -1,4 +1,4 @@
-"""Read a fit in the names of `rmsprop`, and put such numbers back into a fit."""
+"""Convert a fit to the hyperparameters of `rmsprop`, and back."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from rmsprop_jax._optimizer.options import Config
 
 
 class Number(NamedTuple):
-    """A fitted number; its standard error is infinite if it can't be seen."""
+    """A fitted number; its standard error is infinite if it is undetermined."""
 
     value: float
     stderr: float
@@ -40,12 +40,12 @@ class Reading(NamedTuple):
     Attributes:
         fit: The fit.
         numbers: Its numbers; "clip" is the largest norm of a gradient.
-        covariance: Theirs, as far as the fit tells.
-        sign: −1 if it goes up the gradient.
+        covariance: The covariance of the numbers.
+        sign: −1 if it maximizes.
         learning_rate_error: The relative standard error of a step's learning rate.
         group_decays: [groups], whether each decays.
         decays: [leaves], whether each decays.
-        is_unseen: [leaves], whether nothing is known of its learning rate and decay.
+        is_unseen: [leaves], whether its learning rate and decay are undetermined.
     """
 
     fit: Candidate
@@ -62,12 +62,14 @@ class Rates(NamedTuple):
     """The learning rates of a fit, and what else varies.
 
     Attributes:
-        values: [T of the user's], those of the first leaf of which something is known;
-            NaN where nothing moved.
-        stderr: [T of the user's], their standard errors, in the same form.
-        pieces: The fewest that explain as much, if they are few; `values` are these.
-        factors: [leaves], those of each leaf over these; None if that changes.
-        varying: [T], the momentum or the decay of each step, where it varies.
+        values: [T of the user's recording], the learning rates of the first leaf for
+            which they are determined; NaN where nothing moved.
+        stderr: [T of the user's recording], their standard errors, in the same form.
+        pieces: The fewest learning rates that explain as much, if these are few; then
+            `values` consists of them.
+        factors: [leaves], each leaf's learning rates over `values`; None if the
+            quotient changes.
+        varying: [T], the momentum or the decay of each step, if it varies.
     """
 
     values: np.ndarray
@@ -87,7 +89,7 @@ def read_fit(found: Found, fit: Candidate) -> Reading:
     is_moving = rates != 0
     moving, error = rates[is_moving], errors[is_moving]
     learning_rate_error = float(np.median(error / np.abs(moving)))
-    # Up the gradient is down it with a negative learning rate, and decay.
+    # Ascent is descent with a negative learning rate and a negative decay.
     sign = -1.0 if np.median(moving) < 0 else 1.0
     numbers: dict[str, Number] = {}
     if has_decaying_moment(v) or v.takes_sign:
@@ -205,9 +207,9 @@ def shorten_numbers(found: Found, reading: Reading) -> dict[str, float]:
 
 
 def shorten_one_by_one(reading: Reading, reach: float) -> dict[str, float]:
-    """Return the numbers in few digits, each with what the ones before imply for it.
+    """Return the numbers in few digits, each adjusted to the ones before it.
 
-    Where α and ε make up for each other, α in few digits tells what ε is.
+    If α and ε compensate for each other, an α in few digits determines ε.
 
     Args:
         reading: The numbers.
@@ -221,7 +223,7 @@ def shorten_one_by_one(reading: Reading, reach: float) -> dict[str, float]:
         variance = covariance[i, i]
         stderr = np.sqrt(left / 2 * variance) if variance else reach * number.stderr
         if name == "clip":
-            # In a step that it clips, its error is one of the learning rate.
+            # In a clipped step, an error of the clip is one of the learning rate.
             stderr = min(stderr, reading.learning_rate_error * number.value / SIGMAS)
         brief[name] = _shorten_number(name, float(values[i]), float(stderr))
         if variance:
@@ -241,7 +243,7 @@ def _shorten_number(name: str, value: float, stderr: float) -> float:
 
 
 def put_numbers(reading: Reading, numbers: dict[str, float]) -> Candidate:
-    """Return the fit with other numbers, and the same decay on all that decay."""
+    """Return the fit with other numbers, and one weight decay for all that decay."""
     fit, x = reading.fit, reading.fit.x
     if "alpha" in numbers:
         one_minus_alpha = np.clip(1 - numbers["alpha"], 1e-13, 0.999)
@@ -271,7 +273,7 @@ def put_config(reading: Reading, brief: dict[str, float], config: Config) -> Can
     numbers = dict(brief)
     for name in ("alpha", "eps", "momentum", "weight_decay"):
         value = getattr(config.hyperparams, name)
-        # Without a decay of its own, the rule comes after one.
+        # If the dialect has no weight decay, optax adds it before the rule.
         if isinstance(value, float) and (name != "weight_decay" or value):
             numbers[name] = value
     numbers["initial_scale"] = float(config.initial_scale)
@@ -291,7 +293,7 @@ def read_rates(found: Found, fit: Candidate, sign: float) -> Rates:
     if holds:  # an error remains in the buffer for the next steps
         errors = errors / np.sqrt(1 - np.square(fit.x.momentum))
     if holds and fit.x.mu.size and not is_known:
-        # The buffer from before the recording, which is fitted, makes up for it.
+        # The buffer from before the recording is fitted, and compensates for it.
         errors = np.concatenate([np.full_like(errors[:1], np.inf), errors[1:]])
         rates = np.concatenate([rates[1:2], rates[1:]])
     factors: np.ndarray | None = np.ones(rates.shape[1])
@@ -311,7 +313,8 @@ def read_rates(found: Found, fit: Candidate, sign: float) -> Rates:
         fit = fit._replace(x=fit.x._replace(learning_rate_factor=factors))
         limit = found.ratios.rule * fit.cost
         if fit.variant.bias_correction:
-            # In float32 a correction, 1 − α^t, loses digits, and with it the rates do.
+            # In float32 the bias correction 1 − α^t loses digits, and so do the
+            # learning rates.
             off = SIGMAS * ROUNDINGS_OF_CANCELLATION * recording.precision
             limit = max(limit, off**2)
         found_pieces = find_pieces(

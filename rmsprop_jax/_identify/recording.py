@@ -1,4 +1,4 @@
-"""The elements of a run that are looked at, and how far off rounding puts them."""
+"""Choose the elements of a run to use, and estimate their rounding errors."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ _FLOAT32_EPS = float(jnp.finfo(jnp.float32).eps)
 
 
 class Recording(NamedTuple):
-    """A run of T steps: n of its elements in float64, and what is known of the whole.
+    """A run of T steps: n of its elements in float64, and facts about the whole run.
 
     Attributes:
         g: [T, n], the gradients.
         p: [T, n], the parameters before each step.
         u: [T, n], the updates.
-        noise: [T, n], what rounding adds to an update, a standard deviation.
-        weight: [T, n], what a residual is multiplied with.
+        noise: [T, n], the standard deviation of an update's rounding error.
+        weight: [T, n], what a residual is multiplied by.
         adafactor_nu: [T, 2, n], Adafactor's second moment.
         leaf: [n], the index of the element's leaf.
         names: [leaves], the paths of the leaves.
-        ndims: [leaves], how many dimensions each has.
-        sums: Over all elements of each leaf, [T, leaves].
+        ndims: [leaves], the number of dimensions of each.
+        sums: [T, leaves], sums over all elements of each leaf.
         moved_share: [T, leaves], the share of the elements that moved.
         gradient_norms: [T], the global norms of the whole gradients.
         precision: The relative precision of the optimizer's arithmetic.
-        kept: [T], the number of each step in what the user recorded.
-        num_steps: How many steps the user recorded.
-        num_elements: How many elements the user recorded.
-        is_sampled: Whether the user recorded a part of each gradient only.
-        structure: That of the parameters.
-        is_optimized: Of each leaf of the parameters, whether it is one of `names`.
+        kept: [T], the index of each step in the user's recording.
+        num_steps: The number of steps that the user recorded.
+        num_elements: The number of elements that the user recorded.
+        is_sampled: Whether the user recorded only a part of each gradient.
+        structure: The pytree structure of the parameters.
+        is_optimized: For each leaf of the parameters, whether it is one of `names`.
     """
 
     g: np.ndarray
@@ -98,12 +98,12 @@ def make_recording(
         gradient_norms: The global norm of each whole gradient, if the user recorded a
             part of it.
         max_elements: How many elements to take.
-        skips: Whether to leave out the steps at which nothing moved. Otherwise only
-            those are left out whose gradient is not finite.
+        skips: Whether to leave out all steps at which nothing moved, or only those
+            whose gradient is not finite.
         leaf: The index of the only leaf whose elements to take; all leaves if None.
 
     Raises:
-        ValueError: If nothing can be learned from the run, or the norms are not its.
+        ValueError: If nothing can be learned from the run, or the norms do not fit it.
     """
     has_moved = _find_moves(run)
     is_kept = has_moved if skips else _find_finite(run)
@@ -164,8 +164,8 @@ def _find_moves(run: Run) -> np.ndarray:
     has_moved = np.any(moves, axis=0)
     if not np.any(has_moved):
         raise ValueError(
-            "params must move, but they are the same after every step. If an optimizer "
-            "changes them in place, copy them at each step."
+            "params must change, but they are the same after every step. If the "
+            "optimizer changes them in place, copy them at each step."
         )
     # A step that was skipped because its gradient overflowed may hold anything.
     check_finite("gradients", run.gradients, has_moved)
@@ -184,16 +184,16 @@ def _check_norms(
     norms = np.asarray(gradient_norms, np.float64)
     if norms.shape != (steps,):
         raise ValueError(
-            f"gradient_norms must have one number per step, so shape {(steps,)}, but "
-            f"it was {norms.shape}."
+            f"gradient_norms must have one number per step, shape {(steps,)}, but "
+            f"its shape was {norms.shape}."
         )
     is_bad = ~(norms[kept] >= 0.99 * least)  # also if it is NaN
     if np.any(is_bad):
         first = np.flatnonzero(is_bad)[0]
         raise ValueError(
-            "gradient_norms must be the norms of the whole gradients, so no less than "
-            f"that of the recorded elements, but at step {kept[first]} (from 0) it was "
-            f"{norms[kept][first]:.6g}, and that is {least[first]:.6g}."
+            "gradient_norms must be the norms of the whole gradients, so at least the "
+            f"norms of the recorded elements, but at step {kept[first]} (from 0) it "
+            f"was {norms[kept][first]:.6g}, and theirs is {least[first]:.6g}."
         )
     return norms[kept]
 
@@ -240,7 +240,7 @@ def _choose_elements(
 
 
 def _spread(x: np.ndarray, most: int) -> np.ndarray:
-    """Return as many entries, evenly spread, with the first and the last."""
+    """Return at most so many entries, evenly spread, with the first and the last."""
     if len(x) <= most:
         return x
     return x[np.linspace(0, len(x) - 1, max(most, 0)).round().astype(int)]
@@ -270,8 +270,8 @@ def _measure_leaf(
     after = params[kept + 1][:, some].astype(np.float64)
     u = after - before
     size = _measure_size(u) * np.ones_like(u)
-    # Rounding is uniform, so its variance is the square of the last digit over 12. The
-    # two ends of an update are rounded; the gradient and the update itself may be.
+    # A uniform rounding error has the variance of the last digit squared over 12. Both
+    # ends of an update are rounded; the gradient and the update itself may be.
     last_digits = [
         _get_last_digit(before, precision),
         _get_last_digit(after, precision),
@@ -292,9 +292,9 @@ def _measure_leaf(
 
 
 def _measure_size(u: np.ndarray) -> np.ndarray:
-    """Return the size of the updates [T, 1], or of what is left of larger ones before.
+    """Return the size of the updates [T, 1], or of what remains of larger earlier ones.
 
-    With momentum, an update holds them and their rounding.
+    With momentum, an update contains the earlier ones and their rounding errors.
     """
     if not u.shape[1]:
         return np.zeros((len(u), 1))
@@ -305,15 +305,15 @@ def _measure_size(u: np.ndarray) -> np.ndarray:
 
 
 def _get_last_digit(x: np.ndarray, eps: float) -> np.ndarray:
-    """Return the distance of numbers from the next ones of their precision."""
+    """Return the spacing of numbers of this precision, at each number."""
     return eps * np.exp2(np.floor(np.log2(np.abs(x) + 1e-300)))
 
 
 def _compute_weight(elements: _Elements) -> np.ndarray:
-    """Return what residuals are multiplied with: 1 over how far off they may be."""
+    """Return the weights of residuals: 1 over their expected error."""
     typical = _measure_size(elements.u)
     typical = np.where(typical > 0, typical, np.median(typical[typical > 0]))
-    # A leaf that hardly moves must not weigh more than the others.
+    # Otherwise a leaf that hardly moves would outweigh the others.
     size = np.maximum(elements.size, SHARE_OF_UPDATE * typical)
     return 1 / np.hypot(elements.noise, SHARE_OF_UPDATE * size)
 

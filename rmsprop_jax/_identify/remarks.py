@@ -1,4 +1,4 @@
-"""Remarks on a rule, in sentences: what is uncertain, and what its calls leave out."""
+"""Write remarks on a rule: what is uncertain, and what its calls leave out."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def list_remarks(
     rates: Rates,
     recipe: Recipe,
 ) -> Iterator[str]:
-    """Yield what is uncertain of a rule, and what its calls do not say.
+    """Yield sentences on what is uncertain in a rule, and what its calls leave out.
 
     Args:
         found: What the search found.
@@ -43,11 +43,11 @@ def list_remarks(
         )
     if v.averages_gradient and not v.bias_correction:
         yield (
-            "The momentum is that of the gradient before it is divided, as in fastai. "
+            "The momentum applies to the gradient before it is divided, as in fastai. "
             "No option here does that."
         )
     if v.cautious:
-        yield "Elements whose step has not the gradient's sign do not move (caution)."
+        yield "Elements whose step and gradient differ in sign do not move (caution)."
     if fit.x.weight_decay and fit.x.decoupled_weight_decay:
         yield "Weights decay both through the gradient and directly."
     names = np.array(found.recording.names)

@@ -20,11 +20,11 @@ class Run(NamedTuple):
     """A whole run: each leaf is a real array of two dimensions.
 
     Attributes:
-        params: [T + 1, size], by their paths.
-        gradients: [T, size], by their paths.
-        shapes: Of each leaf, at one step.
-        structure: That of the parameters.
-        is_optimized: Of each leaf of the parameters, whether it is here.
+        params: [T + 1, size], by the paths of the leaves.
+        gradients: [T, size], by the paths of the leaves.
+        shapes: The shape of each leaf at one step.
+        structure: The pytree structure of the parameters.
+        is_optimized: For each leaf of the parameters, whether it can be optimized.
     """
 
     params: Leaves
@@ -64,7 +64,7 @@ def read_run(params: optax.Params, gradients: optax.Updates) -> Run:
 
 def _read_trees(params: optax.Params, gradients: optax.Updates) -> tuple[_Tree, _Tree]:
     if isinstance(params, list | tuple) and isinstance(gradients, list | tuple):
-        # If their roots are lists of leaves, both are equally long.
+        # If both were trees whose root is a list, the lists would have the same length.
         if len(params) == len(gradients) + 1 > 1:
             return _stack_steps("params", params), _stack_steps("gradients", gradients)
         if any(isinstance(x, Mapping) for x in (*params[:1], *gradients[:1])):
@@ -117,8 +117,8 @@ def _read_array(what: str, name: str, leaf: object) -> np.ndarray:
     advice = ""
     if x.dtype.kind == "V":
         advice = (
-            " np.save does not store the name of such a dtype. Say what it was, as in "
-            ".view(ml_dtypes.float8_e4m3fn)."
+            " np.save does not store the name of this dtype. Restore it, for example "
+            "with .view(ml_dtypes.float8_e4m3fn)."
         )
     raise TypeError(
         f"{what}: leaf {name} must be an array of numbers, but its dtype was "

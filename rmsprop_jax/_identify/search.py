@@ -1,4 +1,4 @@
-"""The search: every family from a few starts, then what few runs have, then rivals."""
+"""Search every family from a few starts, then extensions, then rivals."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Found(NamedTuple):
         group_of: [leaves], the group of each leaf in the problem.
         fits: The simplest rules that explain as much as the best, best first.
         others: The next best, if there is one.
-        ratios: How many times as large the cost of what explains as much may be.
+        ratios: By which factors a cost may be larger and still explain as much.
         limit: The largest share of the updates that rounding may leave unexplained.
     """
 
@@ -101,7 +101,7 @@ def find_rules(
         learning_rate: [T], NaN where it is unknown.
         count: The steps before the first.
         report: What to call after each part of the search.
-        is_quick: Whether to leave out what few runs have.
+        is_quick: Whether to leave out extensions, which few runs have.
     """
     group_of = _group_leaves(recording)
     problem = make_problem(recording, group_of, count)
@@ -141,7 +141,7 @@ def _explore(
     ratios: Ratios,
     report: Report,
 ) -> list[Candidate]:
-    """Return the fits of all families, and those with what few runs have."""
+    """Return the fits of all families, and those with extensions."""
     fits = _sort(fit for _, fit in raced)
     # The effect of a clip may look like an odd initial scale.
     first = next(fit for fit in fits if not np.any(fit.free.log_initial_scale))
@@ -188,8 +188,8 @@ def _persist(
 ) -> list[Candidate]:
     """Return the fits, and the best of them after more steps, from other ε as well.
 
-    If every step is clipped, α, ε and the clip do nearly the same, so that a fit creeps
-    along a valley, and may leave it for an ε of 0, whose place can't be seen.
+    If every step is clipped, α, ε and the clip have nearly the same effect. A fit then
+    creeps along a valley, and may end at an ε of 0, whose place can't be determined.
     """
     starts: list[Candidate] = []
     for fit in _choose_different(fits)[:FEW]:
@@ -217,19 +217,19 @@ def _choose_alike(
     limit = ratios.rule * min(fit.cost for fit in fits)
     alike = [fix_scale(recording, fit) for fit in fits if is_below(problem, fit, limit)]
     simple = simplify(problem, alike, ratios)
-    # A simpler fit may explain much more, if the other had lost its way.
+    # A simpler fit may explain much more, if the other one was stuck.
     limit = ratios.rule**2 * min(fit.cost for fit in simple)
     return [fit for fit in simple if is_below(problem, fit, limit)]
 
 
 def _is_clear(recording: Recording, fit: Candidate) -> bool:
-    """Whether nothing else needs to be looked for."""
+    """Whether the search can stop."""
     rounding = recording.rounding
     return rounding < FINE_ROUNDING and fit.residual <= CLEAR * rounding
 
 
 def _group_leaves(recording: Recording) -> np.ndarray:
-    """Return the group of each leaf: itself, or matrices and vectors if too many."""
+    """Return each leaf's group: its own, or if too many, matrices and vectors."""
     if len(recording.names) <= MAX_LEAVES:
         return np.arange(len(recording.names))
     _, groups = np.unique([ndim > 1 for ndim in recording.ndims], return_inverse=True)
@@ -241,7 +241,7 @@ def _race(
 ) -> Raced:
     """Return the best of every family, from starts that drop out in three rounds."""
     families = list_families()
-    if count:  # what the second moment was initialized to is forgotten
+    if count:  # the initial value of the second moment can't be found
         families = [family for family in families if family.start == "zero"]
     starts = [
         list_starts(family, recording, problem.num_groups, learning_rate, count)
@@ -270,13 +270,13 @@ def _restart(
     fits: list[Candidate],
     others: Iterable[Candidate] = (),
 ) -> list[Candidate]:
-    """Return the fits, or what is better if they start again.
+    """Return the fits, or better ones from new starts.
 
     Args:
         problem: The recording.
         recording: The same, as it was recorded.
         fits: The fits.
-        others: Where else each starts, if anywhere.
+        others: The new starts of each fit.
     """
     starts = [_list_restarts(fit, recording) for fit in fits]
     for some, other in zip(starts, others, strict=False):
@@ -288,12 +288,12 @@ def _restart(
 
 
 def _list_restarts(fit: Candidate, recording: Recording) -> list[Candidate]:
-    """Return where a fit starts again, because it may have lost its way."""
+    """Return new starts for a fit, because it may be stuck."""
     raised = raise_moments(raise_eps(fit, recording), recording)
     restarts = [] if raised is fit else [raised]
     if np.any(fit.free.weight_decay):
-        # If a gradient is 0, the least decay makes a whole step. Once a fit has some,
-        # it can hardly move.
+        # If a gradient is 0, the smallest decay makes a full step, so a fit with some
+        # decay can hardly change it.
         restarts.append(drop_decay(raised, "weight_decay"))
     return restarts
 
@@ -301,7 +301,7 @@ def _list_restarts(fit: Candidate, recording: Recording) -> list[Candidate]:
 def _share_numbers(problem: Problem, fits: list[Candidate]) -> list[Candidate]:
     """Return the fits with the numbers and the state of the best among them.
 
-    With a state or a clip to fit, a rule may not find its own.
+    If a state or a clip is fitted too, a rule may not find them alone.
     """
     if not fits:
         return []
@@ -363,7 +363,7 @@ def _retry_families(
 def _extend(
     problem: Problem, recording: Recording, fits: list[Candidate], ratios: Ratios
 ) -> list[Candidate]:
-    """Return the fits, and those with what few runs have, one thing after another."""
+    """Return the fits, and those with extensions, added one after the other."""
     beam = _choose_different(fits)[:8]
     for _ in range(3):
         starts = [x for fit in beam for x in list_extensions(fit, recording)]
@@ -385,7 +385,7 @@ def _extend(
 def _vary(
     problem: Problem, recording: Recording, raced: Raced, best: Candidate
 ) -> list[Candidate]:
-    """Return every family with what the best fit has."""
+    """Return every family with the extensions of the best fit."""
     starts = list_variations(best, raced, recording)
     fitted = _apply(partial(problem.fit, max_steps=4, tolerance=1e-2), starts)
     fits = problem.fit([min(some, key=_get_cost) for some in fitted])

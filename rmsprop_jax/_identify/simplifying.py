@@ -1,4 +1,4 @@
-"""Simplify fits: leave out whatever they explain as much without."""
+"""Simplify fits: drop whatever does not make them explain more."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ Change: TypeAlias = Callable[[Candidate], list[Candidate]]
 
 
 class Ratios(NamedTuple):
-    """How many times as large a cost may be by chance.
+    """By which factors a cost may be larger by chance.
 
     Attributes:
-        rule: That of another rule, where the learning rates of all steps are free.
-        number: That of the same rule without one of its numbers.
+        rule: For another rule, if the learning rates of all steps are free.
+        number: For the same rule without one of its numbers.
     """
 
     rule: float
@@ -46,8 +46,8 @@ class Ratios(NamedTuple):
 def find_ratios(recording: Recording) -> Ratios:
     """Return the ratios for a recording.
 
-    They depend on how many elements and steps there are in effect: few if the rounding
-    of few is most of what is left.
+    They depend on the effective number of elements and steps, which is small if a few
+    of them have most of the rounding error.
     """
     square = np.square(recording.weight * recording.noise)
     elements = _count_effective(np.sum(square, axis=0))
@@ -68,8 +68,8 @@ def _count_effective(costs: np.ndarray) -> float:
 def is_below(problem: Problem, fit: Candidate, limit: float) -> bool:
     """Whether a fit has no larger cost, if necessary with better learning rates.
 
-    `predict` takes the best learning rate of each step by itself. In a momentum buffer
-    that holds the learning rate, its error remains for the next steps.
+    `predict` takes the best learning rate of each step separately. If the momentum
+    buffer includes the learning rate, its error persists in the next steps.
     """
     if not limit < fit.cost <= GREEDY * limit:
         return fit.cost <= limit
@@ -83,7 +83,7 @@ def is_below(problem: Problem, fit: Candidate, limit: float) -> bool:
 def simplify(
     problem: Problem, fits: list[Candidate], ratios: Ratios
 ) -> list[Candidate]:
-    """Return the fits without what they explain as much without; no two are alike."""
+    """Return the fits without anything that does not help, and without duplicates."""
     fits, costs = list(fits), [fit.cost for fit in fits]
     changes = _count_changes(problem, fits)
     for change in _CHANGES:
@@ -99,10 +99,10 @@ def simplify(
         alike.sort(key=lambda both: -both[1].cost)
         new_changes = _count_changes(problem, [fit for _, fit in alike])
         for (i, fit), number in zip(alike, new_changes, strict=True):
-            # Without a clip, learning rates that change may have to make up for it.
+            # Without a clip, changing learning rates may have to compensate for it.
             if number > changes[i] and change is _drop_clip:
                 continue
-            # If the other had lost its way, its numbers say nothing.
+            # If the other fit was stuck, its numbers mean nothing.
             is_alike = fits[i].cost <= ratio * fit.cost
             fits[i] = _add_shift(fit, old=fits[i]) if is_alike else fit
             changes[i] = number
@@ -115,13 +115,13 @@ def simplify(
 
 
 def _add_shift(fit: Candidate, old: Candidate) -> Candidate:
-    """Return the fit with what its numbers, where they are there, have shifted by."""
+    """Return the fit with the shifts of those of its numbers that remain."""
 
     def add(before: Array | None, new: Array, old: Array, is_free: Array) -> Array:
         shift = np.where(is_free, np.abs(new - old), 0.0)
         return shift if before is None else shift + before
 
-    # A usual α is not fitted, but stands for the one that was.
+    # A usual α is not fitted, but replaces one that was.
     free = fit.free._replace(logit_one_minus_alpha=old.free.logit_one_minus_alpha)
     before = old.shift or [None] * len(fit.x)
     parts = zip(before, fit.x, old.x, free, strict=True)
@@ -153,18 +153,18 @@ def _drop_idle_flags(fit: Candidate) -> Candidate:
 
 
 def _describe(fit: Candidate) -> object:
-    """Return what two fits have in common if they are one rule."""
+    """Return a key that two fits share if they are the same rule."""
     has_start = bool(fit.x.log_initial_scale > NOTHING / 2)
     free = tuple(bool(np.any(flags)) for flags in fit.free)
     return fit.variant, has_start, has_clip(fit), free
 
 
 def drop_imitations(fits: list[Candidate], problem: Problem) -> list[Candidate]:
-    """Return the fits without those that do what a simpler one among them does.
+    """Return the fits without those that imitate a simpler one among them.
 
-    With an ε that dwarfs all gradients an RMSProp is SGD, and one that never forgets is
-    SGD or Adagrad. If a momentum or a decay changes at every step, or each leaf has a
-    learning rate of its own, it may explain what another rule does without that.
+    With an ε far larger than all gradients, an RMSProp is SGD, and without decay of the
+    second moment it is SGD or Adagrad. A momentum or a decay that changes at every step,
+    or learning rates of each leaf, may imitate another rule, which needs none of them.
     """
     plain = [
         fit
@@ -200,16 +200,17 @@ def fix_scale(recording: Recording, fit: Candidate) -> Candidate:
     """Return the fit with a fixed scale of the gradients, if nothing fixes it.
 
     If every step is clipped, each gradient has the norm of the clip. A clip that is k
-    times as large then makes the same updates, if ε (k² times, inside the root), the
-    weight decay and the initial scale (k² times) are too. The scale is the one in which
-    ν is initialized to 1, or else in which the clip is a power of ten.
+    times as large makes the same updates if ε and the weight decay are k times as large
+    too (k² times for an ε inside the root and for the initial scale). The scale is
+    chosen so that ν is initialized to 1, or otherwise so that the clip is a power of
+    ten.
     """
     x, free = fit.x, fit.free
     norms = recording.gradient_norms
     if fit.variant.clips_leaves:
         norms = np.sqrt(recording.sums.gg)
     least = np.log(np.min(norms[norms > 0]))
-    # A fit may end at the least norm itself.
+    # A fit may end exactly at the smallest norm.
     is_every_step = has_clip(fit) and x.log_clip_norm <= least + 1e-5
     starts_at_one = x.log_initial_scale == 0 and not np.any(free.log_initial_scale)
     if not is_every_step or fit.variant.clips_elements or starts_at_one:
@@ -288,7 +289,7 @@ def _make_drop_decay(name: str) -> Change:
 def drop_decay(fit: Candidate, name: str) -> Candidate:
     """Return the fit without one of the two weight decays.
 
-    Without the other, it is for all leaves alike.
+    If it had no other decay, its leaves no longer have decay factors.
     """
     x = fit.x._replace(**{name: np.zeros(())})
     free = fit.free._replace(**{name: np.False_})
@@ -337,7 +338,7 @@ def _use_common_alpha(fit: Candidate) -> list[Candidate]:
 
 
 def _has_odd_alpha(fit: Candidate) -> bool:
-    """Whether α is so near to 1, or to 0, that nobody sets it to that."""
+    """Whether α is so close to 1 or 0 that nobody would choose it."""
     least, most = LOGITS_OF_ALPHA
     return not least < float(fit.x.logit_one_minus_alpha) < most
 

@@ -76,7 +76,7 @@ def rmsprop(
         eps: ε, added to the square root of the second moment. It has the unit of the
             gradient.
         weight_decay: λ. λ·p is added to the gradient (coupled weight decay, or L2
-            regularization). ``update`` then needs ``params``. None is 0.
+            regularization). ``update`` then needs ``params``. None means 0.
         momentum: μ, the decay rate of the momentum buffer. None and 0 allocate no
             buffer; a traced zero or a schedule does. Above 1 the buffer grows by
             itself.
@@ -89,21 +89,21 @@ def rmsprop(
             has no effect.
         eps_in_sqrt: Whether to divide by √(ν + ε), as TensorFlow and Keras do, instead
             of √ν + ε. Then ε has the unit of the squared gradient.
-        initial_scale: What the second moment is initialized to: 0, or 1 in TensorFlow
-            1. A number or a scalar array. With bias correction it must be 0.
+        initial_scale: The initial value of the second moment, a number or a scalar
+            array: 0, or 1 as in TensorFlow 1. With bias correction it must be 0.
         bias_correction: Whether to correct the moments' bias towards their initial
             values, as Adam does. If centered, the variance of the first gradient alone
             is 0, and the first step is g/ε.
         decoupled_weight_decay: Whether to decay the parameter directly, as
             p − η·λ·p (like AdamW), instead of through the gradient.
         weight_decay_mask: Which leaves decay: a pytree of booleans like the parameters,
-            a prefix of one, or a function from the parameters to one. By default all.
-        state_dtype: The dtype of ``nu``, ``mu`` and ``grad_mean``, whatever that of the
-            parameters: ``"float32"``, ``"float64"`` or ``"bfloat16"``. bfloat16 is
-            rounded stochastically (see `rmsprop_jax.precision`), and ``grad_mean``
-            stays float32 with it. The state of float64 and complex parameters has their
-            dtype. An existing state, such as one from a checkpoint, keeps its own
-            dtype.
+            a prefix of one, or a function from the parameters to one. By default, all
+            leaves decay.
+        state_dtype: The dtype of ``nu``, ``mu`` and ``grad_mean``, independent of the
+            parameters' dtype: ``"float32"``, ``"float64"`` or ``"bfloat16"``. bfloat16
+            is rounded stochastically (see `rmsprop_jax.precision`); ``grad_mean`` then
+            stays float32. The state of float64 and complex parameters has their dtype.
+            An existing state, such as one from a checkpoint, keeps its own dtype.
         seed: The seed of the stochastic rounding: an integer or an integer scalar
             array. Runs with the same seed are bitwise identical.
 

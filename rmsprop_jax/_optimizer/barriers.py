@@ -20,11 +20,11 @@ Tree = TypeVar("Tree")
 def barrier_on_cpu(tree: Tree) -> Tree:
     """Return the tree; on CPU, what follows computes from its stored values.
 
-    XLA on CPU keeps in memory whatever has several readers: g + λ·p, x with Nesterov,
-    or the parts of a complex leaf. That moves more words and takes up to twice the
-    time. Behind a barrier together with the field that was just stored, each reader
-    computes such a value for itself instead. (XLA merges identical barriers again, so
-    the stored field must be part of each.)
+    XLA on CPU stores any value that is read several times: g + λ·p, x with Nesterov, or
+    the parts of a complex leaf. This moves more words and takes up to twice the time. A
+    barrier around the inputs and the field that was just stored makes each reader
+    compute the value again instead. (XLA merges identical barriers, so the stored field
+    must be part of each.)
     """
     barrier: object = lax.optimization_barrier
     return lax.platform_dependent(tree, cpu=barrier, default=lambda tree: tree)
@@ -33,8 +33,8 @@ def barrier_on_cpu(tree: Tree) -> Tree:
 def barrier_on_gpu(x: jax.Array) -> jax.Array:
     """Return the array; on a GPU, every leaf reads it from memory.
 
-    There XLA makes one kernel of all leaves of one shape if they share an operand that
-    is an array. Otherwise each leaf is a kernel of its own, and the kernel of a small
+    On a GPU, XLA makes one kernel of all leaves of one shape if they share an operand
+    that is an array. Otherwise each leaf gets its own kernel, and the kernel of a small
     leaf is nearly all launch time.
     """
     barrier: object = lax.optimization_barrier
@@ -42,10 +42,10 @@ def barrier_on_gpu(x: jax.Array) -> jax.Array:
 
 
 def barrier_numbers_on_gpu(numbers: np.ndarray | jax.Array) -> jax.Array:
-    """Return the vector of a step's numbers; on a GPU, every leaf reads it from memory.
+    """Return a step's hyperparameters; on a GPU, every leaf reads them from memory.
 
-    If the numbers are constants, only the first is read from memory: one shared operand
-    is enough, and a constant leaves less to compile.
+    If they are constants, only the first is read from memory: one shared operand is
+    enough, and constants leave less to compile.
     """
     shared = 1 if isinstance(numbers, np.ndarray) else len(numbers)
     return _barrier_first_on_gpu(numbers, shared)

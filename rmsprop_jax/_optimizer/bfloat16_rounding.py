@@ -2,10 +2,11 @@
 
 If an average is rounded to the nearest bfloat16 and moves by less than half a unit in
 the last place per step, it does not move at all: with α = 0.999 the second moment never
-comes down again.
+decreases.
 
 bfloat16 is the upper half of a float32. Adding 16 random bits to the lower half, as
-integers, carries into the upper half as often as the lower half is large.
+integers, carries into the upper half with a probability proportional to the lower
+half.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ def spread_mask(name: str, mask: Mask | None, params: optax.Params) -> optax.Par
     Raises:
         ValueError: If the mask does not fit the parameters. It names the leaf.
     """
-    # A module that can be called is a pytree all the same.
+    # A callable module, such as Equinox's, is a mask and not a function to one.
     is_one_leaf = jax.tree_util.all_leaves([mask])
     decays = mask(params) if is_one_leaf and callable(mask) else mask
     if decays is None:
@@ -82,8 +82,8 @@ def describe_prefix_mismatch(mask: object, params: optax.Params) -> str:
     why = (join_first(odd) or nodes) + "."
     if any(map(_is_masked, jax.tree.leaves(params, is_leaf=_is_masked))):
         why += (
-            " The parameters are masked, as inside of optax.masked and "
-            "optax.partition. Give a function there, which sees only what is left: "
+            " The parameters are masked, as inside optax.masked and optax.partition. "
+            "Give a function there, which sees only the leaves that are left: "
             "lambda params: jax.tree.map(lambda p: p.ndim > 1, params)."
         )
     return why

@@ -1,9 +1,8 @@
 """One leaf's update: evaluate each equation, and store its result.
 
-A leaf is compiled by itself, so that leaves of one shape are traced once, and outside
-of ``jit`` an update is one call per leaf. Whatever differs from leaf to leaf or from
-step to step is an array: a Python number or a leaf's index would make each leaf a
-program of its own.
+A leaf is compiled separately, so that leaves of one shape are traced once, and an
+update outside ``jit`` is one call per leaf. Whatever differs between leaves or steps is
+an array: with a Python number or a leaf's index, each leaf would need its own program.
 """
 
 from __future__ import annotations
@@ -46,7 +45,8 @@ def update_leaf(
     if leaf.mu is not None:
         leaf = store("mu", evaluate(equations.next_mu, rule, n, leaf), leaf, salt)
     update = evaluate(equations.final_update, rule, n, leaf).astype(leaf.g.dtype)
-    # Not the whole leaf: outside of an outer jit, every result is written to memory.
+    # Not the whole leaf, because without an outer jit every result is written to
+    # memory.
     return update, leaf.nu, leaf.mu, leaf.grad_mean
 
 
@@ -58,7 +58,7 @@ def arithmetic_dtype(leaf: Leaf) -> np.dtype[np.floating]:
 
 
 def evaluate(formula: Formula, rule: Rule, n: StepNumbers, leaf: Leaf) -> jax.Array:
-    """Evaluate a formula on a stored leaf; if it is complex, on each part by itself."""
+    """Evaluate a formula on a stored leaf, separately on the parts of a complex one."""
     dtype = arithmetic_dtype(leaf)
     decoded = decode_state(leaf)
     if jnp.iscomplexobj(leaf.g):
@@ -69,6 +69,6 @@ def evaluate(formula: Formula, rule: Rule, n: StepNumbers, leaf: Leaf) -> jax.Ar
 
 
 def store(field: Field, value: jax.Array, leaf: Leaf, salt: Salt | None) -> Leaf:
-    """Return the leaf with a new value of one field, as it is in memory."""
+    """Return the leaf with a new value of one field, encoded as in memory."""
     encoded = encode(value, getattr(leaf, field), field, salt)
     return barrier_on_cpu(leaf._replace(**{field: encoded}))

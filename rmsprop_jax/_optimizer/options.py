@@ -51,11 +51,11 @@ class Options(NamedTuple):
     learning_rate_in_momentum: bool = False
     has_learning_rate: bool = True
     cautious: bool = False
-    names: Mapping[str, str] = {}  # what the user calls an option, if not as here
+    names: Mapping[str, str] = {}  # what the user calls an option, if not this
 
 
 class Hyperparams(NamedTuple):
-    """The numbers of a rule that may change from step to step."""
+    """The hyperparameters that may change from step to step."""
 
     learning_rate: Number | optax.Schedule
     alpha: Number | optax.Schedule

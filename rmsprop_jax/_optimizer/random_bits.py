@@ -2,7 +2,7 @@
 
 The same run has the same bits, however its leaves are sharded. The bits cannot depend
 on anything outside the program's view of a leaf: under ``vmap``, ``pmap`` and
-``shard_map``, every part has the same bits unless it has a seed of its own.
+``shard_map``, every part has the same bits unless it has its own seed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Salt(NamedTuple):
         leaf_index: uint32 scalar.
         step_hash: uint32 scalar, a hash of the seed, the step and the use.
         leaf_hashes: uint32 [leaves], for each leaf a hash of the step and its index.
-        opaque_zero: uint32 of shape (1,): 0, which no compiler can know.
+        opaque_zero: uint32 of shape (1,): a 0 that the compiler can't see.
     """
 
     leaf_index: np.uint32 | jax.Array
@@ -48,7 +48,7 @@ def make_salts(
         seed: uint32 scalar.
         count: int32 scalar, the steps before this one.
         leaves: The number of leaves.
-        use: What is rounded.
+        use: What the bits round.
     """
     indices = np.arange(leaves, dtype=np.uint32)
     shared = _hash_step(seed, count, np.uint32(use == "parameters"), indices)
@@ -91,8 +91,8 @@ def read_leaf_hash(salt: Salt) -> jax.Array:
 def read_leaf_hash_opaquely(salt: Salt) -> jax.Array:
     """Read the leaf's hash by an index that is only known when the program runs.
 
-    XLA on CPU compiles identical kernels once. It would write an index that it knew
-    into the kernel, and so make a different one for every leaf.
+    XLA on CPU compiles identical kernels once. With a known index, it would write the
+    index into the kernel, which would then differ for every leaf.
     """
     either = jnp.stack([salt.leaf_index, ~salt.leaf_index])
     index = lax.dynamic_slice(either, salt.opaque_zero, (1,))
@@ -115,7 +115,7 @@ def linear_index(like: jax.Array) -> jax.Array:
     index = partial(_linear_index_of_shape, like.shape)
     sharding = jax.typeof(like).sharding
     if AxisType.Explicit not in sharding.mesh.axis_types:
-        return index()  # XLA chooses the same sharding by itself
+        return index()  # XLA chooses the same sharding
     index_on_auto_axes: Any = jax.sharding.auto_axes(index, out_sharding=sharding)
     return index_on_auto_axes()
 
@@ -139,8 +139,8 @@ def linear_index_by_sum(shape: tuple[int, ...]) -> jax.Array:
 def linear_index_by_iota(shape: tuple[int, ...]) -> jax.Array:
     """Reshape a flat count.
 
-    On a TPU the sum would become kernels of their own for rows and columns. Elsewhere
-    the count is no better, and it communicates where shards are uneven.
+    On a TPU the sum would need separate kernels for rows and columns. On other
+    platforms the count is not faster, and it communicates if shards are uneven.
     """
     return lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
 

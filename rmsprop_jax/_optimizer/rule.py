@@ -80,8 +80,8 @@ class StepNumbers(NamedTuple):
 class Leaf(NamedTuple):
     """One leaf of the parameters with its gradient and state.
 
-    The equations see real arrays of one dtype. `leaf_update` makes them of what is
-    stored, which may be complex or in other dtypes.
+    The equations see real arrays of one dtype. `leaf_update` makes them from the stored
+    arrays, which may be complex or of other dtypes.
     """
 
     g: jax.Array

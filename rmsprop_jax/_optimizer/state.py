@@ -79,8 +79,8 @@ def moment_dtype(
         ) from None
     if jnp.issubdtype(dtype, jax.dtypes.extended):
         raise TypeError(
-            f"params: leaf {path_str(path)} must be an array of numbers, but it was of "
-            f"{dtype}, which has no updates. Leave it out with optax.masked."
+            f"params: leaf {path_str(path)} must be an array of numbers, but its dtype "
+            f"was {dtype}, which can't be optimized. Leave it out with optax.masked."
         )
     if not jnp.issubdtype(dtype, jnp.inexact):
         return None
@@ -101,11 +101,11 @@ def full_like_sharded(p: ArrayLike, value: jax.Array) -> jax.Array:
     """Return an array with the shape and the sharding of p, filled with a scalar."""
     full = jnp.full_like(p, value, dtype=value.dtype)
     if not isinstance(p, Tracer):
-        # A scalar shares the buffer of the value, so one of them could not be donated.
+        # A scalar would share the value's buffer, so not both could be donated.
         return full if full.ndim else full.copy()
-    # Under jit a constant has no sharding, and ends up whole on one device or on all.
-    # A value that is computed from p is sharded like p. The barrier keeps XLA from
-    # seeing that both branches have the same value.
+    # Under jit a constant has no sharding, so XLA would put it unsplit on one device or
+    # on all. A value that is computed from p is sharded like p. The barrier keeps XLA
+    # from seeing that both branches have the same value.
     hidden = lax.optimization_barrier(value)
     return jnp.where(jnp.isnan(p), jnp.full_like(p, hidden, dtype=value.dtype), full)
 

@@ -22,7 +22,7 @@ from rmsprop_jax._optimizer.rule import Number, Rule, StepNumbers
 # `StepNumbers` as one vector.
 NumbersVector: TypeAlias = np.ndarray[tuple[int], np.dtype[np.floating]] | jax.Array
 
-# With α below float32's precision, α·(g − m)² is nothing compared with g².
+# With α below float32's precision, α·(g − m)² is negligible compared with g².
 _SMALLEST_ALPHA = float(jnp.finfo(jnp.float32).eps)
 _TINY = float(jnp.finfo(jnp.float32).tiny)
 
@@ -36,7 +36,7 @@ def compute_step_numbers(
         rule: Which equations apply.
         hyperparams: Numbers and schedules.
         count: int32 scalar, the steps before this one.
-        names: What the user calls the hyperparameters, for errors, if not as here.
+        names: What the user calls the hyperparameters, if not by these names.
     """
 
     def evaluate_option(option: str) -> Number:

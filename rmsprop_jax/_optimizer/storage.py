@@ -58,8 +58,8 @@ BFLOAT16 = Format(
     state_dtypes=("bfloat16",),
     stored_dtypes=("bfloat16",),
     is_rounded=True,
-    # The mean stays float32, because the variance is about this very mean: rounding it
-    # would add the variance of that rounding, 20 % at a mean of 100 deviations.
+    # The mean stays float32, because the variance is about this mean: rounding it would
+    # add the variance of the rounding error, 20 % at a mean of 100 deviations.
     initial_dtype=lambda field, state_dtype: (
         np.dtype(np.float32) if field == "grad_mean" else state_dtype
     ),

@@ -58,7 +58,7 @@ def make_transformation_of_config(
 
 
 def get_config(tx: optax.GradientTransformation) -> Config:
-    """Return the validated options that a transformation of ours closes over."""
+    """Return the validated options that a transformation of this package has."""
     return inspect.getclosurevars(tx.init).nonlocals["config"]
 
 

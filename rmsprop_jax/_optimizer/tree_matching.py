@@ -28,6 +28,22 @@ def is_none(x: object) -> bool:
 State = TypeVar("State")
 
 
+def require_transformation(tx: object, example: str) -> None:
+    """Raise if ``tx`` is not a gradient transformation.
+
+    Args:
+        tx: What the user gave.
+        example: A correct call, for the error.
+    """
+    if hasattr(tx, "init") and hasattr(tx, "update"):
+        return
+    name = getattr(tx, "__name__", None)  # of a function, but not of a mesh
+    was = f"the function {name}, which was not called" if name else f"{tx!r}"
+    raise TypeError(
+        f"tx must be a gradient transformation, but it was {was}. Write {example}."
+    )
+
+
 def require_state(state: object, expected: type[State]) -> State:
     """Return the state; raise if it isn't of the kind that ``init`` makes."""
     if not isinstance(state, expected):
@@ -103,7 +119,8 @@ def match_trees(
     leaves = [
         Leaf(
             g=g[i],
-            # A leaf that cannot be optimized keeps p, which its zero update is like.
+            # A leaf that cannot be optimized keeps p, because its zero update is like
+            # p.
             p=p[i] if decays[i] or nu[i] is None else None,
             nu=nu[i],
             mu=mu[i],
@@ -130,8 +147,8 @@ def _check_not_lost(config: Config, state: RMSPropState) -> None:
         return
     raise ValueError(
         f"state.{field} must be None without {option}, because update would drop it, "
-        f"but the state has one. Give the optimizer the {option} of the run that the "
-        f"state is of, or drop it yourself: state._replace({field}=None)."
+        f"but the state has one. Give the optimizer the {option} of the run that made "
+        f"the state, or drop the moment yourself: state._replace({field}=None)."
     )
 
 
@@ -176,7 +193,7 @@ def _flatten_as(
         f"{what} must have the same tree structure as the parameters that init was "
         f"given, but {odd}. "
         "If the model or the optimizer has changed, make a new state with init, and "
-        "take over what fits of the old one."
+        "copy into it what still fits of the old one."
     )
 
 

@@ -2,12 +2,12 @@
 
 Each ``from_...`` takes a file, or what it holds, and returns ``(tx, opt_state)``: the
 framework's rule with its settings, and the state that resumes the run. (`from_optax`
-converts a state in memory, and returns a state alone.) `load_weights` returns the
-weights, by the same names. The ``to_...`` export the state back. No framework is
-imported for this, and nothing in a file is executed.
+converts a state in memory, and returns only a state.) `load_weights` returns the
+weights, by the same names. The functions ``to_...`` export the state back. No framework
+is imported for this, and nothing in a file is executed.
 
 To train with Flax, let ``to_params`` make nested dictionaries. ``tx`` and ``opt_state``
-may be of one group or of several:
+may have one parameter group or several:
 
     # Flax's linen, or any TrainState
     tx, opt_state = from_torch(path, to_params)

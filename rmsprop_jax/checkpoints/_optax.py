@@ -1,4 +1,4 @@
-"""The state of ``optax.rmsprop`` into ours.
+"""Convert the state of ``optax.rmsprop`` to an `RMSPropState`.
 
 For each leaf, where ĉ = 1 − decay^count with bias correction, and 1 without:
 
@@ -8,12 +8,13 @@ For each leaf, where ĉ = 1 − decay^count with bias correction, and 1 without:
     trace                    mu = −trace: both include the learning rate, and optax's
                              includes its sign as well
 
-With bias correction, optax stores the moments uncorrected, and we store them corrected.
+With bias correction, optax stores the moments uncorrected; an `RMSPropState` holds them
+corrected.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -21,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.core import Tracer
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from rmsprop_jax._error_text import Path, join_first, path_str
@@ -30,7 +32,7 @@ from rmsprop_jax.checkpoints._convert.second_moment import to_variance
 
 # optax's states have no common type, and not all of them are public.
 State: TypeAlias = Any
-# Their names, because Adam's has the same fields.
+# Recognized by their names, because Adam's state has the same fields.
 _MOMENTS = {
     "ScaleByRmsState",
     "ScaleByRmsWithCountState",
@@ -57,24 +59,26 @@ def from_optax(
     Args:
         opt_state: The state of ``optax.rmsprop``, or of a chain of it with
             transformations that have no state, such as ``optax.clip``. It may be inside
-            the state of ``optax.inject_hyperparams``, and that of a whole population,
-            whose leaves and count have a first axis more. For other states
-            (``MultiSteps``, ``partition``) the error says which part to give. Restore a
-            checkpoint with a template, ``optax.rmsprop(...).init(params)``.
-        count: The step count, if the state does not hold it. It does with a
-            learning-rate schedule, with bias correction, or with injected
-            hyperparameters. 0 by default. As in `RMSPropState`, it ends at 2³¹ − 1.
+            the state of ``optax.inject_hyperparams``. It may also be the state of a
+            whole population, whose leaves and count have an additional first axis. For
+            other states (``MultiSteps``, ``partition``) the error says which part to
+            give. Restore a checkpoint with a template,
+            ``optax.rmsprop(...).init(params)``.
+        count: The step count, if the state does not hold it; by default 0. The state
+            holds it with a learning-rate schedule, with bias correction, or with
+            injected hyperparameters. As in `RMSPropState`, it is at most 2³¹ − 1.
         decay: optax's ``decay``. It is needed with bias correction, and only then. An
             injected ``decay`` is in the state.
 
     Returns:
-        The state as ours. Leaves are float32, or float64 if optax's are. They are
-        sharded as optax's are. optax has moments of integer parameters too; ours are
-        ``None``.
+        The state as an `RMSPropState`. Leaves are float32, or float64 if optax's are,
+        with optax's shardings. The count has that of optax's count, or is on all
+        devices of the moments' mesh if optax has none. The moments of integer
+        parameters, which optax has too, become ``None``.
 
     Raises:
         ValueError: If the state is not that of ``optax.rmsprop``; if ``count`` or
-            ``decay`` are missing or contradict it; if a leaf is complex, or traced.
+            ``decay`` is missing or contradicts it; if a leaf is complex or traced.
 
     A run with injected hyperparameters keeps them, and the step counts of their
     schedules, in ``opt_state._replace(inner_state=from_optax(opt_state))``, which is
@@ -96,9 +100,9 @@ def from_optax(
     leaves = jax.tree.leaves((opt_state, count))
     if any(isinstance(leaf, Tracer) for leaf in leaves):
         raise ValueError(
-            "opt_state must not be traced, because it is converted in float64 outside "
-            "of JAX: call from_optax outside of jax.jit and jax.vmap. It takes the "
-            "state of a whole population at once."
+            "opt_state must not be traced, because it is converted in float64 without "
+            "JAX: call from_optax outside jax.jit and jax.vmap. It takes the state of "
+            "a whole population at once."
         )
     found: dict[str, State] = {}
     _collect_states("opt_state", opt_state, found)
@@ -114,9 +118,9 @@ def from_optax(
         decay = injected.hyperparams.get("decay")
     if is_corrected == (decay is None):
         raise ValueError(
-            "decay must be given with bias correction, and only then, as optax stores "
-            "the moments uncorrected and the correction depends on it, but it was "
-            f"{decay} where optax's state is {type(moments).__name__}."
+            "decay must be given with bias correction, and only then, because optax "
+            "stores the moments uncorrected and the correction depends on it, but it "
+            f"was {decay}, and opt_state has a {type(moments).__name__}."
         )
     states = [moments] if is_corrected else []
     states += [found[name] for name in (_SCHEDULE, _INJECTED) if name in found]
@@ -124,7 +128,7 @@ def from_optax(
     correction = _compute_correction(decay, step_count)
 
     def correct(x: NumpyArray) -> NumpyArray:
-        # In a population each member has its own, along the first axis.
+        # Each member of a population has its own correction, along the first axis.
         return x / correction.reshape(
             correction.shape + (1,) * (x.ndim - correction.ndim)
         )
@@ -140,7 +144,11 @@ def from_optax(
     mu: State = None if trace is None else _map_leaves(negate, trace.trace)
     grad_mean: State = None if means is None else _map_leaves(correct, means)
     return RMSPropState(
-        count=jnp.asarray(step_count, jnp.int32),
+        count=_place_count(
+            np.asarray(step_count, np.int32),
+            [state.count for state in states],
+            jax.tree.leaves(moments.nu),
+        ),
         nu=_map_leaves(correct, moments.nu)
         if means is None
         else _map_leaves(correct_variance, moments.nu, means),
@@ -149,8 +157,24 @@ def from_optax(
     )
 
 
+def _place_count(
+    step_count: NumpyArray, counts: Sequence[object], leaves: Sequence[object]
+) -> jax.Array:
+    """Put the step count where optax's is, or on all devices of the moments' mesh."""
+    for count in counts:
+        place = getattr(count, "sharding", None)
+        if isinstance(place, NamedSharding):
+            return jax.device_put(step_count, place)
+    for leaf in leaves:
+        place = getattr(leaf, "sharding", None)
+        if isinstance(place, NamedSharding):
+            replicated = NamedSharding(place.mesh, PartitionSpec())
+            return jax.device_put(step_count, replicated)
+    return jnp.asarray(step_count)
+
+
 def _compute_correction(decay: ArrayLike | None, step_count: NumpyArray) -> NumpyArray:
-    """Return what the moments are divided by: 1 − decay^count, and 1 before a step."""
+    """Return what to divide the moments by: 1 − decay^count, or 1 before any step."""
     if decay is None:
         return np.ones(())
     rate = np.asarray(decay, np.float64)
@@ -158,13 +182,13 @@ def _compute_correction(decay: ArrayLike | None, step_count: NumpyArray) -> Nump
         raise ValueError(
             f"decay must be at least 0 and less than 1, but it was {decay}."
         )
-    with np.errstate(divide="ignore", invalid="ignore"):  # log(0), and 0 times that
+    with np.errstate(divide="ignore", invalid="ignore"):  # log(0), and 0·log(0)
         correction = -np.expm1(step_count * np.log(rate))
     return np.where(step_count == 0, 1.0, correction)
 
 
 def _agree_on_count(own: list[jax.Array], given: int | jax.Array | None) -> NumpyArray:
-    """Return the step count, or those of a population [n]."""
+    """Return the step count, or the step counts [n] of a population."""
     counts = [np.asarray(count) for count in (*own, given) if count is not None]
     for count in counts:
         if count.dtype.kind not in "iu" or np.any(count < 0):
@@ -176,8 +200,9 @@ def _agree_on_count(own: list[jax.Array], given: int | jax.Array | None) -> Nump
     if any(not np.array_equal(first, other) for other in others):
         found = sorted({str(count) for count in counts})
         raise ValueError(
-            "count must be the number of updates so far, which optax's state holds "
-            f"itself, but they were {' and '.join(found)}: leave it out."
+            "count must be the number of updates so far, but there were different "
+            f"ones, {' and '.join(found)}. optax's state holds the count, so leave it "
+            "out."
         )
     return np.minimum(first, LARGEST_COUNT)
 
@@ -207,7 +232,7 @@ def _collect_states(where: str, state: object, found: dict[str, State]) -> None:
         parts = [where + part for part in _find_states_of_rmsprop(state)]
         raise ValueError(
             f"opt_state must be the state of one optax.rmsprop, but {where} is a "
-            f"{name}, which would be lost. Give the part of optax.rmsprop alone"
+            f"{name}, which would be lost. Give only the part of optax.rmsprop"
             + (f": {join_first(parts)}." if parts else ".")
         )
 
@@ -232,8 +257,8 @@ def _map_leaves(
         if jnp.issubdtype(dtype, jnp.complexfloating):
             raise ValueError(
                 f"opt_state must be of real parameters, but leaf {path_str(path)} is "
-                f"{dtype}: optax has one second moment of a complex number, and we "
-                "have one of each part."
+                f"{dtype}. It can't be converted, because optax has one second moment "
+                "for a complex number, and RMSPropState has one for each part."
             )
         if not jnp.issubdtype(dtype, jnp.inexact):
             return None  # an integer is not optimized

@@ -1,4 +1,4 @@
-"""The state of ``paddle.optimizer.RMSProp`` in a ``.pdopt`` file.
+"""Read the state of ``paddle.optimizer.RMSProp`` from a ``.pdopt`` file.
 
 The file is a dictionary of arrays, with a key for each moment of each parameter, such
 as ``linear_0.w_0_mean_square_0``:
@@ -6,9 +6,9 @@ as ``linear_0.w_0_mean_square_0``:
     mean_square     nu; if centered, ν = E[g²] − m²
     momentum        mu, which includes the learning rate as in the dialect; always there
     mean_grad       grad_mean; always there, and 0 unless centered
-    LR_Scheduler    last_epoch: the schedule's count; without a schedule there is none
+    LR_Scheduler    last_epoch: the schedule's count; only there with a schedule
 
-The settings are not in the file. In the ``.pdparams`` beside it,
+The settings are not in the file. In the ``.pdparams`` file that is saved with it,
 ``StructuredToParameterName@@`` says which weight of the model is ``linear_0.w_0``.
 """
 
@@ -49,8 +49,8 @@ MOMENT_KEYS: dict[Moment, str] = {
     "mu": "momentum",
     "grad_mean": "mean_grad",
 }
-# A number at the end distinguishes Paddle's variables. With mixed precision the moments
-# are those of the float32 weights.
+# A number at the end distinguishes Paddle's variables. With mixed precision, the
+# moments belong to the float32 master weights.
 _KEY = re.compile(r"(.+?)(?:_fp32_master_\d+)?_(mean_square|momentum|mean_grad)_\d+")
 NAMES_KEY = "StructuredToParameterName@@"
 _SCHEDULER = "LR_Scheduler"
@@ -58,7 +58,7 @@ _MASTER_WEIGHTS = "master_weights"
 _HINTS = ErrorHints(
     keys=MOMENT_KEYS,
     to_drop="take their keys out of the checkpoint.",
-    to_join="Make one optimizer of them first.",
+    to_join="Combine them in one optimizer first.",
 )
 
 StateDict: TypeAlias = Mapping[str, Any]
@@ -81,9 +81,9 @@ def from_paddle(
     """Resume a run of ``paddle.optimizer.RMSProp`` in JAX.
 
     Paddle does not save the settings, so give those that the optimizer was made with.
-    (Its own defaults are those of `rmsprop_jax.dialects.paddle`.) Groups of parameters
-    with settings of their own are not in the file either: convert a part of the
-    dictionary for each group, and join them with ``optax.partition``.
+    (Its own defaults are those of `rmsprop_jax.dialects.paddle`.) Parameter groups with
+    their own settings are not in the file either: convert a part of the dictionary for
+    each group, and join the results with ``optax.partition``.
 
     Args:
         checkpoint: A file that ``paddle.save(optimizer.state_dict(), ...)`` wrote
@@ -95,12 +95,12 @@ def from_paddle(
         momentum: As in `rmsprop_jax.dialects.paddle`.
         centered: As in `rmsprop_jax.dialects.paddle`.
         weight_decay: As in `rmsprop_jax.dialects.paddle`.
-        names: Which weight each of Paddle's own names, such as ``linear_0.w_0``, is of:
-            the ``.pdparams`` file beside it, or what
-            ``{name: p.name for name, p in model.named_parameters()}`` makes. By default
-            the parameters have Paddle's own names.
-        count: The step count. By default it is ``last_epoch`` of the scheduler in the
-            file, or 0 without one: only a schedule depends on it.
+        names: Which weight each of Paddle's own names, such as ``linear_0.w_0``, stands
+            for: the ``.pdparams`` file of the same run, or the dictionary
+            ``{name: p.name for name, p in model.named_parameters()}``. By default the
+            parameters have Paddle's own names.
+        count: The step count, on which only a schedule depends. By default it is
+            ``last_epoch`` of the scheduler in the file, or 0 if there is no scheduler.
         shardings: As in `from_torch`.
 
     Returns:
@@ -181,7 +181,7 @@ def _read(checkpoint: StateDict | File) -> tuple[str, Any]:
 
 
 def _view_bfloat16(value: Value) -> Value:
-    """Return Paddle's bfloat16, which are 16 bits in NumPy, as what they are."""
+    """Return Paddle's bfloat16, which NumPy sees as 16-bit integers, as bfloat16."""
     if isinstance(value, StoredArray):
         is_bfloat16 = value.dtype == np.uint16
         dtype = jnp.dtype(jnp.bfloat16) if is_bfloat16 else value.dtype
@@ -221,13 +221,13 @@ def collect_moments(
         shapes = {array.shape for array in arrays.values()}
         if missing or len(shapes) > 1:
             raise ValueError(
-                f"{what} must have all moments of {name!r}, and of one shape, but "
+                f"{what} must have all moments of {name!r}, all of one shape, but "
                 + (f"{missing[0]!r} is missing." if missing else f"it has {shapes}.")
             )
     if not found:
         raise ValueError(
-            f"{what} must hold the state of a paddle.optimizer.RMSProp that has "
-            f"stepped, but it has only {[*content]}."
+            f"{what} must hold the state of a paddle.optimizer.RMSProp that has made a "
+            f"step, but it has only {[*content]}."
         )
     return found
 
@@ -249,13 +249,14 @@ def _check_centered(
     *,
     centered: bool,
 ) -> None:
-    """Raise if the means of the gradients contradict it."""
+    """Raise if the means of the gradients contradict ``centered``."""
     was = any(np.any(arrays["grad_mean"]) for arrays in moments.values())
     stepped = any(np.any(arrays["nu"]) for arrays in moments.values())
     if was != bool(centered) and stepped:
         raise ValueError(
             f"centered must be {was}, as the optimizer was made with, but it was "
-            f"{centered}: the 'mean_grad' in {what} are {'not' if was else 'all'} 0."
+            f"{centered}: the 'mean_grad' in {what} are "
+            f"{'not all 0' if was else 'all 0'}."
         )
 
 
@@ -276,7 +277,7 @@ def _rename(names: Mapping[str, str] | File | None, own: list[str]) -> list[str]
         raise ValueError(
             "names must have all parameters of the optimizer, but "
             f"{'it' if what == 'checkpoint' else what} has no {lost[0]!r}. It has "
-            f"{[*name_of][:8]}. Paddle numbers the layers of a process as it "
-            "makes them: take the names from the run that wrote the file."
+            f"{[*name_of][:8]}. Paddle numbers layers in the order in which a process "
+            "makes them, so take the names from the run that wrote the file."
         )
     return [name_of[name] for name in own]

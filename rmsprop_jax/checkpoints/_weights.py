@@ -1,4 +1,4 @@
-"""The weights beside an optimizer's state, from the file of any framework."""
+"""Load the weights that belong to an optimizer's state, from any framework's file."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def load_weights(
 
     Args:
         checkpoint: A file of torch, timm, Lightning, Stable-Baselines3, Paddle
-            (``.pdparams``) or Keras; a folder of torch.distributed.checkpoint; what the
-            names of TensorFlow's files begin with; or a dictionary that `read`
+            (``.pdparams``) or Keras; a folder of torch.distributed.checkpoint; the
+            common prefix of TensorFlow's files; or a dictionary that `read`
             returned, whole or in part.
         to_params: From the weights by their names, in a dictionary of NumPy arrays, to
             the parameters of the JAX model, as in `from_torch`. With ``shardings`` it
@@ -94,8 +94,8 @@ def load_weights(
         What ``to_params`` makes of the weights: NumPy arrays in the dtypes that they
         have in the file, or JAX arrays if ``shardings`` are given. bfloat16 is
         ``jax.numpy.bfloat16``. Arrays that are not parameters, such as running means,
-        are among the weights, too. Their names are without what wrappers add:
-        torch.compile's ``_orig_mod.``, ``_checkpoint_wrapped_module.``, and the
+        are among the weights, too. Prefixes that wrappers add are removed from their
+        names: torch.compile's ``_orig_mod.``, ``_checkpoint_wrapped_module.``, and the
         ``module.`` of DistributedDataParallel and AveragedModel.
 
     Raises:
@@ -103,7 +103,7 @@ def load_weights(
             damaged or of another kind; if ``shardings`` have another structure, or
             do not divide an array; if, with ``shardings``, ``to_params`` computes.
         TypeError: If ``shardings`` are not shardings.
-        FileNotFoundError: If there is none.
+        FileNotFoundError: If there is no file.
 
     Examples:
         >>> import numpy as np
@@ -130,7 +130,7 @@ def _find_weights(
     if framework == "keras":
         return load_keras_weights(what, content, names, ema=ema)
     if names is not None:
-        raise ValueError(f"names must be left out, because {what} holds them itself.")
+        raise ValueError(f"names must be left out, because {what} holds the names.")
     if framework == "tensorflow":
         return load_tensorflow_weights(what, content, ema=ema)
     with explain_content_errors(what):
@@ -159,10 +159,10 @@ def read(path: File) -> Any:
 
     Raises:
         ValueError: If it is another framework's file, or a damaged one.
-        FileNotFoundError: If there is none.
+        FileNotFoundError: If there is no file.
 
     Examples:
-        Of a checkpoint with two optimizers, resume one:
+        Resume one of two optimizers in a checkpoint:
 
         >>> from rmsprop_jax.checkpoints import from_torch, read
         >>> def resume(path):

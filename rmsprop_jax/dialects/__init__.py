@@ -20,8 +20,8 @@ All of them have this in common:
   left out too, except in `torch`, whose signature is complete.
 - For parameter groups, use ``optax.partition`` with one dialect per group.
 - The variance of a centered rule is stored as such and cannot cancel, not even in
-  float32. Close to the point where a framework's own rule gives NaN, ours gives what
-  float64 gives.
+  float32. Where a framework's own rule comes close to NaN, these functions agree with
+  its float64 results.
 
 Examples:
     >>> import jax.numpy as jnp

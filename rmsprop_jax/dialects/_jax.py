@@ -1,4 +1,4 @@
-"""The RMSProps of JAX itself: optax's, and that of jax.example_libraries."""
+"""The RMSProps of JAX's own libraries: optax and jax.example_libraries."""
 
 # Their arguments, in their order:
 # ruff: noqa: FBT001, FBT002
@@ -31,8 +31,8 @@ def optax(
     - The real and the imaginary part of a complex leaf have a second moment each.
     - ``centered`` with ``bias_correction`` is finite from the first step on.
     - ``initial_scale`` with ``bias_correction`` is refused, because optax divides it by
-      1 − decay^t too: in the first step it would be 1/(1 − decay) times as large. The
-      value of a traced one is not read.
+      1 − decay^t too: in the first step it would be 1/(1 − decay) times as large. (A
+      traced ``initial_scale`` can't be checked.)
 
     Args:
         learning_rate: The learning rate.
@@ -43,13 +43,13 @@ def optax(
         centered: Whether to divide by the gradient's standard deviation instead of its
             root mean square.
         momentum: The decay rate of the momentum buffer, which includes the learning
-            rate. None is 0.
+            rate. None means 0.
         nesterov: Whether to use Nesterov momentum.
         bias_correction: Whether to correct the bias of the moments as Adam does.
 
     Raises:
-        ValueError: If ``initial_scale`` is a number other than 0 and
-            ``bias_correction`` is true, and as `rmsprop` does.
+        ValueError: As from `rmsprop`; also if ``initial_scale`` is a number other than
+            0 and ``bias_correction`` is true.
 
     References:
         optax 0.2.8, ``optax.rmsprop``. Tested against it.

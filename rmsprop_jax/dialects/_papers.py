@@ -84,10 +84,11 @@ def efficientnet(
 ) -> GradientTransformationExtraArgs:
     """EfficientNet: `tensorflow` with a momentum of 0.9 and an ε of 0.001.
 
-    There the learning rate is 0.016 per 256 images of a batch (unverified), warms up
-    for 5 epochs, and is then multiplied by 0.97 every 2.4 epochs. The weight decay of
-    1e-5 (unverified) is part of the loss: ``optax.chain(optax.add_decayed_weights(1e-5,
-    mask), dialects.efficientnet(learning_rate))``.
+    EfficientNet's learning rate is 0.016 per 256 images of a batch (unverified), warms
+    up for 5 epochs, and is then multiplied by 0.97 every 2.4 epochs. The weight decay
+    of 1e-5 (unverified) is part of the loss:
+    ``optax.chain(optax.add_decayed_weights(1e-5, mask),
+    dialects.efficientnet(learning_rate))``.
 
     References:
         tensorflow/tpu, ``models/official/efficientnet/utils.py`` at 139e1f4,
@@ -105,7 +106,7 @@ def tf_slim(
 ) -> GradientTransformationExtraArgs:
     """TF-Slim's trainer (Inception, MobileNet): `tensorflow` with an ε of 1.
 
-    There the learning rate is multiplied by 0.94 every 2 epochs. The weight decay of
+    TF-Slim multiplies the learning rate by 0.94 every 2 epochs. The weight decay of
     4e-5 is part of the loss: ``optax.chain(optax.add_decayed_weights(4e-5),
     dialects.tf_slim(learning_rate))``.
 

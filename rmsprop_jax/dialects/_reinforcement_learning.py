@@ -60,7 +60,7 @@ def dopamine(
 ) -> GradientTransformationExtraArgs:
     """Dopamine's DQN: `tensorflow`, centered, with an ε of 1e-5.
 
-    It is not the rule of the paper it follows: in `nature_dqn`, ε is 1000 times as
+    It differs from the paper that it follows: in `nature_dqn`, ε is 1000 times as
     large.
 
     References:
@@ -115,9 +115,9 @@ def impala(
 ) -> GradientTransformationExtraArgs:
     """IMPALA, DeepMind's scalable_agent: `tensorflow` with an ε of 0.1.
 
-    There the learning rate falls linearly to 0: pass
+    IMPALA's learning rate falls linearly to 0: pass
     ``optax.linear_schedule(0.00048, 0.0, updates)``. The PyTorch port is `torchbeast`,
-    which is another rule.
+    which uses another rule.
 
     References:
         google-deepmind/scalable_agent, flags of ``experiment.py`` at 103308a. Read, not
@@ -135,7 +135,7 @@ def torchbeast(
 ) -> GradientTransformationExtraArgs:
     """TorchBeast's IMPALA: `torch` with an ε of 0.01.
 
-    There the learning rate falls linearly to 0, and the gradient is clipped:
+    In TorchBeast, the learning rate falls linearly to 0, and gradients are clipped:
     ``optax.chain(optax.clip_by_global_norm(40.0), dialects.torchbeast(
     optax.linear_schedule(0.00048, 0.0, updates)))``.
 
@@ -161,7 +161,7 @@ def a3c(
 ) -> GradientTransformationExtraArgs:
     """A3C's shared RMSProp: initialized to 0, an ε of 0.1 in the root, no momentum.
 
-    There the learning rate falls linearly to 0: pass
+    A3C's learning rate falls linearly to 0: pass
     ``optax.linear_schedule(0.0007, 0.0, updates)``. For its gradient clipping, add
     ``optax.clip_by_global_norm(40.0)`` to the chain.
 

@@ -23,7 +23,8 @@ def tensorflow(
 ) -> GradientTransformationExtraArgs:
     """``tf.compat.v1.train.RMSPropOptimizer``: the second moment is initialized to 1.
 
-    The 1 makes the first steps small: with a decay of 0.9 it matters for some 50 steps.
+    This makes the first steps small: with a decay of 0.9, it matters for about 50
+    steps.
 
     For ``tf.clip_by_global_norm(gradients, 40.0)`` write
     ``optax.chain(optax.clip_by_global_norm(40.0), dialects.tensorflow(...))``.
@@ -88,7 +89,7 @@ def keras(
         centered: Whether to divide by the gradient's standard deviation instead of its
             root mean square.
         weight_decay: Times the learning rate and the parameter, subtracted from the
-            parameter (decoupled). None is 0.
+            parameter (decoupled). None means 0.
 
     References:
         Keras 3.15.1, ``keras/src/optimizers/rmsprop.py``, on its JAX and its PyTorch
@@ -138,7 +139,7 @@ def keras_legacy(
             root mean square.
 
     Raises:
-        ValueError: If ``momentum`` is a number greater than 1, and as `rmsprop` does.
+        ValueError: As from `rmsprop`; also if ``momentum`` is a number greater than 1.
         TypeError: If ``momentum`` is an array.
 
     References:
@@ -227,7 +228,7 @@ def paddle(
         centered: Whether to divide by the gradient's standard deviation instead of its
             root mean square.
         weight_decay: Paddle's float or ``L2Decay``: times the parameter, added to the
-            gradient (coupled). None is 0.
+            gradient (coupled). None means 0.
 
     References:
         paddlepaddle 3.3.1, ``paddle/optimizer/rmsprop.py``. Tested against it.

@@ -63,15 +63,15 @@ def timm(
             gradient, and to enlarge the others to make up for them (Liang et al. 2024).
             The momentum buffer is not changed. Real leaves only.
         max_lr: The largest learning rate of the run, for ``corrected_weight_decay``
-            only. By default it is ``lr``, as in timm, so it must be given if ``lr`` is
-            a schedule or an array (as under ``optax.inject_hyperparams``).
+            only. By default it is ``lr``, as in timm, so give it if ``lr`` is a
+            schedule or an array (as under ``optax.inject_hyperparams``).
 
     Raises:
-        ValueError: If an argument would have no effect, even if timm accepts it:
-            ``corrected_weight_decay`` without ``decoupled_decay``, ``caution`` without
-            momentum, ``max_lr`` without ``corrected_weight_decay``. If ``max_lr`` is
-            missing or 0. As `rmsprop` does; and from ``update``, if a leaf is complex
-            and ``caution`` is true.
+        ValueError: As from `rmsprop`; also if an argument would have no effect, even if
+            timm accepts it: ``corrected_weight_decay`` without ``decoupled_decay``,
+            ``caution`` without momentum, ``max_lr`` without ``corrected_weight_decay``;
+            or if ``max_lr`` is missing or 0. From ``update``, if a leaf is complex and
+            ``caution`` is true.
 
     References:
         timm 1.0.31, ``timm/optim/rmsprop_tf.py``. Tested against it.
@@ -81,14 +81,21 @@ def timm(
     validate_flag("decoupled_decay", decoupled_decay)
     validate_flag("caution", caution)
     if corrected_weight_decay and not decoupled_decay:
-        raise ValueError("corrected_weight_decay must come with decoupled_decay=True.")
+        raise ValueError(
+            "corrected_weight_decay must come with decoupled_decay=True, which it "
+            "corrects, but decoupled_decay was False."
+        )
     if max_lr is not None and not corrected_weight_decay:
-        raise ValueError("max_lr must come with corrected_weight_decay=True.")
+        raise ValueError(
+            "max_lr must come with corrected_weight_decay=True, which alone uses it. "
+            "Leave it out."
+        )
     momentum = to_python_number(momentum)
     is_number = isinstance(momentum, int | float)
     if caution and (momentum is None or (is_number and momentum == 0)):
         raise ValueError(
-            "caution must come with momentum: without it timm ignores it. Leave it out."
+            "caution must come with momentum, because timm ignores it without. Leave "
+            "caution out, or give a momentum."
         )
     if corrected_weight_decay:
         decay = 0.0 if weight_decay is None else weight_decay
@@ -143,10 +150,10 @@ def _find_max_lr(lr: ScalarOrSchedule, max_lr: ArrayLike | None) -> Number:
     elif isinstance(lr, float):
         largest = lr
     else:
-        # An injected learning rate is the present one, which corrects nothing.
+        # An injected learning rate is that of the current step, not the largest.
         raise ValueError(
             "max_lr must be given with corrected_weight_decay if lr is a schedule or "
-            "an array: the largest learning rate of the run."
+            "an array. It is the largest learning rate of the run."
         )
     if isinstance(largest, float) and not largest > 0:
         raise ValueError(

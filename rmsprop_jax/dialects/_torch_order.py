@@ -193,7 +193,7 @@ def burn(
         centered: Whether to divide by the gradient's standard deviation instead of its
             root mean square.
         weight_decay: The penalty of ``WeightDecayConfig``: times the parameter, added
-            to the gradient (coupled). None is 0.
+            to the gradient (coupled). None means 0.
 
     References:
         Burn, ``crates/burn-optim/src/optim/rmsprop.rs`` at 0212f8e2. We read it and

@@ -1,6 +1,6 @@
 """The schedulers of PyTorch, Keras and timm as optax schedules, by their names.
 
-A schedule is a function from the step count to the learning rate. It takes the place of
+A schedule is a function from the step count to the learning rate. Pass it in place of
 the number:
 
     # optimizer = torch.optim.RMSprop(model.parameters(), lr=0.1, momentum=0.9)
@@ -11,9 +11,9 @@ the number:
 The arguments after the base learning rate are PyTorch's, in its order and with its
 defaults. Those of ``keras.optimizers.schedules``, such as `cosine_decay`, have Keras's
 arguments; `cosine_lr_scheduler` and `step_lr_scheduler` have timm's. Each value is
-computed from the step count alone, for every count of int32: under ``jit``, ``vmap``
-and ``scan``, in float64 if x64 is enabled, and otherwise to a millionth of the largest
-learning rate.
+computed from the step count alone, for every int32 count, also under ``jit``, ``vmap``
+and ``scan``. It is float64 if x64 is enabled; otherwise it is accurate to a millionth
+of the largest learning rate.
 
 A scheduler that steps once per epoch is a schedule of the epoch:
 

@@ -1,4 +1,4 @@
-"""The schedulers that set the learning rate η anew at every step.
+"""The schedulers that compute the learning rate η from the step count.
 
 With the base learning rate η₀ and the step count t:
 
@@ -56,9 +56,9 @@ def lambda_lr(
 
     Args:
         learning_rate: The base learning rate: a number, or a scalar array.
-        lr_lambda: A function that JAX can trace, from the step count, an int32 scalar,
-            to a factor. Write it with ``jnp.where`` and ``jnp.minimum``, where PyTorch
-            has ``if`` and ``min``.
+        lr_lambda: A function from the step count (an int32 scalar) to a factor, which
+            JAX can trace: use ``jnp.where`` and ``jnp.minimum`` instead of ``if`` and
+            ``min``.
 
     Returns:
         A schedule: a function from the step count to the learning rate.
@@ -87,14 +87,15 @@ def cosine_annealing_lr(
 ) -> Schedule:
     """Fall to ``eta_min`` at ``T_max`` by a cosine, and rise: ``CosineAnnealingLR``.
 
-    It rises again after ``T_max``, up to the base learning rate at ``2 * T_max``, and
-    so on. PyTorch multiplies from step to step. That rounds most where the rise begins,
-    by a factor that lasts to the next rise: it is off by up to 1e-11 at a ``T_max`` of
-    1,000, and by 2e-5 at 1,000,000. The first 64 rises have PyTorch's factor.
+    After ``T_max`` it rises again, to the base learning rate at ``2 * T_max``, and so
+    on. PyTorch computes each value from the one before, which rounds most where a rise
+    begins. The values until the next rise are then off by a factor: by up to 1e-11 with
+    a ``T_max`` of 1,000, and by 2e-5 with 1,000,000. The first 64 rises reproduce
+    PyTorch's factor.
 
     Args:
         learning_rate: The base learning rate: a number, or a scalar array.
-        T_max: In how many steps it falls.
+        T_max: The number of steps in which it falls.
         eta_min: The smallest learning rate.
 
     Returns:
@@ -134,8 +135,8 @@ def cosine_annealing_lr(
 def _simulate_rise(base: float, smallest: float, half: int, n: int) -> float:
     """Return the factor by which PyTorch's rounding changes a rise and its fall.
 
-    It is what the first steps of the rise come to, divided by what they would be
-    without rounding. The later ones round a larger height, so that less is lost.
+    It is the value after the first steps of the rise, divided by the value without
+    rounding. Later steps round a larger height, so they lose less.
     """
     height = base - smallest
     bottom = (2 * n + 1) * half
@@ -168,8 +169,8 @@ def cosine_annealing_warm_restarts(
 
     Args:
         learning_rate: The base learning rate: a number, or a scalar array.
-        T_0: The steps to the first restart.
-        T_mult: How many times longer each restart takes than the one before.
+        T_0: The number of steps until the first restart.
+        T_mult: How many times longer each cycle is than the one before.
         eta_min: The smallest learning rate.
 
     Returns:
@@ -213,22 +214,22 @@ def swa_lr(
 ) -> Schedule:
     """Go to ``swa_lr`` and stay there: ``torch.optim.swa_utils.SWALR``.
 
-    In PyTorch it starts from the learning rate that it finds at its first step, and so
-    it does after a milestone of `sequential_lr`. With ``anneal_epochs=0`` it is at
+    PyTorch's starts from the optimizer's learning rate at its first step. This schedule
+    does the same after a milestone of `sequential_lr`. With ``anneal_epochs=0`` it has
     ``swa_lr`` at once.
 
     Args:
         learning_rate: The learning rate that it starts from: a number, or a scalar
             array.
-        swa_lr: The one that it goes to.
-        anneal_epochs: In how many steps.
+        swa_lr: The final learning rate.
+        anneal_epochs: The number of steps until then.
         anneal_strategy: ``"cos"`` or ``"linear"``.
 
     Returns:
         A schedule: a function from the step count to the learning rate.
 
     Raises:
-        ValueError: If a number is out of range, or the strategy is another one.
+        ValueError: If a number is out of range, or the strategy is unknown.
         TypeError: If an argument is not a number.
 
     Examples:

@@ -1,4 +1,4 @@
-"""The scheduler of schedulers, all at once.
+"""``ChainedScheduler``, which steps several schedulers at once.
 
 Each step of ``ChainedScheduler`` steps its schedulers in their order, and each of them
 maps the learning rate η that it finds:
@@ -7,10 +7,10 @@ maps the learning rate η that it finds:
     CosineAnnealingLR   η_min + (η − η_min)·r(t); η + (η₀ − η_min)·h where it rises
     others              a value that does not depend on η
 
-Where a chain is the first scheduler of a ``SequentialLR``, PyTorch takes the first step
-of all schedulers in it twice: see `repeat_first_step`.
+If a chain is the first scheduler of a ``SequentialLR``, PyTorch takes the first step of
+all schedulers in it twice: see `repeat_first_step`.
 
-At its lowest point a cosine has r = 0, so that it forgets what was before. If the
+At its lowest point a cosine has r = 0, so earlier values no longer matter. If the
 factors repeat, so do the learning rates from there on.
 """
 
@@ -64,19 +64,19 @@ def chained_scheduler(
 
     - `step_lr`, `multi_step_lr`, `constant_lr`, `linear_lr`, `exponential_lr`,
       `polynomial_lr` and `multiplicative_lr` multiply it.
-    - `cosine_annealing_lr` multiplies what is above ``eta_min``, and adds to it where
-      it begins to rise. So it forgets at its lowest point what the others did before.
+    - `cosine_annealing_lr` multiplies the part above ``eta_min``, and adds to it where
+      a rise begins. So at its lowest point, what the others did before is lost.
     - `lambda_lr`, `cosine_annealing_warm_restarts`, `cyclic_lr` and `one_cycle_lr`
-      replace it. So only those after the last of them count, and they multiply its
-      value only by how much their own factors change in that step.
+      replace it. So only the schedulers after the last of these count, and they
+      multiply its value only by how much their own factors change in that step.
 
-    In PyTorch, the base learning rate of those after a ``OneCycleLR`` is its first one,
-    and a ``CyclicLR`` that is not the first scheduler leaves the optimizer's learning
-    rate as it was for the first update. So does this schedule.
+    As in PyTorch, schedulers after a ``OneCycleLR`` have its first learning rate as
+    their base learning rate, and a ``CyclicLR`` that is not the first scheduler leaves
+    the optimizer's learning rate unchanged for the first update.
 
     With an ``eta_min`` or several cosines, the learning rates are computed once, when
     the schedule is made, until they repeat. With one cosine and factors that stop
-    changing, they are computed only until then.
+    changing, they are computed only until the factors stop.
 
     Args:
         schedulers: Schedules of this module with the same base learning rate, in
@@ -88,10 +88,10 @@ def chained_scheduler(
         schedulers moves the momentum, ``(learning_rate, momentum)``.
 
     Raises:
-        ValueError: If there are none, if their base learning rates differ, if one is
-            not of those above, or if more than 100,000 learning rates must be computed
-            once.
-        TypeError: If a scheduler is not one of this module.
+        ValueError: If there are no schedulers, if their base learning rates differ, if
+            one is not among those above, or if more than 100,000 learning rates would
+            have to be computed once.
+        TypeError: If a scheduler is not a schedule of this module.
 
     Examples:
         >>> from rmsprop_jax import schedules
@@ -102,17 +102,18 @@ def chained_scheduler(
         (Array(0.125, dtype=float32), Array(0.015625, dtype=float32))
     """
     if len(schedulers) == 0:
-        raise ValueError("schedulers must not be empty.")
+        raise ValueError(
+            "schedulers must have at least one schedule, but it was empty."
+        )
     pairs = [_validate_part(scheduler) for scheduler in schedulers]
     chain: list[_Link | AbsoluteSchedule] = []
     for schedule, _ in pairs:
         for part in schedule.parts or (schedule,):
             if not isinstance(part, FactorSchedule | CosineSchedule | AbsoluteSchedule):
                 raise ValueError(
-                    "schedulers must be such that multiply the learning rate which "
-                    "they find, or replace it, or cosine_annealing_lr, but one was "
-                    f"{part!r}. Write the learning rate as a function of the step "
-                    "count instead."
+                    "schedulers must multiply the learning rate that they find, "
+                    f"replace it, or be cosine_annealing_lr, but one was {part!r}. "
+                    "Write the learning rate as a function of the step count instead."
                 )
             chain.append(part)
     call = f"chained_scheduler({[*schedulers]!r})"
@@ -120,7 +121,7 @@ def chained_scheduler(
     if not momenta:
         return _chain(call, chain)
     learning_rate = _chain(f"{call}.learning_rate", chain)
-    # Each of PyTorch's schedulers replaces the momentum, so that the last one wins.
+    # Each of PyTorch's schedulers replaces the momentum, so the last one wins.
     momentum = Schedule(f"{call}.momentum", momenta[-1].formula)
     return LearningRateAndMomentum(learning_rate, momentum)
 
@@ -244,8 +245,8 @@ def _multiply_cosine(
     period = 2 * half
     if cosine.is_ahead and half == 1:
         raise ValueError(
-            "T_max of cosine_annealing_lr must be at least 2 in a chain that is the "
-            "first of sequential_lr, because PyTorch takes its first step twice, but "
+            "T_max of cosine_annealing_lr must be at least 2 in a chain that comes "
+            "first in sequential_lr, because PyTorch takes its first step twice, but "
             "it was 1."
         )
 
@@ -271,15 +272,15 @@ def _multiply_cosine(
     return formula
 
 
-# --- After a schedule that replaces the learning rate: one step of each link.
+# --- After a schedule that replaces the learning rate: one step of each later one.
 
 
 def _step_from(
     replaced: AbsoluteSchedule, first: Number | None, links: Sequence[_Link]
 ) -> Formula:
-    """Return what the links make of the learning rate that a schedule leaves.
+    """Return what the links make of the learning rate that a schedule sets.
 
-    It leaves the first one at step 0, unless that is None.
+    At step 0 the schedule sets `first` instead, unless that is None.
     """
 
     def formula(count: jax.Array) -> jax.Array:
@@ -319,7 +320,7 @@ def _step_cosine(
     return jnp.where(is_kept, found, stepped)
 
 
-# --- Without one: the learning rates of the first steps, computed once.
+# --- If none replaces it: the learning rates of the first steps, computed once.
 
 
 def _get_multiplier(factor: FactorSchedule) -> Multiplier:
@@ -328,8 +329,8 @@ def _get_multiplier(factor: FactorSchedule) -> Multiplier:
             "schedulers may have a multiplicative_lr only with one "
             "cosine_annealing_lr, whose eta_min is 0, because the learning rates can't "
             f"be computed once from a function that JAX traces, but {factor!r} was "
-            "among others. Take a multi_step_lr instead, which multiplies at given "
-            "steps, or write the learning rate as a function of the step count."
+            "among others. Use multi_step_lr instead, which multiplies at given steps, "
+            "or write the learning rate as a function of the step count."
         )
     return factor.multiplier
 
@@ -390,10 +391,10 @@ def _compute_once(
     """
     if size > _LARGEST_TABLE:
         raise ValueError(
-            f"schedulers must be such that at most {_LARGEST_TABLE} learning rates are "
-            "computed once: those of the steps until the factors stop changing or, "
-            "with several cosines or factors that never stop, until all repeat. Here "
-            f"they were {size}. Give fewer steps and a T_max that has a small common "
+            f"schedulers must need at most {_LARGEST_TABLE} learning rates that are "
+            "computed once: those until the factors stop changing or, with several "
+            "cosines or factors that never stop changing, until all repeat. But they "
+            f"needed {size}. Give fewer steps and a T_max that has a small common "
             "multiple with the others, or write the learning rate as a function of the "
             "step count."
         )

@@ -1,4 +1,4 @@
-"""The scheduler of schedulers, one after the other."""
+"""``SequentialLR``, which uses one scheduler after the other."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def sequential_lr(
 ) -> Schedule | LearningRateAndMomentum:
     """Use one schedule after the other: ``SequentialLR``.
 
-    Each counts from its milestone on, and has its own base learning rate. PyTorch does
-    the same but for three schedulers, which continue from the learning rate before the
-    milestone or use another formula: see `swa_lr`, `multiplicative_lr` and
-    `constant_lr`.
+    Each counts from its milestone on, and has its own base learning rate. Three
+    schedulers are exceptions, as in PyTorch: they continue from the learning rate
+    before the milestone, or use another formula there. See `swa_lr`,
+    `multiplicative_lr` and `constant_lr`.
 
-    Where a ``ChainedScheduler`` is the first, PyTorch takes the first step of all
-    schedulers in it twice, so that an ``ExponentialLR`` in it is a step ahead. So does
-    this schedule. PyTorch can't put one after a milestone; here it begins anew there.
+    If a ``ChainedScheduler`` comes first, PyTorch takes the first step of all
+    schedulers in it twice, so an ``ExponentialLR`` in it is a step ahead. This schedule
+    does the same. PyTorch can't have one after a milestone; here it starts afresh.
 
     Args:
         schedulers: Schedules of this module or of optax, or what `cyclic_lr` and
@@ -61,7 +61,7 @@ def sequential_lr(
 
     Raises:
         ValueError: If there are not as many milestones, or they don't ascend.
-        TypeError: If a scheduler is not one.
+        TypeError: If something in ``schedulers`` is not a schedule.
 
     Examples:
         >>> from rmsprop_jax import schedules
@@ -113,7 +113,7 @@ def _join(parts: Sequence[Schedule], starts: Sequence[int]) -> Formula:
     joined = parts[0].formula
     for part, start in zip(parts[1:], starts[1:], strict=True):
         own = part.formula
-        # At the very start PyTorch initializes a scheduler, as if it were alone.
+        # At step 0 PyTorch initializes a scheduler as if it were alone.
         if start > 0 and part.continue_from is not None:
             own = part.continue_from(joined(jnp.array(start - 1, jnp.int32)))
         joined = _choose(joined, _shift(own, start), start)

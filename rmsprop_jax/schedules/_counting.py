@@ -30,9 +30,9 @@ def to_count(count: ArrayLike) -> jax.Array:
     array = jnp.asarray(count)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(
-            "count must be an integer or an array of integers, because float32 has "
-            f"none between 2**24 and 2**24 + 2, but it was of {array.dtype}. Divide "
-            "counts with //."
+            "count must be an integer or an array of integers, because float32 does "
+            f"not have every integer above 2**24, but its dtype was {array.dtype}. "
+            "Divide counts with //."
         )
     if array.dtype.itemsize > 4 or array.dtype == jnp.uint32:
         array = jnp.minimum(array, jnp.array(LARGEST_COUNT, array.dtype))
@@ -47,9 +47,9 @@ def to_real(number: ArrayLike) -> jax.Array:
 def power(base: float, count: jax.Array, per: float = 1.0) -> jax.Array:
     """Return ``base ** (count / per)`` for an int32 count that is not negative.
 
-    `jnp.power` rounds the base to float32 first: 0.9999 is off by 1e-8 then, and its
-    power to 10,000 by 1e-4. Here the powers to each digit of the count, of four in base
-    256, are computed in float64 and rounded once.
+    `jnp.power` rounds the base to float32 first: 0.9999 is then off by 1e-8, and its
+    power of 10,000 by 1e-4. Here the count is split into four digits in base 256. The
+    powers for each digit are computed in float64 and rounded once.
     """
     made = jnp.ones(count.shape, jnp.result_type(float))
     for place in range(4):
@@ -122,8 +122,8 @@ def list_cycles(name: str, first: float, multiplier: float) -> Cycles:
         lengths.append(lengths[-1] * multiplier)
         if len(starts) > _MOST_CYCLES:
             raise ValueError(
-                f"{name} must be 1 or larger, because there are more than "
-                f"{_MOST_CYCLES} cycles otherwise, but it was {multiplier}."
+                f"{name} must be 1, or so much larger that there are at most "
+                f"{_MOST_CYCLES} cycles, but it was {multiplier}."
             )
     return Cycles(np.array(starts), np.array(lengths), np.ceil(starts))
 

@@ -51,13 +51,14 @@ def cyclic_lr(
     Args:
         base_lr: The smallest learning rate: a number, or a scalar array.
         max_lr: The largest.
-        step_size_up: The steps up in a cycle.
-        step_size_down: The steps down, by default as many.
+        step_size_up: The number of steps up in a cycle.
+        step_size_down: The number of steps down, by default the same.
         mode: ``"triangular"``, ``"triangular2"``, which halves the height in every
             cycle, or ``"exp_range"``, which multiplies it by ``gamma`` in every step.
         gamma: For ``"exp_range"``.
-        scale_fn: A function that JAX can trace, in place of the mode, from the number
-            of the cycle, from 1, or the step count, to a factor of the height.
+        scale_fn: A function to use in place of the mode, from the number of the cycle
+            (starting at 1) or the step count to a factor of the height. JAX must be
+            able to trace it.
         scale_mode: Which of the two ``scale_fn`` takes: ``"cycle"`` or
             ``"iterations"``.
         cycle_momentum: Whether the momentum moves as well, from ``max_momentum`` to
@@ -70,7 +71,7 @@ def cyclic_lr(
         ``cycle_momentum``.
 
     Raises:
-        ValueError: If a number is out of range, or a word is another one.
+        ValueError: If a number is out of range, or a mode is unknown.
         TypeError: If an argument is of the wrong type.
 
     Examples:
@@ -163,15 +164,15 @@ def one_cycle_lr(
     The learning rate is ``max_lr / div_factor`` at first, ``max_lr`` after
     ``pct_start * total_steps - 1`` steps, and ``max_lr / div_factor /
     final_div_factor`` after ``total_steps - 1`` steps, which is the last update. At
-    ``total_steps`` PyTorch's formula goes beyond its end, and so does this. After that
-    PyTorch raises an error, and this schedule stays at its end.
+    ``total_steps`` PyTorch's formula extrapolates, and so does this schedule. After
+    that PyTorch raises an error, whereas this schedule keeps its last value.
 
     Args:
         max_lr: The largest learning rate: a number, or a scalar array.
-        total_steps: The steps of the cycle, or else:
-        epochs: its epochs,
-        steps_per_epoch: and the steps of each.
-        pct_start: The part of the steps that goes up.
+        total_steps: The number of steps in the cycle. If it is None, give the next two.
+        epochs: The number of epochs in the cycle.
+        steps_per_epoch: The number of steps in an epoch.
+        pct_start: The fraction of the steps in which the learning rate rises.
         anneal_strategy: ``"cos"`` or ``"linear"``.
         cycle_momentum: Whether the momentum moves as well, from ``max_momentum`` to
             ``base_momentum`` and back.
@@ -272,13 +273,12 @@ def _anneal(
     for phase in phases:
         start, end = choose(phase)
         length = phase.end_step - start_step
-        # A phase without a length is never chosen at another step than its end.
+        # A phase of length 0 is chosen at its end only.
         done = progress(count, start_step, phase.end_step if length else start_step + 1)
         if strategy == "cos":
             done = (1 - jnp.cos(jnp.pi * done)) / 2
         value = jnp.where(earlier, value, blend(start, end, done))
-        # The counts are whole, so that a count is past an end where it is past its
-        # whole part.
+        # Counts are integers, so a count is past an end if it is past its integer part.
         earlier = earlier | (count <= math.floor(phase.end_step))
         start_step = phase.end_step
     return value

@@ -41,7 +41,7 @@ def step_lr(learning_rate: ArrayLike, step_size: int, gamma: float = 0.1) -> Sch
 
     Args:
         learning_rate: The base learning rate: a number, or a scalar array.
-        step_size: After how many steps the learning rate falls.
+        step_size: The number of steps between two multiplications.
         gamma: What it is multiplied by.
 
     Returns:
@@ -130,14 +130,14 @@ def constant_lr(
 ) -> Schedule:
     """Multiply by ``factor`` until ``total_iters``: ``ConstantLR``.
 
-    With ``total_iters=0``, PyTorch's optimizer stays at the small learning rate for
-    ever, though its closed form never has it. So does this schedule; but after a
-    milestone of `sequential_lr`, PyTorch uses the closed form, and so does this.
+    With ``total_iters=0``, PyTorch's optimizer keeps the small learning rate forever,
+    although PyTorch's closed form never has it. This schedule keeps it too, except
+    after a milestone of `sequential_lr`, where PyTorch uses the closed form.
 
     Args:
         learning_rate: The base learning rate: a number, or a scalar array.
         factor: What it is multiplied by at first, more than 0 and at most 1.
-        total_iters: For how many steps.
+        total_iters: The number of steps with the factor.
 
     Returns:
         A schedule: a function from the step count to the learning rate.
@@ -190,14 +190,14 @@ def linear_lr(
 ) -> Schedule:
     """Change the factor linearly until ``total_iters``: ``LinearLR``.
 
-    With ``total_iters=0``, PyTorch's optimizer stays at the first learning rate for
-    ever. So does this schedule.
+    With ``total_iters=0``, PyTorch's optimizer keeps the first learning rate forever,
+    and so does this schedule.
 
     Args:
         learning_rate: The base learning rate: a number, or a scalar array.
         start_factor: What it is multiplied by at first, more than 0 and at most 1.
-        end_factor: What it is multiplied by in the end, from 0 to 1.
-        total_iters: In how many steps.
+        end_factor: What it is multiplied by at the end, from 0 to 1.
+        total_iters: The number of steps until then.
 
     Returns:
         A schedule: a function from the step count to the learning rate.
@@ -302,13 +302,13 @@ def polynomial_lr(
 ) -> Schedule:
     """Fall to 0 at ``total_iters`` by a power: ``PolynomialLR``.
 
-    With ``total_iters=0``, PyTorch's optimizer stays at the base learning rate for
-    ever. So does this schedule.
+    With ``total_iters=0``, PyTorch's optimizer keeps the base learning rate forever,
+    and so does this schedule.
 
     Args:
         learning_rate: The base learning rate: a number, or a scalar array.
-        total_iters: In how many steps.
-        power: The power of the part of the steps that is left.
+        total_iters: The number of steps in which it falls.
+        power: The power of the fraction of the steps that is left.
 
     Returns:
         A schedule: a function from the step count to the learning rate.
@@ -329,8 +329,8 @@ def polynomial_lr(
     def factor(count: jax.Array) -> jax.Array:
         if steps == 0:
             return jnp.ones(count.shape, jnp.result_type(float))
-        # The difference is taken of integers: in float32, 1 − t/T would lose the digits
-        # of the last steps.
+        # Integers are subtracted, because in float32 1 − t/T would lose digits in the
+        # last steps.
         left = to_real(jnp.maximum(steps - count, 0)) / float(steps)
         return left**exponent
 
@@ -375,18 +375,18 @@ def multiplicative_lr(
 ) -> Schedule:
     """Multiply by ``lr_lambda(count)`` at every step: ``MultiplicativeLR``.
 
-    There is no formula for the product of any function, so that each value takes a loop
-    of as many multiplications as the step count, in a compiled ``while``. The product's
-    relative rounding error grows with the count: in float32, it is about 1e-6 after
-    1,000 steps. Where a formula is known, `lambda_lr` or `exponential_lr` has neither.
+    The product of an arbitrary function has no formula, so each value takes a compiled
+    loop of as many multiplications as the step count. The product's relative rounding
+    error grows with the count: in float32, it is about 1e-6 after 1,000 steps. If you
+    know a formula, `lambda_lr` or `exponential_lr` avoids both.
 
-    After a milestone of `sequential_lr`, PyTorch multiplies the learning rate that it
-    finds, first by ``lr_lambda(0)``. So does this schedule.
+    After a milestone of `sequential_lr`, it multiplies the learning rate that it finds,
+    first by ``lr_lambda(0)``, as PyTorch does.
 
     Args:
         learning_rate: The base learning rate: a number, or a scalar array.
-        lr_lambda: A function that JAX can trace, from the step count, from 1, to what
-            the learning rate is multiplied by.
+        lr_lambda: A function from the step count (starting at 1) to what the learning
+            rate is multiplied by, which JAX can trace.
 
     Returns:
         A schedule: a function from the step count to the learning rate.

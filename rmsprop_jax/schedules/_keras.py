@@ -47,7 +47,7 @@ def exponential_decay(
 
     Args:
         initial_learning_rate: The first learning rate: a number, or a scalar array.
-        decay_steps: In how many steps it is multiplied once, at least 1.
+        decay_steps: The number of steps in which it is multiplied once, at least 1.
         decay_rate: What it is multiplied by.
         staircase: Whether it is multiplied all at once, every ``decay_steps``.
 
@@ -137,12 +137,12 @@ def polynomial_decay(
 
     Args:
         initial_learning_rate: The first learning rate: a number, or a scalar array.
-        decay_steps: In how many steps it falls, at least 1.
+        decay_steps: The number of steps in which it falls, at least 1.
         end_learning_rate: The last learning rate.
-        power: The power of the part of the steps that is left.
-        cycle: Whether it then rises, and falls again to the end of the next
-            ``decay_steps``. Each time it rises to less, because it falls along a curve
-            from the first step on.
+        power: The power of the fraction of the steps that is left.
+        cycle: Whether it then rises, and falls again by the end of the next
+            ``decay_steps``. Each peak is lower than the one before, because it lies on
+            a curve that falls from the first step on.
 
     Returns:
         A schedule: a function from the step count to the learning rate.
@@ -191,8 +191,9 @@ def inverse_time_decay(
 
     Args:
         initial_learning_rate: The first learning rate: a number, or a scalar array.
-        decay_steps: In how many steps the divisor grows by ``decay_rate``, at least 1.
-        decay_rate: By what it grows.
+        decay_steps: The number of steps in which the divisor grows by ``decay_rate``,
+            at least 1.
+        decay_rate: How much it grows.
         staircase: Whether it grows all at once, every ``decay_steps``.
 
     Returns:
@@ -231,15 +232,15 @@ def cosine_decay(
     warmup_target: ArrayLike | None = None,
     warmup_steps: float = 0,
 ) -> Schedule:
-    """Fall by a cosine, after a warm-up or not: Keras's ``CosineDecay``.
+    """Fall by a cosine, optionally after a warm-up: Keras's ``CosineDecay``.
 
     Args:
         initial_learning_rate: The first learning rate: a number, or a scalar array.
-        decay_steps: In how many steps it falls, at least 1.
-        alpha: The last learning rate, as a part of the one that it falls from.
-        warmup_target: The learning rate that it rises to first, by a line. With None,
-            it falls at once, whatever ``warmup_steps`` are.
-        warmup_steps: In how many steps it rises.
+        decay_steps: The number of steps in which it falls, at least 1.
+        alpha: The last learning rate, as a fraction of the one that it falls from.
+        warmup_target: The learning rate to which it first rises linearly. If None, it
+            falls at once, whatever ``warmup_steps`` is.
+        warmup_steps: The number of steps in which it rises.
 
     Returns:
         A schedule: a function from the step count to the learning rate.
@@ -292,14 +293,15 @@ def cosine_decay_restarts(
     """Fall by a cosine, and start again: Keras's ``CosineDecayRestarts``.
 
     Keras computes the number of restarts by a logarithm. At a restart, its rounding may
-    give the last learning rate of the cycle before. This has the first of the new one.
+    give the last learning rate of the old cycle, where this schedule has the first of
+    the new one.
 
     Args:
         initial_learning_rate: The first learning rate: a number, or a scalar array.
-        first_decay_steps: The steps to the first restart, at least 1.
+        first_decay_steps: The number of steps until the first restart, at least 1.
         t_mul: How many times longer each cycle takes than the one before, at least 1.
         m_mul: What the height is multiplied by at each restart.
-        alpha: The lowest learning rate, as a part of the first.
+        alpha: The lowest learning rate, as a fraction of the first.
 
     Returns:
         A schedule: a function from the step count to the learning rate.

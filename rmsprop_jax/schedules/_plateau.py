@@ -1,4 +1,4 @@
-"""``ReduceLROnPlateau``, which looks at the loss, so that it is not a schedule."""
+"""``ReduceLROnPlateau``, which depends on the loss, so it is not a schedule."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from rmsprop_jax.schedules._torch_classes import (
 
 # optax's states have no common type.
 State: TypeAlias = Any
-# 1 minus this is 1, so that the relative threshold is 0, which optax refuses.
+# Stands for a relative threshold of 0, which optax refuses: 1 minus this is 1.
 _NO_THRESHOLD = 1e-300
 
 
@@ -42,21 +42,22 @@ def reduce_lr_on_plateau(
     """Make the ``optax.contrib.reduce_on_plateau`` that equals ``ReduceLROnPlateau``.
 
     PyTorch steps it after the optimizer, usually once per epoch, so that the next
-    updates are smaller. To follow it exactly, keep the transformation beside the
+    updates are smaller. To follow it exactly, keep the transformation apart from the
     optimizer: call its ``update`` with the loss (or the metric) as ``value`` where
     PyTorch would call ``step``, and multiply the updates by the ``scale`` of its state.
-    In an ``optax.chain`` after the optimizer it takes a value with every update, and
+    In an ``optax.chain`` after the optimizer, it takes a value with every update, and
     already scales the update that came with the value.
 
     Args:
         learning_rate: The optimizer's learning rate, which the bounds refer to.
         mode: ``"min"`` if a smaller value is better, or ``"max"``.
         factor: What the learning rate is multiplied by, more than 0 and less than 1.
-        patience: After how many bad values in a row one more reduces it.
+        patience: How many bad values in a row are tolerated. One more reduces the
+            learning rate.
         threshold: How much better a value must be.
-        threshold_mode: ``"rel"`` if the threshold is a part of the best value, or
+        threshold_mode: ``"rel"`` if the threshold is a fraction of the best value, or
             ``"abs"``.
-        cooldown: How many values don't count after it was reduced.
+        cooldown: How many values are ignored after a reduction.
         min_lr: The smallest learning rate.
         eps: The smallest change of the learning rate. A smaller one is not made.
 
@@ -65,7 +66,7 @@ def reduce_lr_on_plateau(
         ``ReduceLROnPlateauState``.
 
     Raises:
-        ValueError: If a number is out of range, or a word is another one.
+        ValueError: If a number is out of range, or a mode is unknown.
         TypeError: If an argument is not a number.
 
     Examples:
@@ -126,21 +127,21 @@ def plateau_from_torch(
 ) -> optax.GradientTransformationExtraArgs:
     """Resume a ``ReduceLROnPlateau`` of PyTorch from its state_dict.
 
-    It is what `reduce_lr_on_plateau` makes of the settings, and its ``init`` has the
-    best value, the number of bad values since, and the cooldown of the file. The
-    learning rate is that of the file too, which the optimizer must have: the scale is 1
-    at first.
+    The transformation is that of `reduce_lr_on_plateau` with the same settings. Its
+    ``init`` returns a state with the best value, the number of bad values since, and
+    the cooldown of the state_dict. Because the scale is 1 at first, the optimizer must
+    have the state_dict's last learning rate.
 
     Args:
         state_dict: ``scheduler.state_dict()``.
-        group: The group of the optimizer, of which each has its own smallest learning
-            rate.
+        group: The index of the optimizer's group. Each group has its own smallest
+            learning rate.
 
     Returns:
-        An optax transformation, as `reduce_lr_on_plateau` does.
+        An optax transformation, as from `reduce_lr_on_plateau`.
 
     Raises:
-        ValueError: If a value is missing or can't be.
+        ValueError: If a value is missing or invalid.
         TypeError: If ``state_dict`` is not a dictionary.
 
     Examples:
@@ -215,10 +216,10 @@ def _find_smallest_scale(
 def _maximize(
     plateau: optax.GradientTransformationExtraArgs, bound: float, *, is_relative: bool
 ) -> optax.GradientTransformationExtraArgs:
-    """Compare as PyTorch does if a larger value is better, which optax does not know.
+    """Compare as PyTorch does if a larger value is better, which optax can't.
 
-    optax sees infinity as the value where it is not better, and as the best one so far
-    where it is: so its own comparison comes to the same.
+    optax is given infinity as the value if the value is not better, and as the best
+    value so far if it is. Its own comparison then gives PyTorch's result.
     """
 
     def init(params: optax.Params) -> State:
@@ -233,8 +234,9 @@ def _maximize(
     ) -> tuple[optax.Updates, State]:
         if "value" not in extra_args:
             raise TypeError(
-                "value must be given to update: the metric, which reduce_lr_on_plateau "
-                "compares with the best one so far."
+                "value must be given to update, because reduce_lr_on_plateau compares "
+                "this metric with the best one so far: call update(updates, state, "
+                "params, value=metric)."
             )
         best = state.best_value
         value = jnp.asarray(extra_args["value"], best.dtype)

@@ -25,7 +25,7 @@ class Schedule:
         call: The call that makes it, for `repr`.
         formula: Its values.
         continue_from: From the learning rate before a milestone of ``SequentialLR`` to
-            the values after it, or None if PyTorch starts it anew there.
+            the values after it, or None if PyTorch restarts it there.
         parts: The schedules in it if it is of a ``ChainedScheduler``.
     """
 
@@ -44,12 +44,12 @@ class Schedule:
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class AbsoluteSchedule(Schedule):
-    """A schedule that does not depend on the learning rate which PyTorch's finds.
+    """A schedule that does not depend on the optimizer's current learning rate.
 
     Attributes:
         learning_rate: The base learning rate.
         starts_at_base: Whether PyTorch's starts at the optimizer's base learning rate
-            instead, where another scheduler was made before it.
+            instead if another scheduler was made before it.
     """
 
     learning_rate: Number = 0.0
@@ -79,8 +79,8 @@ class FactorSchedule(Schedule):
         factor: The factor at a step count.
         growth: How much the factor grows from a step count to a later one. It is not
             the quotient of two factors, because both may be 0 by underflow.
-        multiplier: What PyTorch multiplies by, or None if only a traced function of the
-            user knows.
+        multiplier: What PyTorch multiplies by, or None if it comes from a function of
+            the user that is traced.
         repeat: What PyTorch multiplies by in addition if it takes the first step twice.
     """
 
@@ -113,7 +113,8 @@ class LearningRateAndMomentum(NamedTuple):
 
     Attributes:
         learning_rate: The schedule of the learning rate.
-        momentum: That of the momentum, or None if the scheduler leaves it alone.
+        momentum: The schedule of the momentum, or None if the scheduler leaves it
+            alone.
     """
 
     learning_rate: Schedule

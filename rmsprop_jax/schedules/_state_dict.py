@@ -1,15 +1,16 @@
 """PyTorch's schedulers from their state_dicts.
 
-A state_dict has the numbers of a scheduler but not its class, which the keys tell.
-Another class may have the same keys, or another scheduler may have changed the same
-learning rate. So the schedule must have the value at ``last_epoch`` that the state_dict
-has as ``_last_lr``.
+A state_dict holds the settings of a scheduler but not its class, so the class is
+recognized by the keys. Because another class may have the same keys, or another
+scheduler may have changed the same learning rate, the schedule's value at
+``last_epoch`` must be the ``_last_lr`` of the state_dict.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -61,7 +62,7 @@ class ResumedSchedules(NamedTuple):
 
     @property
     def groups(self) -> list[LearningRateAndMomentum]:
-        """The same as a list, with the two schedules of each group, also of one."""
+        """The two schedules of each group, as a list even if there is one group."""
         rates, momenta = self
         rates = [rates] if isinstance(rates, Schedule) else rates
         momenta = [momenta] if isinstance(momenta, Schedule) else momenta
@@ -74,8 +75,8 @@ class Scheduler(NamedTuple):
 
     Attributes:
         name: PyTorch's class.
-        last_epoch: How often it stepped.
-        groups: The schedules of each group, of how often it stepped.
+        last_epoch: The number of its steps.
+        groups: The schedules of each group, as functions of the number of its steps.
         parts: The schedulers in it.
     """
 
@@ -95,16 +96,16 @@ def from_torch(
 ) -> ResumedSchedules:
     """Resume a scheduler of PyTorch: make its schedules from its state_dict.
 
-    The class is recognized by the keys, and nested ones are too. The schedule must then
-    have the value that the state_dict has as the last learning rate.
+    The class is recognized by the keys, also in nested state_dicts. As a check, the
+    schedule must reproduce the last learning rate of the state_dict.
 
     Args:
         state_dict: ``scheduler.state_dict()``.
-        updates_per_step: After how many updates the scheduler steps: 1 if it steps with
-            the optimizer, and the updates of an epoch if it steps once per epoch.
-        offset: What is added to the step count: how many steps GradScaler skipped, each
-            of which the scheduler counted and the optimizer did not. It is negative for
-            a scheduler that was made later, by as many updates.
+        updates_per_step: The number of updates per step of the scheduler: 1 if it steps
+            with the optimizer, or the updates of an epoch if it steps once per epoch.
+        offset: What is added to the step count: the number of steps that GradScaler
+            skipped, because the scheduler counted them and the optimizer did not. It is
+            −n for a scheduler that was made after n updates.
         param_groups: ``optimizer.state_dict()["param_groups"]``, in which OneCycleLR
             and SWALR keep their learning rates.
         lambdas: For each LambdaLR and each MultiplicativeLR, in the order of the
@@ -115,13 +116,13 @@ def from_torch(
     Returns:
         ``(learning_rate, momentum)``: schedules of the optimizer's step count, for
         several groups lists of them. The momentum is None if the scheduler leaves it
-        alone. Its ``groups`` are always a list, of ``(learning_rate, momentum)`` for
-        each group, which a type checker can follow.
+        alone. The attribute ``groups`` is always a list of ``(learning_rate,
+        momentum)``, one for each group, which a type checker can follow.
 
     Raises:
         ValueError: If the keys are not those of a scheduler of PyTorch, if a number is
-            missing or can't be, if ``param_groups`` or ``lambdas`` are needed, or if
-            the schedule does not have the last learning rate.
+            missing or invalid, if ``param_groups`` or ``lambdas`` are needed, or if the
+            schedule does not reproduce the last learning rate.
         TypeError: If an argument is of the wrong type.
 
     Warns:
@@ -137,7 +138,7 @@ def from_torch(
         step_lr(0.5, step_size=30, gamma=0.5)
         >>> tx = rmsprop(learning_rate)
 
-    `to_torch` goes back.
+    `to_torch` is the inverse.
 
     References:
         torch 2.13.0, ``torch/optim/lr_scheduler.py`` and ``torch/optim/swa_utils.py``.
@@ -151,6 +152,12 @@ def validate_arguments(
     state_dict: StateDict, lambdas: Sequence[MakeSchedule] = ()
 ) -> None:
     """Raise if an argument is of the wrong type."""
+    if isinstance(state_dict, str | os.PathLike):
+        raise TypeError(
+            "state_dict must be a dictionary, such as scheduler.state_dict(), but it "
+            f"was the path {os.fspath(state_dict)!r}. Read the file first: "
+            "checkpoints.read(path)[key], with the key under which you saved it."
+        )
     if not _is_mapping(state_dict):
         raise TypeError(
             "state_dict must be a dictionary, such as scheduler.state_dict(), but it "
@@ -170,16 +177,16 @@ def read_scheduler(
     param_groups: ParamGroups | None,
     lambdas: Sequence[MakeSchedule] = (),
 ) -> Scheduler:
-    """Return the schedules of a scheduler, of how often it stepped.
+    """Return the schedules of a scheduler, as functions of the number of its steps.
 
     Args:
-        what: How errors call the state_dict.
-        state_dict: That of a scheduler.
-        param_groups: Those of the optimizer's state_dict, if they are known.
-        lambdas: As `from_torch` takes it.
+        what: What errors call the state_dict.
+        state_dict: The scheduler's state_dict.
+        param_groups: The groups of the optimizer's state_dict, if they are known.
+        lambdas: As in `from_torch`.
 
     Raises:
-        ValueError: As `from_torch` does.
+        ValueError: As from `from_torch`.
     """
     reader = _Reader(what, param_groups, [*lambdas])
     scheduler = reader.read(state_dict)
@@ -218,7 +225,7 @@ def _count_updates(schedule: Schedule, per_step: int, offset: int) -> Schedule:
         return schedule
 
     def formula(count: jax.Array) -> jax.Array:
-        # Without a sum beyond int32's largest.
+        # Avoid a sum beyond int32's largest value.
         count = jnp.minimum(count, LARGEST_COUNT - max(offset, 0))
         return schedule(jnp.maximum(count + offset, 0) // per_step)
 
@@ -269,13 +276,13 @@ def evaluate(schedule: Schedule, counts: list[int]) -> list[float]:
 
 @dataclasses.dataclass
 class _Reader:
-    """Reads a state_dict and those in it.
+    """Reads a state_dict and the state_dicts in it.
 
     Attributes:
-        what: How errors call the state_dict.
-        param_groups: Those of the optimizer, if they are known.
-        lambdas: Those that are not used yet.
-        schedulers: How many were read.
+        what: What errors call the state_dict.
+        param_groups: The groups of the optimizer, if they are known.
+        lambdas: The functions that are not used yet.
+        schedulers: How many schedulers were read.
     """
 
     what: str
@@ -288,8 +295,8 @@ class _Reader:
         self.schedulers += 1
         if depth > _MOST_NESTED or self.schedulers > _MOST_SCHEDULERS:
             raise ValueError(
-                f"{self.what} must not have more than {_MOST_SCHEDULERS} schedulers, "
-                f"or some more than {_MOST_NESTED} deep in others, but it had."
+                f"{self.what} must have at most {_MOST_SCHEDULERS} schedulers, nested "
+                f"at most {_MOST_NESTED} deep, but it had more."
             )
         name = recognize(self.what, state_dict)
         if name == PLATEAU:
@@ -324,8 +331,8 @@ class _Reader:
         sizes = {len(part.groups) for part in read}
         if len(sizes) > 1:
             raise ValueError(
-                f"{self.what} must have as many base learning rates in each of its "
-                f"'_schedulers', but they had {sorted(sizes)}."
+                f"{self.what} must have the same number of base learning rates in each "
+                f"of its '_schedulers', but they had {sorted(sizes)}."
             )
         columns = zip(*(part.groups for part in read), strict=True)
         if name == "SequentialLR":
@@ -351,8 +358,8 @@ class _Reader:
                 "does not store. Give lambdas=[lambda base_lr: "
                 "schedules.lambda_lr(base_lr, lr_lambda)] to "
                 "rmsprop_jax.schedules.from_torch, or the same with multiplicative_lr, "
-                "one for each in the order of the state_dict. The schedule that it "
-                "returns is the learning_rate of rmsprop_jax.checkpoints.from_torch."
+                "one for each in the order of the state_dict. Pass the schedule that "
+                "it returns as learning_rate to rmsprop_jax.checkpoints.from_torch."
             )
         make = self.lambdas.pop(0)
         numbers = [source.read_real("base_lrs", base) for base in bases]

@@ -47,7 +47,7 @@ def cosine_lr_scheduler(
     """Fall by a cosine, after a warm-up, and start again: ``CosineLRScheduler``.
 
     timm computes the number of the cycle by a logarithm. At a restart, its rounding may
-    give the end of the cycle before, and so does this.
+    give the end of the old cycle. This schedule does the same.
 
     Args:
         learning_rate: The base learning rate: a number, or a scalar array.
@@ -59,9 +59,9 @@ def cosine_lr_scheduler(
         cycle_limit: The number of cycles, after which it stays at ``lr_min``.
         warmup_t: The steps of the warm-up.
         warmup_lr_init: The learning rate at which the warm-up starts.
-        warmup_prefix: Whether the first cycle starts after the warm-up, and not at the
-            same time.
-        k_decay: The power of the part of a cycle that is done.
+        warmup_prefix: Whether the first cycle starts after the warm-up instead of at
+            step 0.
+        k_decay: The power of the fraction of a cycle that is done.
 
     Returns:
         A schedule: a function from the step count to the learning rate.
@@ -126,12 +126,12 @@ def step_lr_scheduler(
 ) -> Schedule:
     """Multiply by ``decay_rate`` every ``decay_t``, after a warm-up.
 
-    It is ``StepLRScheduler``, which timm's recipes for RMSpropTF have: ``--sched step
+    This is ``StepLRScheduler``, which timm's recipes for RMSpropTF use: ``--sched step
     --decay-epochs 2.4 --decay-rate 0.97``.
 
     Args:
         learning_rate: The base learning rate: a number, or a scalar array.
-        decay_t: After how many steps the learning rate falls, at least 1.
+        decay_t: The number of steps between two multiplications, at least 1.
         decay_rate: What it is multiplied by.
         warmup_t: The steps of the warm-up.
         warmup_lr_init: The learning rate at which the warm-up starts.

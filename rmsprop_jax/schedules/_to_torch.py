@@ -1,6 +1,6 @@
-"""The state_dict of PyTorch's scheduler after more steps, to go back to PyTorch.
+"""Export a scheduler to PyTorch: its state_dict after more steps.
 
-PyTorch's scheduler keeps its place in ``last_epoch`` and ``_step_count``, a
+PyTorch's scheduler keeps its progress in ``last_epoch`` and ``_step_count``, a
 CosineAnnealingWarmRestarts also in ``T_cur`` and ``T_i``. ``_last_lr`` is the learning
 rate that it left in each group of the optimizer, from which most classes continue.
 """
@@ -45,24 +45,26 @@ def to_torch(
     param_groups: ParamGroups | None = None,
     lambdas: Sequence[MakeSchedule] = (),
 ) -> dict[str, Any]:
-    """Export a scheduler: return its state_dict of PyTorch at a later step count.
+    """Export a scheduler: return PyTorch's state_dict at a later step count.
 
     Most of PyTorch's schedulers continue from the learning rate of the optimizer, so
-    that it must be put back too:
+    restore that too:
 
         # optimizer.load_state_dict(checkpoints.to_torch(state, like=…))
         # scheduler.load_state_dict(new)
         # for group, lr in zip(optimizer.param_groups, new["_last_lr"]):
         #     group["lr"] = lr
 
-    A OneCycleLR and a CyclicLR set the momentum anew at their next step. For the one
-    update before, put ``float(momentum(step_count))`` into ``group["momentum"]``, from
+    A OneCycleLR and a CyclicLR set the momentum at their next step. For the one update
+    before that, put ``float(momentum(step_count))`` into ``group["momentum"]``, with
     the schedule that `from_torch` makes.
 
     Args:
         state_dict: The scheduler's earlier state_dict, which `from_torch` takes. It is
             not changed.
-        step_count: The optimizer's step count now: ``int(state.count)``.
+        step_count: The optimizer's step count now: ``int(state.count)``, or with
+            several groups ``int(back["state"][0]["step"])``, where ``back`` is what
+            `rmsprop_jax.checkpoints.to_torch` returned.
         updates_per_step: As in `from_torch`.
         offset: As in `from_torch`.
         param_groups: As in `from_torch`.
@@ -74,8 +76,8 @@ def to_torch(
         rates are float32 unless x64 is enabled.
 
     Raises:
-        ValueError: As in `from_torch`; also if the scheduler stepped more often
-            already, or can't step as often.
+        ValueError: As in `from_torch`; also if the scheduler has already made more
+            steps, or can't make as many.
         TypeError: If an argument is of the wrong type.
 
     Examples:
@@ -97,9 +99,9 @@ def to_torch(
     steps = max(count + shift, 0) // per_step
     if steps < scheduler.last_epoch:
         raise ValueError(
-            "step_count must be such that the scheduler steps on, but at "
-            f"{count} it has made {steps} steps, and in state_dict "
-            f"{scheduler.last_epoch} already. It is the optimizer's count of all "
+            "step_count must not be before the state_dict, but at "
+            f"{count} the scheduler has made {steps} steps, and in state_dict "
+            f"{scheduler.last_epoch} already. Give the optimizer's count of all "
             "updates, not only of those since."
         )
 
@@ -127,12 +129,12 @@ def _advance(
     """Return the state_dict after more steps.
 
     Args:
-        state_dict: That of a scheduler, which may be in another one.
+        state_dict: The state_dict of a scheduler, which may be nested in another one.
         scheduler: What was read from it.
-        before: How often it stepped; -1 before its milestone in a SequentialLR.
-        after: How often it has stepped then.
-        found: What it finds in the groups at a step.
-        learning_rates: What it leaves there.
+        before: How many steps it has made; -1 before its milestone in a SequentialLR.
+        after: How many steps it is to have made.
+        found: From a step to the learning rates that it finds in the groups.
+        learning_rates: From a step to the learning rates that it leaves there.
     """
     new = dict(state_dict)
     if after == before:
@@ -140,14 +142,14 @@ def _advance(
     if after > state_dict.get("total_steps", math.inf):
         raise ValueError(
             f"step_count must be at most that of a OneCycleLR's 'total_steps', "
-            f"{state_dict['total_steps']}, after which torch's raises an error, but "
+            f"{state_dict['total_steps']}, after which torch raises an error, but "
             f"the scheduler would make {after} steps."
         )
     # At its milestone, torch sets 'last_epoch' to 0, and does not count it as a step.
     steps = after - max(before, 0)
     if "last_epoch" in new:
         new["last_epoch"] = after if before < 0 else new["last_epoch"] + steps
-    if scheduler.name == "CosineAnnealingWarmRestarts":  # it has a step() of its own
+    if scheduler.name == "CosineAnnealingWarmRestarts":  # it has its own step()
         new |= _restart(new["T_cur"] + steps, new.get("T_i", new["T_0"]), new["T_mult"])
     elif "_step_count" in new and not scheduler.parts:  # nested ones don't count
         new["_step_count"] += steps

@@ -89,7 +89,7 @@ _CLASSES: dict[str, tuple[set[str], set[str]]] = {
     ),
 }
 _COMMON = {"base_lrs", "last_epoch", "verbose"}
-# PyTorch's versions differ in the other private keys, which are not of the schedule.
+# PyTorch's versions differ in these private keys, which do not affect the schedule.
 _PRIVATE = {
     "_schedulers",
     "_milestones",
@@ -105,10 +105,10 @@ class Source:
     """A state_dict of a known class, whose values may be anything.
 
     Attributes:
-        what: How errors call the state_dict.
+        what: What errors call the state_dict.
         name: The class.
         state_dict: The state_dict.
-        param_groups: Those of the optimizer, if they are known.
+        param_groups: The groups of the optimizer, if they are known.
     """
 
     what: str
@@ -136,7 +136,7 @@ class Source:
         return to_number(self.state_dict[key])
 
     def read_list(self, key: str) -> list[Unchecked]:
-        """Return a list of such values, which has one at least if it is of groups."""
+        """Return a list of such values; a list of groups must not be empty."""
         values = self.state_dict.get(key)
         if not isinstance(values, list | tuple) or (
             not values and key != "_milestones"
@@ -167,13 +167,13 @@ class Source:
         if g >= len(self.param_groups) or key not in self.param_groups[g]:
             raise NamedError(
                 f"param_groups must have {key!r} in group {g}, where a {self.name} "
-                "keeps it, but it had not. Take the groups of the optimizer's "
+                "keeps it, but it did not. Give the groups of the optimizer's "
                 "state_dict that was saved with the scheduler's."
             )
         return to_number(self.param_groups[g][key])
 
     def read_epoch(self, depth: int) -> int:
-        """Return how often the scheduler stepped; -1 if it has not begun in another."""
+        """Return the scheduler's steps; -1 if it has not begun inside another one."""
         value = self.read("last_epoch")
         smallest = -1 if depth else 0
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -230,7 +230,7 @@ def recognize(what: str, state_dict: StateDict) -> str:
 
 def describe_plateau(what: str) -> str:
     return (
-        f"{what} is of a ReduceLROnPlateau, which looks at the loss, so that it is not "
+        f"{what} is of a ReduceLROnPlateau, which depends on the loss, so it is not "
         "a schedule. Put schedules.plateau_from_torch(state_dict), which resumes it, "
         "after the optimizer in optax.chain."
     )
@@ -281,9 +281,11 @@ def _read_multi_step(source: Source, g: int, depth: int) -> LearningRateAndMomen
         counts = [(place, 1) for place in milestones]
     numbers = [n for _, n in counts if isinstance(n, int) and n >= 0]
     if len(numbers) < len(counts) or sum(numbers) > _MOST_MILESTONES:
+        odd = [n for _, n in counts if n not in numbers]
+        was = f"one was counted by {odd[0]!r}" if odd else f"it had {sum(numbers)}"
         raise NamedError(
             f"{source.what}, a MultiStepLR, must have at most {_MOST_MILESTONES} "
-            "'milestones', each counted by an integer, but it was otherwise."
+            f"'milestones', each counted by a non-negative integer, but {was}."
         )
     places = [place for place, n in counts for _ in range(n)]
     base, gamma = source.read_of_group("base_lrs", g), source.read("gamma")
@@ -294,10 +296,10 @@ def _read_restarts(source: Source, g: int, depth: int) -> LearningRateAndMomentu
     done = source.read("T_cur")
     if isinstance(done, float) and done % 1:
         raise NamedError(
-            f"{source.what} is of a CosineAnnealingWarmRestarts that stepped by parts "
-            f"of an epoch, because its 'T_cur' is {done}, so that it is not a function "
-            "of how often it stepped. Give T_0 in updates instead: "
-            "schedules.cosine_annealing_warm_restarts(base_lr, T_0=…)."
+            f"{source.what} is of a CosineAnnealingWarmRestarts that stepped by "
+            f"fractions of an epoch, because its 'T_cur' is {done}, so it is not a "
+            "function of the number of its steps. Make the schedule with T_0 in "
+            "updates: schedules.cosine_annealing_warm_restarts(base_lr, T_0=…)."
         )
     keys = ("T_0", "T_mult", "eta_min")
     return _read_plain(cosine_annealing_warm_restarts, *keys)(source, g, depth)
@@ -308,7 +310,7 @@ def _read_cyclic(source: Source, g: int, depth: int) -> LearningRateAndMomentum:
         _warn_of_scale_fn(source)
     size = source.read_real("total_size", source.read("total_size"))
     up = size * source.read_real("step_ratio", source.read("step_ratio"))
-    # torch keeps the quotient, whose product is the integer again but for rounding.
+    # torch keeps the quotient, so the product is an integer only up to rounding.
     is_rounded = abs(up - round(up)) <= 1e-9 * max(size, 1.0)
     rounded: Unchecked = round(up) if is_rounded else up
     moves = source.read("cycle_momentum")
@@ -339,7 +341,7 @@ def _warn_of_scale_fn(source: Source) -> None:
         )
     warn_user(
         f"{source.what} is of a CyclicLR with the mode {mode!r} or with a scale_fn, "
-        "which torch does not store. The schedule is that of the mode. If there was a "
+        "which torch does not store. The schedule follows the mode. If there was a "
         "scale_fn, make it with schedules.cyclic_lr(base_lr, max_lr, scale_fn=…)."
     )
 

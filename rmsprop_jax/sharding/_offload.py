@@ -1,4 +1,4 @@
-"""The state in the host's memory, and on the device one leaf of it at a time."""
+"""Keep the state in the host's memory, with one leaf at a time on the device."""
 
 from __future__ import annotations
 
@@ -11,42 +11,45 @@ import jax.extend.core as jex
 import optax
 from jax import lax
 
+from rmsprop_jax._optimizer.tree_matching import require_transformation
+
 _T = TypeVar("_T")
 _Atom: TypeAlias = jex.Var | jex.Literal
 
-# A leaf has as many moments, of which an operation may take all.
+# The most moments that a leaf may have. One operation may take all of them.
 _MOMENTS = 4
 
 
 def offload(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """Keep the optimizer's state in the host's memory between steps.
 
-    Use it for a state that does not fit on the device beside the model. Every array of
-    the state but scalars is kept in pinned memory of the host, with the sharding that
-    it has without `offload`. Left to itself, XLA would bring all of them to the device
-    at once. So ``update`` brings those of a leaf, updates them and stores them in the
-    host's memory before it brings those of the next leaf. An update then takes as long
-    as the host's bus takes to read and write the state. The results are those of
+    Use it for a state that does not fit on the device together with the model. All
+    arrays of the state except scalars are kept in pinned host memory, with the sharding
+    that they have without `offload`. Left to itself, XLA would copy all of them to the
+    device at once. So ``update`` copies the arrays of one leaf, updates them and stores
+    them in host memory before it copies those of the next leaf. An update then takes as
+    long as the host's bus takes to read and write the state. The results are those of
     ``tx``.
 
     This works for transformations that update leaf by leaf, as Optax's do. A
     transformation that takes all leaves in one operation, such as
     ``optax.apply_if_finite`` and ``optax.MultiSteps``, needs all of them on the device
-    at once, and a warning says so. If `rmsprop` comes before one like
-    ``optax.clip_by_global_norm``, the updates of all leaves wait on the device, but
-    their state does not.
+    at once, and a warning says so. If ``optax.clip_by_global_norm`` comes after
+    `rmsprop`, the updates of all leaves wait on the device, but their state does
+    not.
 
     Args:
-        tx: The whole chain, which may be `zero1`'s. Don't pass one whose ``update`` is
-            already ``jax.jit(tx.update)``, which takes all leaves; use ``jax.jit`` for
-            the training step that calls the ``update`` of the result.
+        tx: The whole chain, which may be the result of `zero1`. Its ``update`` must not
+            be ``jax.jit(tx.update)``, which takes all leaves at once; use ``jax.jit``
+            on the training step that calls the ``update`` of the result.
 
     Returns:
-        A gradient transformation whose state is that of ``tx``, in the host's memory.
-        On a CPU nothing is gained, because the host's memory is the device's.
+        A gradient transformation whose state is that of ``tx``, in host memory. On a
+        CPU nothing is gained, because host and device have the same memory.
 
     Raises:
         NotImplementedError: If JAX is older than 0.10.2.
+        TypeError: If ``tx`` is not a gradient transformation.
 
     Warns:
         UserWarning: From ``update``, if an operation takes more than four arrays of the
@@ -62,10 +65,11 @@ def offload(tx: optax.GradientTransformation) -> optax.GradientTransformationExt
         >>> state.nu["kernel"].sharding.memory_kind, state.count.sharding.memory_kind
         ('pinned_host', 'device')
     """
+    require_transformation(tx, "offload(rmsprop(0.01))")
     if jax.__version_info__ < (0, 10, 2):
         raise NotImplementedError(
-            "offload needs jax 0.10.2 or newer, because older ones can't compile "
-            "sharded arrays in the host's memory for every device, but this is jax "
+            "offload needs jax 0.10.2 or newer, because older versions can't compile "
+            "sharded arrays in host memory for every device, but this is jax "
             f"{jax.__version__}."
         )
     inner_tx = optax.with_extra_args_support(tx)
@@ -103,11 +107,11 @@ def offload(tx: optax.GradientTransformation) -> optax.GradientTransformationExt
 
 
 def _run_leaf_by_leaf(function: Callable[..., _T], *arguments: object) -> _T:
-    """Call a function so that it has few of the host's arrays on the device at once.
+    """Call a function so that few of the host's arrays are on the device at once.
 
-    The function is traced. Each of its operations is run only when an output needs it,
-    and an array for the host goes there as soon as it is made. An array from the host
-    waits behind a barrier until those that were made before are there.
+    The function is traced. Each operation runs only when an output needs it, and an
+    array that goes to the host is moved as soon as it is computed. An array that comes
+    from the host waits behind a barrier until the earlier ones have been moved there.
     """
     closed, outputs = jax.make_jaxpr(function, return_shape=True)(*arguments)
     jaxpr = closed.jaxpr
@@ -123,7 +127,7 @@ def _run_leaf_by_leaf(function: Callable[..., _T], *arguments: object) -> _T:
         **dict(zip(jaxpr.invars, jax.tree.leaves(arguments), strict=True)),
     }
     brought: set[_Atom] = set()
-    stored: list[jax.Array] = []  # since an array was brought for the last time
+    stored: list[jax.Array] = []  # since the last array was brought
     awaited: list[jax.Array] = []
 
     def run(eqn: jex.JaxprEqn) -> None:
@@ -173,7 +177,7 @@ def _warn_if_many(eqn: jex.JaxprEqn, number: int) -> None:
         warnings.warn(
             f"offload has {number} arrays of the state on the device at once, because "
             f"tx takes them in one {eqn.primitive.name}. Leave out the transformation "
-            "that does, such as optax.apply_if_finite or optax.MultiSteps, and don't "
-            "give jax.jit(tx.update) as tx's update.",
+            "that does so, such as optax.apply_if_finite or optax.MultiSteps, and "
+            "don't use jax.jit(tx.update) as the update of tx.",
             stacklevel=2,
         )

@@ -24,6 +24,7 @@ from rmsprop_jax._error_text import (
     join_first,
     path_str,
 )
+from rmsprop_jax._optimizer.tree_matching import require_transformation
 
 # A pytree of shardings, which has no type.
 Shardings: TypeAlias = Any
@@ -37,30 +38,31 @@ def state_shardings(
 ) -> Shardings:
     """Return the shardings of ``tx.init(params)``, without computing the state.
 
-    ``tx.init`` is traced with parameters whose types carry their shardings. Whatever it
-    makes in the image of a parameter (``zeros_like``) has the parameter's sharding, and
-    everything else (counts, hyperparameters) is replicated. ``tx`` may be any
-    transformation or chain.
+    ``tx.init`` is traced with parameters whose types carry their shardings. Arrays that
+    it makes like a parameter (``zeros_like``) get the parameter's sharding, and all
+    others (counts, hyperparameters) are replicated. ``tx`` may be any transformation or
+    chain.
 
     Args:
         tx: The transformation.
         params: The parameters: arrays, or ``jax.ShapeDtypeStruct`` with a ``sharding``.
-            All of them are on one mesh (concrete or abstract, with automatic or
+            All of them must be on one mesh (concrete or abstract, with automatic or
             explicit axes), or on the same single device.
-        memory_kind: The memory of all arrays but scalars, such as ``"pinned_host"`` for
-            the host's. If it is None, they are where ``tx.init`` puts them: in the
-            device's memory, or in the host's if `offload` is around ``tx``.
+        memory_kind: The memory of all arrays except scalars, such as ``"pinned_host"``.
+            If None, it is the memory that ``tx.init`` uses: the device's, or the host's
+            if ``tx`` is the result of `offload`.
 
     Returns:
         A pytree like ``tx.init(params)`` with a sharding in place of every array, for
         ``jax.jit(tx.init, out_shardings=...)``, for `check_shardings`, or for restoring
-        a checkpoint. They are on the mesh of the parameters.
+        a checkpoint. The shardings are on the mesh of the parameters.
 
     Raises:
         ValueError: If a leaf has no sharding, if two leaves are on different meshes, if
             there are no leaves, if the devices have no memory of that kind, or if
             ``tx.init`` is vmapped over the parameters and over something that is not
             sharded like them.
+        TypeError: If ``tx`` is not a gradient transformation.
 
     Examples:
         >>> import jax, jax.numpy as jnp
@@ -75,6 +77,7 @@ def state_shardings(
         >>> shardings.nu.shard_shape((16, 4)), shardings.count.is_fully_replicated
         ((2, 4), True)
     """
+    require_transformation(tx, "state_shardings(rmsprop(0.01), params)")
     common = common_mesh(params)
     try:
         avals, state = _trace_init(tx, params, common)
@@ -82,7 +85,7 @@ def state_shardings(
         if "vmap" not in str(error):
             raise
         raise ValueError(
-            f"tx.init must vmap over sharded parameters alone, but JAX says: "
+            f"tx.init must vmap only over sharded parameters, but JAX raised: "
             f"{error} The state before the first step does not depend on the "
             "learning rates of a population, so write "
             "lambda params: jax.vmap(rmsprop(0.1).init)(params)."
@@ -111,8 +114,8 @@ def _trace_init(
             return jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=sharding)
 
         params = jax.tree.map(with_explicit_type, params)
-        # JAX 0.12 needs the mesh in the context. JAX 0.7 can't have an abstract mesh
-        # there, and takes it from the arguments.
+        # JAX 0.12 needs the mesh in the context. JAX 0.7 can't set an abstract mesh
+        # there, but finds it in the arguments.
         if hasattr(jax.sharding, "use_abstract_mesh"):
             context = jax.sharding.use_abstract_mesh(explicit_mesh)
     with context:
@@ -161,9 +164,9 @@ def common_mesh(params: object) -> Mesh | AbstractMesh | SingleDeviceSharding:
             first, common = name, mesh
         elif mesh != common:
             raise ValueError(
-                f"The leaves of params must all be on one mesh, but {first} is on "
-                f"{common} and {name} on {mesh}. Put them all on the same mesh with "
-                "jax.device_put; a leaf that is not split has PartitionSpec()."
+                f"The leaves of params must all be on one mesh, but leaf {first} is on "
+                f"{common} and leaf {name} on {mesh}. Put them all on the same mesh "
+                "with jax.device_put; a leaf that is not split has PartitionSpec()."
             )
     if common is None:
         raise ValueError(

@@ -7,18 +7,18 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 from jax.core import Tracer
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from rmsprop_jax._error_text import (
     Path,
     describe_sharding,
     path_str,
 )
-from rmsprop_jax._optimizer.tree_matching import is_none
+from rmsprop_jax._optimizer.tree_matching import is_none, require_transformation
 
 
 def zero1(
-    tx: optax.GradientTransformation, mesh: Mesh, axis: str = "data"
+    tx: optax.GradientTransformation, mesh: Mesh | AbstractMesh, axis: str = "data"
 ) -> optax.GradientTransformationExtraArgs:
     """ZeRO stage 1: every device stores and updates its own part of the state.
 
@@ -34,21 +34,22 @@ def zero1(
     differently.
 
     Args:
-        tx: The whole chain. Its transformations are elementwise, like `rmsprop`, or
-            reduce by sums, like ``optax.clip_by_global_norm``. Functions of the
-            parameters in it (masks) see leaves of the same rank, but maybe of another
+        tx: The whole chain. Its transformations must be elementwise, like `rmsprop`, or
+            reduce by sums, like ``optax.clip_by_global_norm``. Its functions of the
+            parameters (masks) see leaves of the same rank, but possibly of another
             shape. Extra arguments reach it unchanged.
-        mesh: The mesh that the parameters are on.
+        mesh: The mesh that the parameters are on, concrete or abstract.
         axis: The name of the mesh axis to split over.
 
     Returns:
         A gradient transformation whose state is that of ``tx`` for the split leaves.
 
     Raises:
-        ValueError: If the mesh has no such axis. From ``init``, if a leaf is visibly
-            not replicated or on another mesh (under ``jit`` with automatic axes,
-            neither is visible). From ``update``, if an update and its parameter differ
-            in shape.
+        ValueError: If the mesh does not have this axis. From ``init``, if a leaf is
+            visibly not replicated or on another mesh (under ``jit`` with automatic
+            axes, neither is visible). From ``update``, if an update and its parameter
+            differ in shape.
+        TypeError: If ``tx`` or ``mesh`` is of another type, as when they are swapped.
 
     References:
         Rajbhandari et al., ZeRO: Memory Optimizations Toward Training Trillion
@@ -67,10 +68,17 @@ def zero1(
         >>> state.nu["bias"].shape  # 3 and 5 zeros
         (8,)
     """
+    require_transformation(tx, "zero1(rmsprop(0.01), mesh)")
+    if not hasattr(mesh, "axis_names"):
+        raise TypeError(
+            "mesh must be a jax.sharding.Mesh or AbstractMesh, such as "
+            f"jax.make_mesh((8,), ('data',)), but it was {mesh!r}. Write "
+            "zero1(rmsprop(0.01), mesh)."
+        )
     if axis not in mesh.shape:
         raise ValueError(
-            f"axis must be one of the mesh's, {', '.join(map(repr, mesh.shape))}, but "
-            f"it was {axis!r}."
+            f"axis must be an axis of the mesh, {' or '.join(map(repr, mesh.shape))}, "
+            f"but it was {axis!r}."
         )
     inner_tx = optax.with_extra_args_support(tx)
 
@@ -106,7 +114,7 @@ def zero1(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def split(x: jax.Array, mesh: Mesh, axis: str) -> jax.Array:
+def split(x: jax.Array, mesh: Mesh | AbstractMesh, axis: str) -> jax.Array:
     """Split a leaf over the axis, reshaped and padded if no dimension is divisible."""
     if not _is_split(x):
         return x
@@ -119,7 +127,7 @@ def split(x: jax.Array, mesh: Mesh, axis: str) -> jax.Array:
     return constrain(padded, mesh, *[None] * len(ones), axis)
 
 
-def unsplit(x: jax.Array, like: jax.Array, mesh: Mesh) -> jax.Array:
+def unsplit(x: jax.Array, like: jax.Array, mesh: Mesh | AbstractMesh) -> jax.Array:
     """Replicate a split leaf, in the shape that it had before."""
     if not _is_split(like):
         return x
@@ -128,7 +136,7 @@ def unsplit(x: jax.Array, like: jax.Array, mesh: Mesh) -> jax.Array:
     return jnp.ravel(x)[: like.size].reshape(like.shape) if is_padded else x
 
 
-def constrain(x: jax.Array, mesh: Mesh, *spec: str | None) -> jax.Array:
+def constrain(x: jax.Array, mesh: Mesh | AbstractMesh, *spec: str | None) -> jax.Array:
     """Constrain an array to a sharding on the mesh."""
     # If the array's type has a mesh, as in `state_shardings`, it is on that mesh.
     typed = jax.typeof(x).sharding.mesh
@@ -143,22 +151,22 @@ def _is_split(x: jax.Array) -> bool:
     return jnp.size(x) > 1 and jnp.issubdtype(x.dtype, jnp.inexact)
 
 
-def _check_replicated(path: Path, p: jax.Array, mesh: Mesh) -> None:
+def _check_replicated(path: Path, p: jax.Array, mesh: Mesh | AbstractMesh) -> None:
     # Under jit only the type says where an array is, and only with explicit axes.
     placed = jax.typeof(p) if isinstance(p, Tracer) else p
     sharding = getattr(placed, "sharding", None)
     if sharding is not None and not sharding.is_fully_replicated:
         raise ValueError(
             f"Leaf {path_str(path)} of params must be replicated for zero1, "
-            f"but it was {describe_sharding(placed)}. If the parameters are "
-            "split, so is their state: leave zero1 out."
+            f"but it was {describe_sharding(placed)}. The state of split parameters "
+            "is split without zero1, so leave it out."
         )
     its_mesh = getattr(sharding, "mesh", mesh)
     if not its_mesh.empty and its_mesh.shape != mesh.shape:
         raise ValueError(
-            f"Leaf {path_str(path)} of params must be on zero1's mesh, of "
-            f"{dict(mesh.shape)}, but it was on one of {dict(its_mesh.shape)}. Give "
-            "zero1 the parameters' mesh."
+            f"Leaf {path_str(path)} of params must be on zero1's mesh, "
+            f"{dict(mesh.shape)}, but it was on {dict(its_mesh.shape)}. Give zero1 the "
+            "mesh of the parameters."
         )
 
 

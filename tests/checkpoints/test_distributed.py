@@ -233,7 +233,7 @@ DAMAGED = {
     place_twice: rf"the chunk at \(0, 0\) of {WEIGHT} is in two places",
     overlap: rf"the chunk at \(1, 0\) of {WEIGHT} overlaps another one",
     out_of_bounds: rf"the chunk at \(1, 0\) of {WEIGHT}, of shape \(2, 3\), is out of",
-    other_axes: f"a chunk of {WEIGHT} has other axes than the tensor",
+    other_axes: f"a chunk of {WEIGHT} has more or fewer axes than the tensor",
     negative: "non-negative integer, but it was -1",
     few_bytes: rf"the chunk at \(0, 0\) of {WEIGHT} needs 24 bytes, but it has 8",
     beyond_the_end: f"'__1_0.distcp' ends at byte .* that {WEIGHT} has there",
@@ -245,7 +245,7 @@ DAMAGED = {
     elsewhere("link"): "'link' must be in the folder itself",
     elsewhere("none"): "its file 'none' is missing",
     elsewhere("a\0b"): "must be in the folder itself",
-    transformed: f"the bytes of {WEIGHT} were transformed",
+    transformed: f"the bytes of {WEIGHT} were compressed, or transformed otherwise",
     huge: rf"the chunk at \(0, 0\) of {WEIGHT} is missing|needs \d+ bytes, but it has",
     scattered: f"the chunks of {WEIGHT} are not laid out in a grid",
     through_a_value: "goes through a value",
@@ -301,7 +301,7 @@ def test_folders_that_are_not_whole(folder, tmp_path):
     with pytest.raises(ValueError, match="can't be read"):
         read(partial)
     (tmp_path / "model.safetensors").touch()
-    with pytest.raises(ValueError, match="holds no settings of an optimizer"):
+    with pytest.raises(ValueError, match="hold no optimizer settings"):
         read(tmp_path)
 
 
@@ -316,5 +316,7 @@ def test_a_flipped_bit_is_found(folder, tmp_path):
     match = r"complete folder.*dense\.weight.*, in its file '__0_0\.distcp': .*CRC-32"
     with pytest.raises(ValueError, match=match):
         load_weights(into)
-    with pytest.raises(ValueError, match=r"a part of what .* wrote: give its folder"):
+    with pytest.raises(
+        ValueError, match=r"one of the files that .* wrote: give their folder"
+    ):
         load_weights(file)

@@ -105,7 +105,7 @@ def test_nothing_is_run(call, protocol, form, tmp_path, monkeypatch):
     name = call.call[0].__name__
     assert re.fullmatch(rf"<[\w.]+\.{name}, which was not read>", repr(opaque))
     for use in (np.asarray, float, len, iter, bool, lambda x: x[0], lambda x: x()):
-        refused(rf"\.{name}\) was not read.*Nothing of it was run", use, opaque)
+        refused(rf"\.{name}\) was not read.*Nothing in it was executed", use, opaque)
     assert os.listdir(tmp_path) == ["archive"]
 
 

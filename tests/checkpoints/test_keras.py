@@ -132,7 +132,9 @@ class TestWeightDecayMask:
             return {"all": np.concatenate([x.ravel() for x in weights.values()])}
 
         mask = {name: name != names[0] for name in names}
-        with pytest.raises(ValueError, match=r"weight_decay_mask .* leaf \['all'\] of"):
+        with pytest.raises(
+            ValueError, match=r"weight_decay_mask .* leaf \['all'\] from"
+        ):
             resume(join, weight_decay_mask=mask)
         mask = dict.fromkeys(names, False)
         assert self.decayed(resume(join, weight_decay_mask=mask)) == set()

@@ -42,7 +42,7 @@ def run(files):
         ),
         (".keras", {"names": ["a", "b"]}, "names must be those of the trainable"),
         (".keras", {"names": [1]}, "names must be strings"),
-        (".keras", {"names": ["a", "a:0"]}, "names must be different"),
+        (".keras", {"names": ["a", "a:0"]}, "names must all be different"),
         (
             ".keras",
             {"rho": 0.5},
@@ -54,17 +54,17 @@ def run(files):
             ".weights.h5",
             {},
             "rho, momentum, epsilon, centered and weight_decay must be given, .* "
-            r"does not hold them: .*\(weight_decay=0 for none\)",
+            r"does not hold them\. .*\(weight_decay=0 for none\)",
         ),
-        (".weights.h5", KERAS | {"centered": False}, "look at momentum and centered"),
-        (".weights.h5", KERAS | {"momentum": 0}, "look at momentum and centered"),
-        (".weights.h5", KERAS | {"use_ema": True}, "and at use_ema"),
+        (".weights.h5", KERAS | {"centered": False}, "check momentum and centered"),
+        (".weights.h5", KERAS | {"momentum": 0}, "check momentum and centered"),
+        (".weights.h5", KERAS | {"use_ema": True}, "and use_ema"),
         (
             ".weights.h5",
             KERAS | {"gradient_accumulation_steps": 2},
             "and gradient_accumulation_steps",
         ),
-        (".h5", {"names": ["first/kernel"]}, "but there was 'first/kernel'"),
+        (".h5", {"names": ["first/kernel"]}, "but one was 'first/kernel'"),
     ],
 )
 def test_arguments_that_do_not_fit(run, ending, arguments, sentence):
@@ -185,7 +185,7 @@ def test_clipnorm_is_of_each_variable(run, tmp_path):
     def joined(weights):
         return {"all": np.concatenate([x.ravel() for x in weights.values()])}
 
-    with pytest.raises(ValueError, match="to_params must make one leaf of each"):
+    with pytest.raises(ValueError, match="to_params must make one leaf from each"):
         from_keras(path, joined)
     from_keras(path)
 
@@ -222,7 +222,7 @@ def test_a_zip_without_weights(tmp_path):
 
 def test_without_h5py(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "h5py", None)
-    with pytest.raises(ImportError, match=r"read by h5py, .*: pip install h5py"):
+    with pytest.raises(ImportError, match=r"read with h5py, .*: pip install h5py"):
         from_keras(f"{run[0]}.h5")
 
 
@@ -300,7 +300,7 @@ def test_a_saver_without_one_rmsprop():
         read_saver("it", Bundle({"w": array(1), "w/Adam": array(1)}, []), 0)
     slots = {f"w/RMSProp{end}": array(n) for n, end in enumerate(("", "_1", "_2"))}
     two = {**slots, "v/RMSProp": array(1), "v/RMSProp_1": array(1)}
-    with pytest.raises(ValueError, match=re.escape("(0, 1) and of others (0, 1, 2)")):
+    with pytest.raises(ValueError, match=re.escape("(0, 1) and others have (0, 1, 2)")):
         read_saver("it", Bundle(two, []), 0)
     scoped = {"w": array(1), **{f"train/{key}": x for key, x in slots.items()}}
     with pytest.raises(ValueError, match=r"count must be given, .* has no 'global_"):

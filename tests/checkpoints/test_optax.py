@@ -9,12 +9,13 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
-from jax.sharding import NamedSharding
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from support.comparisons import assert_same
 from support.untyped import from_optax
 
 from rmsprop_jax import RMSPropState, dialects, rmsprop
+from rmsprop_jax.sharding import check_shardings, state_shardings
 
 STEPS = 12
 OPTIONS = {
@@ -155,14 +156,26 @@ def test_dtypes_and_leaves_are_those_of_init():
     )
 
 
-def test_shardings_are_kept():
-    mesh = jax.make_mesh((8,), ("data",))
+@pytest.mark.parametrize("rate", [0.1, optax.linear_schedule(0.1, 0.0, 9)])
+@pytest.mark.parametrize("population", [False, True])
+def test_shardings_are_kept(rate, population):
+    mesh = jax.make_mesh((8,), ("data",), (AxisType.Auto,))
     sharding = NamedSharding(mesh, P("data"))
     params = {"a": jax.device_put(jnp.ones((16, 2)), sharding)}
-    state = optax.rmsprop(0.1, centered=True, momentum=0.9).init(params)
-    state = jax.tree.map(lambda x: jax.device_put(x, sharding), state)
-    for leaf in jax.tree.leaves(from_optax(state)._replace(count=None)):
-        assert leaf.sharding.is_equivalent_to(sharding, 2)
+    vmap = jax.vmap if population else lambda f: f
+    theirs = optax.rmsprop(rate, centered=True, momentum=0.9)
+    everywhere = NamedSharding(mesh, P())
+    state = jax.tree.map(
+        lambda x: jax.device_put(x, sharding if x.ndim > 1 else everywhere),
+        vmap(theirs.init)(params),
+    )
+    ours = from_optax(state)
+    for leaf in jax.tree.leaves(ours._replace(count=None)):
+        assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+    assert ours.count.sharding.mesh == mesh
+    if not population:
+        expected = state_shardings(dialects.optax(0.1, momentum=0.9), params)
+        check_shardings(ours._replace(grad_mean=None), expected)
 
 
 def test_chain_with_links_that_have_no_state():
@@ -201,7 +214,7 @@ def test_refuses_to_lose_the_state_of_other_links():
         ),
     ]:
         state = tx.init(p)
-        refused(f"alone: .*{re.escape(part)}\\.$", state)
+        refused(f"only the part of optax.rmsprop: .*{re.escape(part)}\\.$", state)
     two = optax.chain(optax.rmsprop(0.1), optax.rmsprop(0.1))
     refused(r"one optax.rmsprop, but opt_state\[1\]\[0\]", two.init({"a": jnp.ones(3)}))
 
@@ -235,7 +248,7 @@ def test_refuses_missing_or_needless_decay():
 
 def test_refuses_counts_that_contradict():
     state = optax.rmsprop(schedule).init({"a": jnp.ones(3)})
-    refused(r"they were 0 and 5:", state, count=5)
+    refused(r"different ones, 0 and 5", state, count=5)
 
 
 @pytest.mark.parametrize("count", [-1, 1.5, jnp.float32(2), jnp.array([1, -2])])

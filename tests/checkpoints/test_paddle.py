@@ -115,10 +115,10 @@ def test_refuses_what_is_another_s():
         made_up("a") | {"a_moment1_0": np.zeros(4)},
     )
     refused("has 'model'. If it is a whole checkpoint, give", {"model": {}, "opt": {}})
-    refused("that has stepped", {"LR_Scheduler": {"last_epoch": 0}})
+    refused("that has made a step", {"LR_Scheduler": {"last_epoch": 0}})
     refused("has 'dense.weight'", FILES / "paddle.pdparams")
     state_dict = made_up("a")
     del state_dict["a_mean_grad_0"]
     refused("all moments of 'a'.*'mean_grad' is missing", state_dict)
     other = {"a_momentum_0": np.zeros(3)}
-    refused("'a', and of one shape, but it has", made_up("a") | other)
+    refused("'a', all of one shape, but it has", made_up("a") | other)

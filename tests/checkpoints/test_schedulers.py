@@ -81,7 +81,7 @@ ADVICE = {
     "later, give offset=-6.",
     2: "give updates_per_step=3; if it was made later",
     3: "give updates_per_step=2; if it was made later",
-    0: "give updates_per_step, more than 7; or it was made later: give offset=-7.",
+    0: "give updates_per_step, more than 7; if it was made later, give offset=-7.",
 }
 
 
@@ -222,7 +222,7 @@ def test_a_warning_says_why_a_scheduler_can_t_be_resumed():
         UserWarning, match="has a scheduler that can't be resumed: .'sched"
     ):
         from_torch(checkpoint)
-    with pytest.warns(UserWarning, match=r"at which it is to stay\.$"):
+    with pytest.warns(UserWarning, match=r"or a number to keep it constant\.$"):
         from_torch(optimizer())
 
 

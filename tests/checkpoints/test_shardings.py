@@ -282,6 +282,9 @@ def test_names_what_a_tree_lacks(mesh):
     missing = {n: s for n, s in tree.items() if n != "head.bias"}
     refuse(r"leaf \['head\.bias'\] is missing", shardings=missing)
     refuse(r"leaf \['x'\] is unexpected", shardings={**tree, "x": everywhere})
+    renamed = {name.upper(): everywhere for name in tree}
+    both = r"leaf \['\w.*'\] is missing; … *; leaf \['[A-Z.]*'\] is unexpected; "
+    refuse(both, shardings=renamed)
     with pytest.raises(ValueError, match=r"leaf \['head\.bias'\] is missing"):
         load_weights(FILES / "torch.pt", shardings=missing)
 

@@ -638,7 +638,7 @@ HDF5 = {
         weights_h5(declare(external=[("/etc/passwd", 0, h5py.h5f.UNLIMITED)])),
     ),
     "a virtual dataset": ("are in another file", weights_h5(virtual)),
-    "a rare filter": ("in a rare way", weights_h5(declare(compression="lzf"))),
+    "a rare filter": ("an unsupported filter", weights_h5(declare(compression="lzf"))),
     "10⁹ numbers that nobody wrote": ("fewer bytes", weights_h5(declare())),
     "10⁹ numbers in no chunk": ("fewer bytes", weights_h5(declare(chunks=(1024,)))),
     "10⁹ numbers, compressed to nothing": (
@@ -681,7 +681,7 @@ HDF5 = {
         weights_h5(lambda root: link("x", root)(root)),
     ),
     "a hundred attributes in a heap": (
-        "outside of their object",
+        "outside their object",
         weights_h5(many_attributes),
     ),
     "a name that is not UTF-8": (
@@ -806,7 +806,7 @@ CONFIGS: dict[str, tuple[str, Any]] = {
         },
     ),
     "a schedule that is not one": (
-        "a learning rate that is not one",
+        "must have a number or a schedule as its learning rate",
         {"learning_rate": {"class_name": []}},
     ),
 }
@@ -1007,7 +1007,7 @@ def test_one_boundary_says_what_nobody_foresaw(tmp_path):
     """It chains the cause. The fuzzer takes it for a fault of ours."""
     with (
         pytest.raises(
-            source.UnforeseenError, match=r"'x' can't be read: .*KeyError: 'k'"
+            source.UnforeseenError, match=r"'x' can't be read, because .*KeyError: 'k'"
         ) as e,
         source.explain_errors("x"),
     ):

@@ -120,7 +120,7 @@ def test_refuses_a_model_s_order_for_several_groups():
     _, state = from_torch(state_dict, names=["0.weight", "0.bias"])
     first = state.inner_states["group_0"].inner_state.nu["0.weight"]
     assert_same(first, jnp.asarray(state_dict["state"][0]["square_avg"]))
-    with pytest.raises(ValueError, match=r"names must be a list .*as like has 2"):
+    with pytest.raises(ValueError, match=r"names must be a list .*because like has 2"):
         to_torch(state, like=state_dict, names=model)
     # With the names of the groups there is nothing to guess.
     for group, name in zip(groups, ["0.weight", "0.bias"], strict=True):

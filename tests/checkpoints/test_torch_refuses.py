@@ -30,7 +30,9 @@ def test_names_are_held_against_the_weights_beside():
     model = {"0.bias": np.zeros(3), "0.weight": np.zeros((2, 3))}
     whole = {"model": model, "optimizer": state_dict}
     refused(
-        "has '0.weight', but there was '0.weigth'", whole, names=["0.bias", "0.weigth"]
+        "such as '0.weight' in checkpoint, but one was '0.weigth'",
+        whole,
+        names=["0.bias", "0.weigth"],
     )
     from_torch(whole, names=["0.bias", "0.weight"])
     # A loss may have parameters of its own; a slip leaves the shape and the numbers.
@@ -111,7 +113,7 @@ def test_refuses_to_params_that_changes_shapes_differently():
         return {"k": weights["a"].T if weights["a"].min() < 0 else weights["a"]}
 
     refused(
-        r"leaf \['k'\] of 'square_avg' it made the shape \(3, 4\), and \(4, 3\)",
+        r"leaf \['k'\] the shape \(3, 4\) for 'square_avg', and the shape \(4, 3\)",
         made_up([(3, 4)], momentum=0.9),
         to_params,
         names=["a"],
@@ -123,7 +125,7 @@ def test_refuses_to_params_that_makes_another_tree():
         return {"k" if weights["a"].min() < 0 else "l": weights["a"]}
 
     refused(
-        "same tree of all moments, but of 'square_avg'",
+        "same pytree from every moment, but from 'square_avg'",
         made_up([(3, 4)], momentum=0.9),
         to_params,
         names=["a"],
@@ -149,7 +151,7 @@ def test_refuses_to_params_that_computes(to_params):
 
 def test_refuses_to_params_that_casts():
     refused(
-        r"not change the dtype.*leaf \['a'\] bfloat16",
+        r"not change the dtype.*leaf \['a'\] was bfloat16",
         made_up([(3,)]),
         lambda weights: jax.tree.map(jnp.bfloat16, weights),
         names=["a"],
@@ -196,7 +198,7 @@ def test_refuses_to_guess_names():
 @pytest.mark.parametrize("names", [["a"], ["a", "b", "c"], ["a", "a"], "a"])
 def test_refuses_wrong_numbers_of_names(names):
     refused(
-        f"different names of the 2 parameters.*it was {len(names)}",
+        f"2 different names, one for each parameter.*there were {len(names)},",
         made_up([(3,), (3,)]),
         names=names,
     )
@@ -204,7 +206,7 @@ def test_refuses_wrong_numbers_of_names(names):
 
 def test_refuses_names_that_are_none():
     refused(
-        r"names must be strings.*Make a dict",
+        r"names must be strings.*Give dict",
         made_up([(3,)]),
         names=[("a", np.zeros(3))],
         error=TypeError,
@@ -214,12 +216,12 @@ def test_refuses_names_that_are_none():
 def test_refuses_names_in_another_order_than_the_checkpoint_s():
     state_dict = made_up([(3,), (3,)])
     state_dict["param_groups"][0]["param_names"] = ["a", "b"]
-    refused("at 0 it has 'b' where they have 'a'", state_dict, names=["b", "a"])
+    refused("at position 0 it has 'b' instead of 'a'", state_dict, names=["b", "a"])
     # A dictionary has the model's order, so that it can't rename.
     other = dict.fromkeys(["x", "y"], np.zeros(3))
     refused(r"lacks \['a', 'b'\], and has \['x', 'y'\]", state_dict, names=other)
     state_dict["param_groups"][0]["param_names"] = ["a"]
-    refused("1 'param_names' for 2 parameters", state_dict)
+    refused("for each of its 2 parameters, but it has 1", state_dict)
 
 
 def test_refuses_to_guess_shapes():
@@ -233,7 +235,7 @@ def test_refuses_what_is_no_state_dict():
     flattened = flat(made_up([(3,)]))
     refused("the key 'exp.0'", flattened | {"exp.0": 0}, names=["a"])
     refused("the key 'state.5.step'", flattened | {"state.5.step": 0}, names=["a"])
-    refused("'params' of every group, but group 0", {"param_groups": [GROUP]})
+    refused("'params' in every group, but group 0", {"param_groups": [GROUP]})
     twice = made_up([(3,)], [GROUP | {"params": [0]}, GROUP | {"params": [0]}])
     refused("parameter 0 is in 2", twice, names=["a", "b"])
     refused("parameter 1 is in 0", made_up([(3,), (3,)], [GROUP | {"params": [0]}]))
@@ -286,7 +288,7 @@ def test_refuses_from_params_of_other_shapes():
     like = made_up([(3, 4)])
     _, state = from_torch(like, names="a")
     not_handed_back(
-        r"'square_avg' of 'a' \(4, 3\) instead of \(3, 4\)",
+        r"'square_avg' of 'a' had shape \(4, 3\) instead of \(3, 4\)",
         state,
         like,
         lambda p: {"a": p["a"].T},
@@ -304,7 +306,7 @@ def test_refuses_from_params_that_computes_casts_or_mixes():
 
     for match, change in [
         ("only rearrange.*'a'", {"a": lambda p: p["a"] * 2.5}),
-        ("dtype.*'a' float16", {"a": lambda p: p["a"].astype(jnp.float16)}),
+        ("dtype.*'a' was float16", {"a": lambda p: p["a"].astype(jnp.float16)}),
         (
             "'a' of leaves of 2 groups",
             {"a": lambda p: np.stack([p["a"][0], p["b"][0]])},
@@ -316,4 +318,4 @@ def test_refuses_from_params_that_computes_casts_or_mixes():
 def test_refuses_a_kind_that_nobody_shows():
     like = {"state": {}, "param_groups": [GROUP | {"params": [0]}]}
     state = RMSPropState(jnp.int32(1), {"a": jnp.ones(3)}, None, None)
-    not_handed_back("which dtype that of parameter 'a'", state, like, names="a")
+    not_handed_back("the dtype for parameter 'a'", state, like, names="a")

@@ -114,7 +114,7 @@ def test_nothing_is_replaced_without_force(form, run, tmp_path):
     out.write_text("precious")
     code, _, err = run("convert", TORCH, out, "--to", form)
     assert code == 2
-    assert "is there already. --force replaces it" in err
+    assert "exists already. --force replaces it" in err
     assert out.read_text() == "precious"
     assert run("convert", TORCH, out, "--to", form, "--force")[0] == 0
     assert out.is_dir() == (form == "orbax")
@@ -195,7 +195,9 @@ def test_safetensors_own_reader_and_dtypes(tmp_path):
     for name, x in arrays.items():
         assert (found[name].dtype, found[name].shape) == (x.dtype, x.shape)
         np.testing.assert_array_equal(found[name], x)
-    with pytest.raises(ValueError, match="safetensors has no complex128, which 'z'"):
+    with pytest.raises(
+        ValueError, match="safetensors has no dtype complex128, which 'z'"
+    ):
         writing.write_safetensors(path, {"z": np.ones(1, complex)}, {})
 
 

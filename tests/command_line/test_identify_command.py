@@ -145,7 +145,7 @@ def test_plain_arrays_and_what_is_known(keras_run, run, calls, tmp_path):
     np.testing.assert_array_equal(more["gradient_norms"], norms)
     assert more["count"] == 5
     np.testing.assert_array_equal(more["learning_rate"], rates)
-    assert "does not begin with the run" in err
+    assert "begins in the middle of the run" in err
     assert not (tmp_path / "no.png").exists()
 
 

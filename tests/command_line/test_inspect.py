@@ -448,8 +448,8 @@ RMSPROP = {"rho": 0.75, "momentum": 0.0, "epsilon": 0.5, "centered": False}
 @pytest.mark.parametrize(
     ("name", "variables", "says"),
     [
-        ("RMSprop", [0, 0.5], "has made no step, so there is no state to resume."),
-        ("RMSprop", [0], "has made no step, so there is no state to resume."),
+        ("RMSprop", [0, 0.5], "has not made a step, so there is no state to resume."),
+        ("RMSprop", [0], "has not made a step, so there is no state to resume."),
         ("RMSprop", [1, 0.5], "2 variables"),
         ("Adam", [0, 0.5], "it is not RMSProp's. You can still load the weights"),
     ],
@@ -461,7 +461,7 @@ def test_keras_weights_without_a_state(name, variables, says, write_keras, run):
     params = exec_lines(lines_of(out))["params"]
     assert params.keys() == {"dense/kernel", "dense/bias"}
     if "no step" in says:
-        with pytest.raises(ValueError, match=r"has made no step.*tx\.init"):
+        with pytest.raises(ValueError, match=r"has not made a step.*tx\.init"):
             from_keras(path, names=[*params])
 
 

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 # Not strict promotion: optax's own cosine schedule takes the minimum of an int32 count
 # and a float.
 ENVIRONMENT = {
+    "MATPLOTLIBRC": str(ROOT / "matplotlibrc"),
     "OMP_NUM_THREADS": "1",  # torch's threads spin while other tests have the cores
     "JAX_NUMPY_RANK_PROMOTION": "raise",
     "PYTHONWARNINGS": "error,ignore:__array__ implementation",  # Keras, of itself
@@ -102,3 +103,10 @@ def test_every_example_has_its_row():
         assert path.name in rows
         pictures = set(re.findall(r"[\w-]+\.png", path.read_text(encoding="utf-8")))
         assert set(re.findall(r"[\w-]+\.png", rows[path.name])) == pictures
+
+
+def test_pictures_have_their_style_from_matplotlibrc():
+    for path in [*ROOT.glob("examples/*.py"), *ROOT.glob("benchmarks/*.py")]:
+        source = path.read_text(encoding="utf-8")
+        own = re.findall(r"spines|frameon|rcParams|dpi=|#[0-9A-F]{6}\b", source)
+        assert not own, path

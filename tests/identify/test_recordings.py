@@ -92,7 +92,7 @@ def test_bad_input_is_refused_in_sentences():
     refused(r"\['w'\] must have shape \(6, 3\)", {"w": params}, {"w": gradients[:, :2]})
     refused("nan at step 2", {"w": params}, {"w": changed(gradients, np.nan)})
     refused("inf in set 2", {"w": changed(params, np.inf)}, {"w": gradients})
-    refused("params must move", {"w": 0 * params}, {"w": gradients})
+    refused("params must change", {"w": 0 * params}, {"w": gradients})
     refused("at least 4 steps", {"w": params[:4]}, {"w": gradients[:3]})
     refused("floating-point leaves", {}, {})
     refused("count must be", {"w": params}, {"w": gradients}, count=-1)

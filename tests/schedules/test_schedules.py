@@ -439,7 +439,10 @@ REFUSED = [
         ),
         "total_iters of polynomial_lr must be at least 1 after a milestone",
     ),
-    (lambda: untyped.chained_scheduler([]), "schedulers must not be empty"),
+    (
+        lambda: untyped.chained_scheduler([]),
+        "schedulers must have at least one schedule, but it was empty",
+    ),
     (
         lambda: untyped.chained_scheduler(
             [untyped.linear_lr(0.1), untyped.linear_lr(0.2)]
@@ -449,7 +452,7 @@ REFUSED = [
     (lambda: chain(untyped.swa_lr(0.1, 0.2)), "Write the learning rate as a function"),
     (
         lambda: chain(untyped.sequential_lr([untyped.linear_lr(0.1)], [])),
-        "multiply the learning rate which they find, or replace it",
+        "multiply the learning rate that they find, replace it",
     ),
     (
         lambda: chain(
@@ -463,7 +466,7 @@ REFUSED = [
             untyped.cosine_annealing_lr(0.1, 5, eta_min=0.01),
             untyped.linear_lr(0.1, total_iters=100_000),
         ),
-        "at most 100000 learning rates are computed once.* were 100006. Give fewer",
+        "at most 100000 learning rates that .* needed 100006. Give fewer",
     ),
     (
         lambda: chain(
@@ -475,7 +478,7 @@ REFUSED = [
         lambda: chain(
             untyped.cosine_annealing_lr(0.1, LAST), untyped.cosine_annealing_lr(0.1, 2)
         ),
-        "at most 100000 learning rates are computed once",
+        "at most 100000 learning rates that are computed once",
     ),
     (lambda: untyped.cosine_lr_scheduler(0.1, 5, cycle_mul=0.5), "cycle_mul must be"),
     (lambda: untyped.step_lr_scheduler(0.1, 0.5), "decay_t must be .* at least 1"),
@@ -486,7 +489,7 @@ REFUSED = [
     (lambda: untyped.cosine_decay_restarts(0.1, 5, 0.5), "t_mul must be .* least 1"),
     (
         lambda: untyped.cosine_decay_restarts(0.1, 1, 1 + 1e-9),
-        "t_mul must be 1 or larger, because there are more than 10000 cycles",
+        "t_mul must be 1, or so much larger that there are at most 10000 cycles",
     ),
     (lambda: untyped.piecewise_constant_decay([3], [0.1]), "values must be one more"),
     (

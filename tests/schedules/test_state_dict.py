@@ -2,6 +2,7 @@
 
 import json
 import math
+import pathlib
 import random
 import warnings
 from typing import Any
@@ -172,7 +173,7 @@ REFUSED = {
     ),
     "groups that differ": (
         sequential(_schedulers=[linear(), cosine(base_lrs=[0.5, 0.2])]),
-        "as many base learning rates in each",
+        "the same number of base learning rates in each",
     ),
     "a chain of different steps": (
         {"_schedulers": [linear(), cosine()], "_last_lr": [0.0]},
@@ -181,7 +182,7 @@ REFUSED = {
     "a chain that can't be": (
         {"_schedulers": [cosine(eta_min=0.1, last_epoch=4), linear(total_iters=10**6)],
          "_last_lr": [0.1]},
-        "a ChainedScheduler: schedulers must be such that at most 100000 learning",
+        "a ChainedScheduler: schedulers must need at most 100000 learning",
     ),
     "a scale_fn": (cyclic(_scale_fn_custom={}), "with a scale_fn, which torch"),
     "a beta": (cyclic(use_beta1=True), "moves 'betas', which the RMSprop"),
@@ -250,19 +251,26 @@ def test_what_is_not_a_dictionary_is_refused():
         from_torch([step_lr()])
 
 
+@pytest.mark.parametrize("path", ["run.pt", pathlib.Path("run.pt")])
+@pytest.mark.parametrize("read", [from_torch, plateau_from_torch])
+def test_a_path_is_refused_with_what_reads_it(read, path):
+    with pytest.raises(TypeError, match=r"path 'run\.pt'.* checkpoints\.read\(path\)"):
+        read(path)
+
+
 @pytest.mark.parametrize("depth", [9, 2000])
 def test_deep_ones_are_refused(depth):
     state_dict = linear()
     for _ in range(depth):
         state_dict = {"_schedulers": [state_dict], "_last_lr": [0.5]}
-    with pytest.raises(ValueError, match="some more than 8 deep"):
+    with pytest.raises(ValueError, match="nested at most 8 deep, but it had more"):
         from_torch(state_dict)
     state_dict = {"_schedulers": [], "_last_lr": [0.5]}
     state_dict["_schedulers"].append(state_dict)
-    with pytest.raises(ValueError, match="some more than 8 deep"):
+    with pytest.raises(ValueError, match="nested at most 8 deep, but it had more"):
         from_torch(state_dict)
     many = {"_schedulers": [linear()] * 1000, "_last_lr": [0.5]}
-    with pytest.raises(ValueError, match="more than 100 schedulers"):
+    with pytest.raises(ValueError, match="at most 100 schedulers"):
         from_torch(many)
 
 

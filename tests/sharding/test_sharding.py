@@ -21,7 +21,7 @@ from support.meshes import (
     shardings_of,
 )
 from support.steps import train_step
-from support.untyped import RMSPropState, rmsprop, state_shardings
+from support.untyped import RMSPropState, offload, rmsprop, state_shardings, zero1
 
 from rmsprop_jax.precision import master_weights, stochastic_rounding
 from rmsprop_jax.sharding import check_shardings
@@ -320,3 +320,38 @@ def test_check_sees_a_moment_that_jit_made_whole():
     tx = optax.scale_by_rms()
     with pytest.raises(ValueError, match=r"leaf .nu\['bias'\] must be"):
         check_shardings(jax.jit(tx.init)(params), state_shardings(tx, params))
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (
+            lambda mesh: offload(rmsprop),
+            "tx must be .* it was the function rmsprop, which was not called. Write "
+            r"offload\(rmsprop\(0\.01\)\)\.",
+        ),
+        (
+            lambda mesh: zero1(rmsprop, mesh),
+            r"the function rmsprop, .* Write zero1\(rmsprop\(0\.01\), mesh\)\.",
+        ),
+        (
+            lambda mesh: zero1(mesh, rmsprop(0.01)),
+            r"tx must be .* it was Mesh\(.* Write zero1\(rmsprop\(0\.01\), mesh\)\.",
+        ),
+        (
+            lambda mesh: zero1(rmsprop(0.01), "data"),
+            r"mesh must be a jax\.sharding\.Mesh or AbstractMesh, .* it was 'data'",
+        ),
+        (
+            lambda mesh: state_shardings(rmsprop, jnp.ones(8)),
+            r"the function rmsprop, .* state_shardings\(rmsprop\(0\.01\), params\)",
+        ),
+        (
+            lambda mesh: master_weights(rmsprop),
+            r"the function rmsprop, .* Write master_weights\(rmsprop\(0\.01\)\)\.",
+        ),
+    ],
+)
+def test_swapped_or_uncalled_arguments_are_refused(call, sentence):
+    with pytest.raises(TypeError, match=sentence):
+        call(make_mesh())

@@ -309,5 +309,15 @@ def test_around_what_is_around_rmsprop(x64, wrapper):
 
 
 def test_refuses_an_axis_that_is_not_there():
-    with pytest.raises(ValueError, match="one of the mesh's, 'data', but it was 'x'"):
+    with pytest.raises(ValueError, match="an axis of the mesh, 'data', but it was 'x'"):
         zero1(rmsprop(0.01), make_mesh(), "x")
+
+
+@each_axis_type
+def test_an_abstract_mesh_works_like_a_concrete_one(axis_type):
+    mesh = make_mesh(axis_type)
+    params, x = parameters(mesh), batch(mesh)
+    with jax.set_mesh(mesh) if hasattr(jax, "set_mesh") else mesh:
+        abstract = trained(zero1(rmsprop(0.01), mesh.abstract_mesh), params, x)
+        concrete = trained(zero1(rmsprop(0.01), mesh), params, x)
+    jax.tree.map(np.testing.assert_array_equal, abstract, concrete)

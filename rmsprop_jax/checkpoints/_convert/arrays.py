@@ -1,4 +1,4 @@
-"""NumPy arrays from tensors, arrays and numbers, and back. torch is not imported."""
+"""Convert tensors, arrays and numbers to NumPy arrays and back, without torch."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ def to_numpy(value: Value) -> NumpyArray:
 
 
 def describe_missing_data(values: Sequence[object]) -> list[str]:
-    """Describe of each tensor why it has no array here; empty if it has one."""
+    """Describe why each tensor has no array in this process; empty if all have one."""
     return [
-        "a DTensor, of which each process has a part"
+        "a DTensor, of which each process has only a part"
         if hasattr(value, "placements")
         else "on the meta device, where tensors have no data"
         if getattr(getattr(value, "device", None), "type", None) == "meta"
@@ -79,9 +79,9 @@ def to_numpy_each(
 
     Args:
         values: The values, in memory or in a file.
-        rows: From which row to which of each; all of one for None.
-        verify: Whether to verify checksums of values that are read in part.
-        exact: Whether the dtype is that of the value, or as `to_numpy` makes it.
+        rows: For each value a range of rows, or None for all of them.
+        verify: For each value whether to verify its checksum if it is read in part.
+        exact: Whether to keep the dtype of the value; otherwise it is `to_numpy`'s.
     """
     convert = to_numpy_exactly if exact else to_numpy
     arrays = [convert(value) for value in read_each(values, rows, verify)]
@@ -108,7 +108,7 @@ def to_float(value: Value) -> float:
 
 
 def to_real_number(value: Any) -> float:
-    """Return a Python number; NaN from whatever is not one real number."""
+    """Return a Python number; NaN if the value is not a single real number."""
     if isinstance(value, bool | str | bytes) or is_complex(value):
         return math.nan
     try:
@@ -131,7 +131,7 @@ def is_complex(value: Value) -> bool:
 def fill_each(values: Sequence[Value], numbers: Sequence[float]) -> list[NumpyArray]:
     """Return arrays of the values' shapes, each filled with a number.
 
-    They take no memory, because all elements of an array are one.
+    They take no memory, because all elements of an array are the same one.
     """
     return [
         np.broadcast_to(
@@ -142,7 +142,7 @@ def fill_each(values: Sequence[Value], numbers: Sequence[float]) -> list[NumpyAr
     ]
 
 
-def zeros_beside(value: Value) -> NumpyArray:
+def make_zeros_like(value: Value) -> NumpyArray:
     """Return zeros of the value's shape, at least float32, that take no memory."""
     dtype = getattr(value, "dtype", None)
     name = str(getattr(dtype, "name", dtype)).removeprefix("torch.")
@@ -152,7 +152,7 @@ def zeros_beside(value: Value) -> NumpyArray:
 
 
 def cast_like(like: Value, value: npt.ArrayLike) -> Value:
-    """Return the value as a tensor, a NumPy array or a number, as `like` is."""
+    """Return the value as a tensor, a NumPy array or a number, whichever `like` is."""
     if isinstance(like, Tensor):
         return _detach(like).new_tensor(value)
     if isinstance(like, np.generic):
@@ -163,5 +163,5 @@ def cast_like(like: Value, value: npt.ArrayLike) -> Value:
 
 
 def _detach(tensor: Tensor) -> Tensor:
-    """Drop the gradient. A lazily conjugated or negated tensor has no array."""
+    """Drop the gradient, and resolve lazy conjugation and negation for NumPy."""
     return tensor.detach().resolve_conj().resolve_neg()

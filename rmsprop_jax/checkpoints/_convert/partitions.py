@@ -1,4 +1,4 @@
-"""The states of several groups in one, as ``optax.partition`` has them, and apart."""
+"""Join the states of several groups as ``optax.partition`` does, and split them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def make_partition(
         states: One for each group, masked by `mask_leaves`.
         labels_of_leaves: A pytree like the parameters, with a label for each leaf.
     """
-    # As a function, because a tree that can be called, such as a module, would be.
+    # Wrapped in a function, because optax would call a callable tree such as a module.
     tx = optax.partition(
         dict(zip(labels, transformations, strict=True)), lambda _: labels_of_leaves
     )
@@ -48,7 +48,7 @@ def split_partition(opt_state: object) -> list[RMSPropState]:
         raise TypeError(
             "opt_state must be an RMSPropState, or the state of an optax.partition of "
             f"rmsprop, but it was {type(opt_state).__name__}. If you have the state of "
-            "a chain, give the part that is one."
+            "a chain, give the part that is one of these."
         )
     return states
 
@@ -57,7 +57,7 @@ def _strip_flax_variables(opt_state: object) -> object:
     """Return the state without the variables that ``nnx.Optimizer`` wraps leaves in."""
     nnx = sys.modules.get("flax.nnx")
     if nnx is None:
-        return opt_state  # without it there are none
+        return opt_state  # there are no variables without nnx
 
     def is_variable(x: object) -> bool:
         return isinstance(x, nnx.Variable)

@@ -1,8 +1,8 @@
-"""NumPy arrays, in memory or still in a file, into JAX arrays where they belong.
+"""Put NumPy arrays, in memory or still in a file, onto their devices as JAX arrays.
 
-Each leaf is read, put onto its devices, and dropped, before the next one is read
-(small ones together). Only those rows of a parameter are read of which this process
-has a part. This is the one place where shardings are applied.
+While a leaf is put onto its devices and freed, the next one is read (small ones
+together). Of a parameter, only the rows that this process needs are read. This is the
+one place where shardings are applied.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _ALIGNMENT = 64
 
 
 class View(NamedTuple):
-    """A leaf that is a parameter, or a part of one, in whatever order of its axes.
+    """A leaf that is a view of a parameter or of a part of it, its axes in any order.
 
     Attributes:
         number: Which parameter.
@@ -119,7 +119,7 @@ class Places(NamedTuple):
 
     Attributes:
         leaves: The sharding of each; None for JAX's default device.
-        scalar: That of a scalar beside them, which is on all their devices.
+        scalar: The sharding of a scalar that is replicated over their devices.
     """
 
     leaves: list[Sharding | None]
@@ -161,14 +161,15 @@ def resolve_shardings(
         if difference := describe_difference([*by_path], keys):
             raise ValueError(
                 "shardings must be a pytree with the structure of the parameters (as "
-                f"to_params makes them, if it is given), but {difference}."
+                f"to_params makes them, if it is given), but {difference}. Give a "
+                "sharding for each leaf, or a function (path, shape) -> sharding."
             )
         found = [by_path[key] for key in keys]
     leaves = [
         _check_fits(name, shape, sharding)
         for name, shape, sharding in zip(names, shapes, found, strict=True)
     ]
-    return Places([*leaves], _replicate_beside(leaves))
+    return Places([*leaves], _replicate_on_same_mesh(leaves))
 
 
 def _check_fits(name: str, shape: tuple[int, ...], sharding: object) -> Sharding:
@@ -190,7 +191,7 @@ def _check_fits(name: str, shape: tuple[int, ...], sharding: object) -> Sharding
     return sharding
 
 
-def _replicate_beside(leaves: Sequence[Sharding]) -> Sharding | None:
+def _replicate_on_same_mesh(leaves: Sequence[Sharding]) -> Sharding | None:
     for sharding in leaves:
         if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):
             kind = sharding.memory_kind
@@ -234,8 +235,8 @@ class Stored(NamedTuple):
     copied: Mapping[int, npt.ArrayLike]
 
 
-# From what was read of a leaf, of each `Stored`, to what is put.
-Finish: TypeAlias = Callable[..., NumpyArray]
+# From what was read of a leaf, an array of each source, to what is put: None drops it.
+Finish: TypeAlias = Callable[[Part, list[NumpyArray]], Sequence[NumpyArray | None]]
 
 
 def place_leaves(
@@ -247,7 +248,7 @@ def place_leaves(
     finish: Finish | None = None,
     *,
     exact: bool = False,
-) -> list[jax.Array | None]:
+) -> list[list[jax.Array | None]]:
     """Read leaves and put them where they belong.
 
     Args:
@@ -255,12 +256,15 @@ def place_leaves(
         shapes: The shape of every leaf.
         shardings: The sharding of every leaf; None for JAX's default device.
         views: What every leaf is of the parameters; None if it is among the copied.
-        sources: What the leaves are made of. There are several if ``finish`` needs
-            more than one array for a leaf.
+        sources: What the leaves are made of; several are read together, so that
+            ``finish`` has all of them.
         finish: Called with a part and an array of each source, returns what is put.
         exact: Whether the dtype is that of the value, or at least float32.
+
+    Returns:
+        The leaves of each source.
     """
-    placed: list[jax.Array | None] = [None] * len(views)
+    placed: list[list[jax.Array | None]] = [[None] * len(views) for _ in sources]
 
     def read(batch: Sequence[Part]) -> list[list[NumpyArray]]:
         return [_read_parts(batch, views, source, exact=exact) for source in sources]
@@ -268,9 +272,12 @@ def place_leaves(
     def put(batch: Sequence[Part], arrays: list[list[NumpyArray]]) -> None:
         for part in batch:
             own = [of_source.pop(0) for of_source in arrays]
-            array = finish(part, *own) if finish else own[0]
-            # Until it is ready, JAX keeps the memory of the NumPy array.
-            placed[part.leaf] = _put(array, part).block_until_ready()
+            for of_source, array in zip(
+                placed, finish(part, own) if finish else own, strict=True
+            ):
+                if array is not None:
+                    # Until it is ready, JAX keeps the memory of the NumPy array.
+                    of_source[part.leaf] = _put(array, part).block_until_ready()
 
     batches = _plan_batches(leaves, shapes, shardings)
     if len(batches) == 1:
@@ -354,7 +361,8 @@ def _read_parts(
         cut.find_rows(tuple(np.shape(value)))
         for (cut, _), value in zip(cuts, taken, strict=True)
     ]
-    # To verify a checksum is to read all, which one of several processes must not.
+    # Verifying a checksum reads the whole array, which one of several processes must
+    # not do.
     verify = [part.is_whole for _, part in cuts]
     read = to_numpy_each(taken, rows, verify=verify, exact=exact)
     arrays = {

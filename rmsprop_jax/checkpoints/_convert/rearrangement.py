@@ -1,9 +1,9 @@
-"""The check that a user's function only rearranges.
+"""Check that a user's function only rearranges.
 
-The function goes from the names of another framework to the parameters of a JAX model,
-or back. Before it gets the moments, it gets each parameter filled with a mark of its
-own. The marks show which parameters each leaf is made of, and whether the function
-computed anything.
+The function converts a dictionary by another framework's names to the parameters of a
+JAX model, or back. Before it gets the moments, it gets each parameter filled with a
+different number, its mark. The marks show which parameters each leaf is made of, and
+whether the function computed anything.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ def apply_function(what: str, function: Callable[[T], R] | None, tree: T) -> T |
     except KeyError as error:
         raise ValueError(
             f"{what} must work with what the optimizer holds, but it asked for "
-            f"{error}, which is not there. Let it skip what is missing, such as "
-            "running means or frozen weights."
+            f"{error}, which the optimizer does not have. Let it skip names that are "
+            "missing, such as those of running means or frozen weights."
         ) from error
 
 
 class TracedTree(NamedTuple):
-    """What to_params makes of parameters, whatever their values are.
+    """What to_params makes of parameters, independent of their values.
 
     Attributes:
-        structure: The pytree of the parameters of the model.
+        structure: The pytree structure of the model's parameters.
         paths: The path of each leaf.
-        names: The path of each leaf, as errors say it.
+        names: The path of each leaf as text, for errors.
         shapes: The shape of each leaf.
-        counts: How many elements each leaf has of each parameter, by its number.
+        counts: For each leaf, how many elements it has of each parameter, by number.
         views: Which part of a parameter each leaf is; None if it was copied.
     """
 
@@ -67,7 +67,7 @@ def trace_to_params(
 
     Args:
         to_params: The user's function.
-        values: A moment of each parameter, by its name.
+        values: A moment of each parameter, by the parameter's name.
         key: What the other framework calls the moment.
 
     Raises:
@@ -88,11 +88,11 @@ def trace_to_params(
         views=[],
     )
     if to_params is None:
-        names = [*values]  # of which JAX makes leaves in alphabetical order
+        names = [*values]  # JAX sorts the leaves of a dictionary
         order = sorted(range(len(names)), key=lambda n: names[n])
         return traced._replace(views=[View(n, 0, marks[n].shape) for n in order])
-    # The system gives memory for zeros when they are written, which nobody does. Where
-    # a leaf's memory is among theirs shows which part of which parameter it is.
+    # The zeros take no memory, because the system allocates it when they are written,
+    # and they are only read. A leaf's address shows of which parameter it is a view.
     zeros = [np.zeros(mark.shape, mark.dtype) for mark in marks]
     for array in zeros:
         array.flags.writeable = False
@@ -103,9 +103,9 @@ def trace_to_params(
 
 
 def make_mark(number: int) -> float:
-    """Return what a parameter (or a group) of this number is filled with.
+    """Return the mark that a parameter (or a group) of this number is filled with.
 
-    It is not a fixed point of any usual function.
+    No usual function leaves it unchanged.
     """
     return -(number + 1.5)
 
@@ -113,15 +113,15 @@ def make_mark(number: int) -> float:
 def count_marks(
     what: str, leaves: Iterable[tuple[str, npt.ArrayLike]], marks: int
 ) -> list[dict[int, int]]:
-    """Return how often each leaf has each of the marks of 0 to `marks` − 1.
+    """Return how often each leaf contains each of the first `marks` marks.
 
     Args:
         what: What the user calls the function that made the leaves.
-        leaves: Each with how errors call it.
-        marks: How many marks there are.
+        leaves: The leaves, each after what errors call it.
+        marks: The number of marks.
 
     Raises:
-        ValueError: If a leaf has other values, or too few digits.
+        ValueError: If a leaf has other values, or a dtype with too few digits.
     """
     return [_count_marks_of_leaf(what, where, leaf, marks) for where, leaf in leaves]
 
@@ -132,11 +132,11 @@ def _count_marks_of_leaf(
     dtype = str(getattr(leaf, "dtype", type(leaf)))
     if not any(wide in dtype for wide in ("float32", "float64", "complex")):
         raise ValueError(
-            f"{what} must not change the dtype, because digits would be lost, but it "
-            f"made {where} {dtype}. Cast the parameters afterwards."
+            f"{what} must not change the dtype, because digits would be lost, but "
+            f"{where} was {dtype}. Cast the parameters afterwards."
         )
     array: NumpyArray = np.asarray(leaf).reshape(-1)
-    # Most leaves are of one parameter, and need no sorting.
+    # Most leaves come from one parameter, and need no sorting.
     values, counts = array[:1], np.array([array.size])
     if (array != values).any():
         values, counts = np.unique(array, return_counts=True)
@@ -151,25 +151,26 @@ def _count_marks_of_leaf(
 
 
 def check_alike(traced: TracedTree, made: optax.Params, key: str) -> None:
-    """Raise if to_params made another tree of one moment than of the marks.
+    """Raise if to_params makes a different tree from a moment than from the marks.
 
     Args:
-        traced: What it made of the marks.
-        made: What it made of the moment.
+        traced: What to_params made from the marks.
+        made: What to_params made from the moment.
         key: What the other framework calls the moment.
     """
     structure = jax.tree.structure(made)
     if structure != traced.structure:
         raise ValueError(
-            f"to_params must make the same tree of all moments, but of {key!r} it made "
-            f"{structure} instead of {traced.structure}. It must not look at the "
-            "values."
+            f"to_params must make the same pytree from every moment, but from {key!r} "
+            f"it made {structure} instead of {traced.structure}. What it does must not "
+            "depend on the values."
         )
     leaves = zip(traced.names, traced.shapes, jax.tree.leaves(made), strict=True)
     for name, shape, leaf in leaves:
         if np.shape(leaf) != shape:
             raise ValueError(
-                "to_params must treat all moments of a parameter alike, but in leaf "
-                f"{name} of {key!r} it made the shape {np.shape(leaf)}, and {shape} of "
-                "others with the same shape. It must not look at the values."
+                "to_params must treat all moments of a parameter alike, but it gave "
+                f"leaf {name} the shape {np.shape(leaf)} for {key!r}, and the shape "
+                f"{shape} for other arrays of the same shapes. What it does must not "
+                "depend on the values."
             )

@@ -25,9 +25,9 @@ from rmsprop_jax._optimizer.transform import get_config, make_transformation_of_
 from rmsprop_jax.checkpoints._convert.arrays import (
     NumpyArray,
     Value,
+    make_zeros_like,
     to_numpy,
     to_numpy_each,
-    zeros_beside,
 )
 from rmsprop_jax.checkpoints._convert.partitions import (
     decode_moment,
@@ -58,6 +58,8 @@ from rmsprop_jax.checkpoints._convert.second_moment import to_mean_square, to_va
 
 Moment: TypeAlias = Literal["nu", "mu", "grad_mean"]
 MOMENTS: tuple[Moment, ...] = ("nu", "mu", "grad_mean")
+# A variance is made of the first two, so they are read together.
+_READ_TOGETHER: tuple[tuple[Moment, ...], ...] = (("nu", "grad_mean"), ("mu",))
 
 ToParams: TypeAlias = Callable[[dict[str, NumpyArray]], optax.Params]
 FromParams: TypeAlias = Callable[[Any], Mapping[str, npt.ArrayLike]]
@@ -75,8 +77,8 @@ class ParamState(NamedTuple):
         name: Its name in the other framework.
         group: The index of its group.
         step_count: How many updates it has had.
-        nu: E[g²], the second moment about the origin. All other frameworks keep it so
-            if they are centered, too; our state holds the variance then.
+        nu: E[g²], the second moment about the origin. If centered, all other frameworks
+            still keep it, but `RMSPropState` holds the variance.
         mu: The momentum buffer, or None if there is none.
         grad_mean: The mean of the gradient, or None if there is none.
     """
@@ -95,7 +97,7 @@ class Group:
 
     Attributes:
         dialect: One of `rmsprop_jax.dialects`, or `rmsprop`.
-        learning_rate: Its first argument, which every dialect calls otherwise.
+        learning_rate: The dialect's first argument, whose name differs among dialects.
         settings: Its other arguments by its own names.
         weight_decay_mask: Which leaves decay, by default all.
     """
@@ -124,7 +126,7 @@ class Group:
 
 
 class ErrorHints(NamedTuple):
-    """How errors speak of a format.
+    """The words of a format for errors.
 
     Attributes:
         keys: What the format calls each of `MOMENTS`.
@@ -156,11 +158,11 @@ def make_run(
     zeros, and one that its rule does not keep is dropped.
 
     Args:
-        what: How errors call the checkpoint.
+        what: What errors call the checkpoint.
         params: The parameters.
         groups: The groups.
         to_params: The user's function.
-        hints: How errors speak of the format.
+        hints: The words of the format for errors.
         learning_rate: In place of that of the groups.
         momentum: In place of that of the groups.
         shardings: Where the leaves belong, as `resolve_shardings` takes it.
@@ -185,9 +187,11 @@ def make_run(
     places = _find_places(shardings, traced)
     saved = _SavedMoments(what, params, kept, to_params, traced, hints)
     leaves = {
-        moment: _place_moment(saved, moment, group_of_leaf, places.leaves)
-        for moment in MOMENTS
-        if any(moment in moments for moments in kept)
+        moment: of_moment
+        for moments in _READ_TOGETHER
+        for moment, of_moment in _place_moments(
+            saved, moments, group_of_leaf, places.leaves
+        ).items()
     }
     step_count = max((p.step_count for p in params), default=0)
 
@@ -258,7 +262,7 @@ def split_run(
         fill = functools.partial(jnp.full_like, fill_value=make_mark(number))
         return jax.tree.map(fill, decode_moment(state, "nu"))
 
-    # The marks take as much memory as a moment, so they are forgotten first.
+    # The marks take as much memory as a moment, so they are freed first.
     marked = map_from_params([mark(state, n) for n, state in enumerate(states)])
     leaves = [(repr(name), marked[name]) for name in group_of]
     found = count_marks("from_params", leaves, len(states))
@@ -267,8 +271,8 @@ def split_run(
     for (name, group), counts in zip(group_of.items(), found, strict=True):
         if len(counts) > 1:
             raise ValueError(
-                f"from_params must keep the groups apart, but it made {name!r} of "
-                f"leaves of {len(counts)} groups."
+                f"from_params must keep the groups apart, but it made {name!r} "
+                f"from leaves of {len(counts)} groups."
             )
         owners[name] = next(iter(counts), min(group, len(states) - 1))
     arrays: dict[Moment, Mapping[str, npt.ArrayLike]] = {
@@ -390,7 +394,7 @@ def _check_moments(what: str, params: Sequence[ParamState], hints: ErrorHints) -
             if "float" not in dtype and "complex" not in dtype:
                 raise ValueError(
                     f"{what}: {hints.keys[moment]!r} of parameter {param.name!r} must "
-                    f"hold floating-point numbers, but it was of {dtype}."
+                    f"hold floating-point numbers, but its dtype was {dtype}."
                 )
             if np.shape(value) != np.shape(param.nu):
                 raise ValueError(
@@ -404,12 +408,12 @@ class _SavedMoments(NamedTuple):
     """The moments of all parameters, and what to_params makes of them.
 
     Attributes:
-        what: How errors call the checkpoint.
+        what: What errors call the checkpoint.
         params: The parameters.
         kept: Which moments the rule of each group keeps.
         to_params: The user's function.
         traced: What it makes of parameters like these.
-        hints: How errors speak of the format.
+        hints: The words of the format for errors.
     """
 
     what: str
@@ -424,7 +428,7 @@ class _SavedMoments(NamedTuple):
         values = {param.name: getattr(param, moment) for param in self.params}
         for param in self.params:
             if values[param.name] is None:
-                values[param.name] = zeros_beside(param.nu)
+                values[param.name] = make_zeros_like(param.nu)
         check = self.check_second_moment if moment == "nu" else None
         key = self.hints.keys[moment]
         copied = _copy_leaves(self.to_params, self.traced, values, key, check)
@@ -457,7 +461,7 @@ def _copy_leaves(
         return {}
     owners = sorted({n for i in copied for n in traced.counts[i]})
     each = [*values.values()]
-    arrays: list[NumpyArray] = [zeros_beside(value) for value in each]
+    arrays: list[NumpyArray] = [make_zeros_like(value) for value in each]
     read = to_numpy_each([each[n] for n in owners], exact=exact)
     for n, array in zip(owners, read, strict=True):
         arrays[n] = array
@@ -470,36 +474,37 @@ def _copy_leaves(
     return {i: leaves[i] for i in copied}
 
 
-def _place_moment(
+def _place_moments(
     saved: _SavedMoments,
-    moment: Moment,
+    moments: Sequence[Moment],
     group_of_leaf: Sequence[int],
     shardings: Sequence[Sharding | None],
-) -> list[jax.Array | None]:
-    """Return a moment's leaves where they belong; None if the group has none."""
-    views, shapes = saved.traced.views, saved.traced.shapes
+) -> dict[Moment, list[jax.Array | None]]:
+    """Return the leaves of some moments; None where a group does not keep one."""
+    views = saved.traced.views
     kept = [saved.kept[group] for group in group_of_leaf]
-    wanted = [i for i, moments in enumerate(kept) if moment in moments]
-    is_centered = [moment == "nu" and "grad_mean" in moments for moments in kept]
-    sources = [saved.find(moment)]
-    if any(is_centered):
-        sources.append(saved.find("grad_mean"))
+    moments = [m for m in moments if any(m in of_group for of_group in saved.kept)]
+    wanted = [i for i, own in enumerate(kept) if {*own} & {*moments}]
 
-    def finish(part: Part, array: NumpyArray, *mean: NumpyArray) -> NumpyArray:
+    def finish(part: Part, arrays: list[NumpyArray]) -> Sequence[NumpyArray | None]:
         """Check a second moment, and make a variance of it."""
-        view = views[part.leaf]
-        if view is not None:
-            saved.check_second_moment(view.number, array)
-        return to_variance(array, *mean) if is_centered[part.leaf] else array
+        own, view = kept[part.leaf], views[part.leaf]
+        found = dict(zip(moments, arrays, strict=True))
+        if "nu" in found and view is not None:
+            saved.check_second_moment(view.number, found["nu"])
+        if "nu" in found and "grad_mean" in own:
+            found["nu"] = to_variance(found["nu"], found["grad_mean"])
+        return [found[moment] if moment in own else None for moment in moments]
 
-    return place_leaves(
+    placed = place_leaves(
         wanted,
-        shapes,
+        saved.traced.shapes,
         shardings,
         views,
-        sources,
-        finish if moment == "nu" else None,
+        [saved.find(moment) for moment in moments],
+        finish,
     )
+    return dict(zip(moments, placed, strict=True))
 
 
 def place_tree(
@@ -516,14 +521,14 @@ def place_tree(
     Args:
         to_params: The user's function.
         values: The values, by the names of the parameters.
-        key: How errors call the values.
+        key: What errors call the values.
         shardings: Where the leaves belong.
-        finish: Called with a part and an array, returns what is put there.
+        finish: From what was read of a leaf to what is put there.
         exact: Whether the dtype is that of the value, or at least float32.
     """
     traced = trace_to_params(to_params, values, key)
     copied = _copy_leaves(to_params, traced, values, key, exact=exact)
-    leaves = place_leaves(
+    (leaves,) = place_leaves(
         range(len(traced.views)),
         traced.shapes,
         _find_places(shardings, traced).leaves,
@@ -576,8 +581,8 @@ def _find_groups_of_leaves(
     if lost:
         raise ValueError(
             f"to_params must keep all of every parameter, but it left out (some of) "
-            f"{_join_names(lost)}, whose state would be lost. If whole parameters are "
-            f"meant to go, {hints.to_drop}"
+            f"{_join_names(lost)}, whose state would be lost. To drop whole "
+            f"parameters, {hints.to_drop}"
         )
     return groups
 

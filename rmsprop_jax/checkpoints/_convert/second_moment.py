@@ -1,4 +1,4 @@
-"""If centered, our state holds the variance ν, and all others hold E[g²] = ν + m².
+"""Convert the variance ν of a centered state to E[g²] = ν + m², and back.
 
 The conversion is in float64, of the real and the imaginary part by themselves.
 """
@@ -16,7 +16,7 @@ _BLOCK = 2**13  # elements, whose float64 fits the cache and needs no new pages
 
 def to_variance(mean_square: NumpyArray, mean: NumpyArray) -> NumpyArray:
     """Return ν = E[g²] − m², in the dtype of E[g²]."""
-    # Rounding may have left E[g²] below m², where torch itself makes NaN.
+    # Rounding may have left E[g²] below m², for which torch itself gives NaN.
     return _map_parts(lambda v, m: np.maximum(v - m * m, 0), mean_square, mean)
 
 

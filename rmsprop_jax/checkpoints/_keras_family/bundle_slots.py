@@ -1,12 +1,12 @@
-"""The slots of RMSProp in a TensorFlow checkpoint: which array is what, of what.
+"""Find the slots of RMSProp in a TensorFlow checkpoint, and their variables.
 
 A Saver of tf.compat.v1 writes the second moment of a variable V as ``V/RMSProp``. The
 next slot, ``V/RMSProp_1``, is the momentum, even if momentum is 0. If centered, it is
 the mean, and the momentum comes third. The step count is the ``global_step``.
 
-In a tf.train.Checkpoint the graph of the objects says what is whose: for Keras 3 and
-tf_keras by the optimizer's lists, ``_velocities`` and so on; for a legacy optimizer and
-that of tf.compat.v1 by its slots.
+In a tf.train.Checkpoint, the graph of the objects assigns each array to its variable:
+for Keras 3 and tf_keras by the optimizer's lists, ``_velocities`` and so on; for legacy
+optimizers and those of tf.compat.v1 by their slots.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from rmsprop_jax.schedules import inverse_time_decay
 _STEP = "global_step"
 _SLOT = re.compile(r"(.+)/RMSProp(?:_(\d{1,4}))?")
 _AVERAGE = "/ExponentialMovingAverage"
-# The attributes of Keras's optimizers. Adam has no average gradients, RMSprop always.
+# The attributes of Keras's optimizers. RMSprop always has average gradients, Adam
+# never.
 _LISTS: dict[Block, str] = {
     "average": "_model_variables_moving_average",
     "accumulator": "_accumulated_gradients",
@@ -50,7 +51,7 @@ def read_saver(what: str, bundle: Bundle, count: int | None) -> SavedOptimizer:
     """Return what a Saver's checkpoint holds of the optimizer.
 
     Args:
-        what: How errors call the checkpoint.
+        what: What errors call the checkpoint.
         bundle: The checkpoint.
         count: The step count that the user gave.
     """
@@ -66,7 +67,7 @@ def read_saver(what: str, bundle: Bundle, count: int | None) -> SavedOptimizer:
             "two slots of each variable V, 'V/RMSProp' and 'V/RMSProp_1', or three if "
             "centered, but "
             + (
-                f"of some it has {' and of others '.join(map(str, sorted(kinds)))}."
+                f"some have {' and others have '.join(map(str, sorted(kinds)))}."
                 if slots
                 else f"it has none. It has {[*arrays][:8]}."
             )
@@ -97,7 +98,7 @@ def read_objects(
     """Return what a tf.train.Checkpoint holds of the optimizer.
 
     Args:
-        what: How errors call the checkpoint.
+        what: What errors call the checkpoint.
         bundle: The checkpoint.
         optimizer: Which one the user chose.
         count: The step count that the user gave.
@@ -108,7 +109,7 @@ def read_objects(
         optimizer = next(iter(found))
     if optimizer not in found:
         raise ValueError(
-            "optimizer must name one RMSprop of the checkpoint, if there are several, "
+            "optimizer must name one RMSprop of the checkpoint, if it has several, "
             f"but it was {optimizer!r}, and {what} has {[*found]}."
         )
     owner = nodes[found[optimizer]]
@@ -123,7 +124,7 @@ def read_objects(
         if elements
     }
     trained = _list_elements(nodes, owner, "_trainable_variables")
-    # tf_keras has no such list, but the name in that of the slot.
+    # tf_keras has no such list, but the slot's name contains the variable's name.
     names = [node.name for node in trained] or [
         node.name.partition("velocity/")[2] for node in lists["nu"]
     ]
@@ -202,7 +203,7 @@ def find_saver_averages(bundle: Bundle) -> dict[str, StoredArray]:
 
 
 def find_object_weights(bundle: Bundle) -> dict[str, StoredArray]:
-    """Return all variables but the optimizers'; two of one name go by their keys."""
+    """Return all variables except the optimizers'; keys replace names that clash."""
     arrays, nodes = bundle
     owned: set[int] = set()
     for i, node in enumerate(nodes):
@@ -223,7 +224,7 @@ def find_object_weights(bundle: Bundle) -> dict[str, StoredArray]:
 
 
 def _find_owned(nodes: Sequence[Node], owner: int) -> set[int]:
-    """Return an optimizer and all below it, but for the variables that it trains."""
+    """Return an optimizer and all below it, except the variables that it trains."""
     owned = {owner}
     todo = [owner]
     while todo:
@@ -262,7 +263,7 @@ def _is_rmsprop(node: Node) -> bool:
 
 
 def _list_elements(nodes: Sequence[Node], owner: Node, attribute: str) -> list[Node]:
-    """Return the elements of a list that an object has."""
+    """Return the elements of an object's list attribute."""
     if attribute not in owner.children:
         return []
     children = nodes[owner.children[attribute]].children
@@ -273,7 +274,7 @@ def _list_elements(nodes: Sequence[Node], owner: Node, attribute: str) -> list[N
 def _read_numbers(
     bundle: Bundle, owner: Node, attributes: Iterable[str]
 ) -> dict[str, StoredArray]:
-    """Return the numbers that an optimizer keeps as variables, unlike a schedule."""
+    """Return the hyperparameters that an optimizer stores as variables."""
     children = {name: bundle.nodes[i] for name, i in owner.children.items()}
     found = {name: children[name] for name in attributes if name in children}
     return {name: bundle.array(node) for name, node in found.items() if node.key}
@@ -291,14 +292,14 @@ def _agree_on_count(what: str, own: StoredArray | None, given: int | None) -> in
         return count
     if given is None:
         raise ValueError(
-            f"count must be given, because {what} has no {_STEP!r}: how many updates "
-            "there were. Schedules continue from there."
+            f"count must be given, because {what} has no {_STEP!r}. It is the number "
+            "of updates so far, from which schedules continue."
         )
     return given
 
 
 def _inner_names(key: str) -> Iterator[str]:
-    """Yield the key, and what remains of it without the outer scopes."""
+    """Yield the key, then the key without one outer scope after the other."""
     while key:
         yield key
         key = key.partition("/")[2]

@@ -1,9 +1,9 @@
-"""An optimizer of Keras or TensorFlow, as its file has it, into a run of ours.
+"""Convert an optimizer of Keras or TensorFlow from its file to ``(tx, opt_state)``.
 
-Keras's optimizers do some things around the rule that are transformations in a chain
-here. In their order:
+Some options of Keras's optimizers become transformations in a chain here. In Keras's
+order:
 
-    gradient_accumulation_steps   optax.MultiSteps; Keras keeps the sum, it the mean
+    gradient_accumulation_steps   optax.MultiSteps, which keeps the mean; Keras the sum
     clipnorm                      clips each leaf's norm
     global_clipnorm               optax.clip_by_global_norm
     clipvalue                     optax.clip
@@ -42,10 +42,10 @@ from rmsprop_jax.checkpoints._convert.run import (
 
 Dialect: TypeAlias = Callable[..., optax.GradientTransformationExtraArgs]
 Block: TypeAlias = str
-# The blocks of an optimizer's variables, in the order in which files have them: the
-# moving averages of the weights, the sums of the gradients, and the moments.
+# The blocks of an optimizer's variables, in the order of the files: the moving averages
+# of the weights, the sums of the gradients, and the moments.
 BLOCKS: tuple[Block, ...] = ("average", "accumulator", *MOMENTS)
-# What Keras calls them, and what its legacy optimizers and TensorFlow's do.
+# What Keras calls the blocks, and what legacy optimizers and TensorFlow call them.
 BLOCK_NAMES: dict[Block, str] = {
     "average": "average",
     "accumulator": "gradient_accumulator",
@@ -57,11 +57,11 @@ LEGACY_BLOCK_NAMES: dict[Block, str] = {**BLOCK_NAMES, "nu": "rms", "grad_mean":
 
 ACCUMULATION = "gradient_accumulation_steps"
 MASK = "weight_decay_mask"
-# What the user may give in place of what the file has.
+# Settings that the user may override.
 _OVERRIDABLE = ("learning_rate", "momentum")
 # Arguments that are not settings of a dialect: they say which blocks a file has.
 _LAYOUT = ("use_ema", ACCUMULATION)
-# What a file may hold.
+# Flags that a file may hold.
 _FLAGS = ("centered", "use_ema")
 _LARGEST = {
     **dict.fromkeys(("rho", "ema_momentum"), 1.0),
@@ -77,12 +77,12 @@ class SavedOptimizer(NamedTuple):
     """What a file holds of an optimizer.
 
     Attributes:
-        what: How errors call the file.
+        what: What errors call the file.
         dialect: One of `rmsprop_jax.dialects`.
         settings: The settings, by Keras's names.
-        iterations: How many gradients it has had.
+        iterations: The number of gradients so far.
         names: The names of the variables, in the optimizer's order.
-        blocks: For each block an array of each variable.
+        blocks: For each block, one array per variable.
         block_names: What the file calls the blocks.
     """
 
@@ -116,8 +116,8 @@ def make_keras_run(
     """
     if len(set(saved.names)) < len(saved.names):
         raise ValueError(
-            f"names must be given, because in {saved.what} some variables have the "
-            f"same: a new one for each of {[*saved.names]}."
+            f"names must be given, because some variables in {saved.what} have the "
+            f"same name. Give a new name for each of {[*saved.names]}."
         )
     settings = dict(saved.settings)
     every = settings.get(ACCUMULATION) or 1
@@ -125,7 +125,7 @@ def make_keras_run(
     if callable(schedule) and "learning_rate" not in given:
         # Keras's schedules count the gradients, not the updates.
         size = min(every, LARGEST_COUNT)
-        most = (LARGEST_COUNT + 1 - size) // size  # whose gradients int32 can count
+        most = (LARGEST_COUNT + 1 - size) // size  # so that int32 can count gradients
         settings["learning_rate"] = lambda count: schedule(
             jnp.minimum(count, most) * size + size - 1
         )
@@ -147,8 +147,8 @@ def make_keras_run(
     ]
     hints = ErrorHints(
         keys={m: saved.block_names.get(m, m) for m in MOMENTS},
-        to_drop="give the names of the others, if the file knows the names; else keep "
-        "them under a key of their own.",
+        to_drop="give the names of the others, if the file has names; otherwise keep "
+        "them under their own key.",
         to_join="",  # there is one group
     )
     state: optax.OptState
@@ -174,7 +174,7 @@ def _make_mask(
     if mask is None and settings.get("weight_decay"):
         warn_user(
             f"{MASK} must be given if exclude_from_weight_decay excluded variables, "
-            f"because {saved.what} does not hold which: without it all of them decay, "
+            f"because {saved.what} does not say which. Without it, all of them decay "
             f"by {settings['weight_decay']}. Give {MASK}=True if nothing was excluded."
         )
     if mask is None or mask is True:
@@ -193,7 +193,7 @@ def _make_mask(
         if np.ptp(leaf):
             raise ValueError(
                 f"{MASK} must be the same for all variables of a leaf, but to_params "
-                f"makes leaf {path} of some that decay and some that do not."
+                f"makes leaf {path} from some that decay and some that do not."
             )
     return jax.tree.map(lambda leaf: bool(np.max(leaf, initial=0)), tree)
 
@@ -208,12 +208,12 @@ def clean_names(names: Iterable[str]) -> list[str]:
         )
     cleaned = [str(name).removesuffix(":0") for name in found]
     if len(set(cleaned)) < len(cleaned):
-        raise ValueError(f"names must be different, but they were {cleaned}.")
+        raise ValueError(f"names must all be different, but they were {cleaned}.")
     return cleaned
 
 
 def select_variables(saved: SavedOptimizer, names: Sequence[str]) -> SavedOptimizer:
-    """Return some of the variables; or all by new names, if the file's are not unique.
+    """Select variables by name; or rename all, if the file's names are not unique.
 
     Args:
         saved: What the file holds.
@@ -225,8 +225,8 @@ def select_variables(saved: SavedOptimizer, names: Sequence[str]) -> SavedOptimi
     position = {name: i for i, name in enumerate(own)}
     if missing := [name for name in names if name not in position]:
         raise ValueError(
-            f"names must be among those of the variables in {saved.what}, "
-            f"{own[:8]}, but there was {missing[0]!r}."
+            f"names must be names of variables in {saved.what}, {own[:8]}, but one "
+            f"was {missing[0]!r}."
         )
     blocks: dict[Block, Sequence[Value]] = {
         block: [arrays[position[name]] for name in names]
@@ -262,8 +262,8 @@ def merge_settings(
         none = " (weight_decay=0 for none)" if "weight_decay" in missing else ""
         raise ValueError(
             f"{_join_and(missing)} must be given, because {what} does not hold "
-            f"{'it' if len(missing) == 1 else 'them'}: what the optimizer was made "
-            f"with{none}."
+            f"{'it' if len(missing) == 1 else 'them'}. Give what the optimizer was "
+            f"made with{none}."
         )
     return {**own, **given}
 
@@ -276,14 +276,14 @@ def validate_iterations(what: str, number: float) -> int:
     """
     if not number >= 0 or number % 1:
         raise ValueError(
-            f"{what} must have a whole number of iterations, not negative, but it was "
+            f"{what} must have a non-negative whole number of iterations, but it was "
             f"{number}."
         )
     return int(number)
 
 
 def validate_settings(what: str, own: Settings) -> None:
-    """Raise if a setting in a file is one that no optimizer can be made with."""
+    """Raise if a file has a setting with which no optimizer can be made."""
     for name, value in own.items():
         if value is None or callable(value):
             continue
@@ -334,12 +334,13 @@ _CLIPS: dict[str, Callable[[float], optax.GradientTransformation]] = {
 def _check_one_leaf_per_variable(
     params: Sequence[ParamState], state: optax.OptState
 ) -> None:
-    """Raise if a leaf is not one variable, each of which clipnorm clips by itself."""
+    """Raise unless each leaf is one variable, because clipnorm clips each variable."""
     sizes = sorted(leaf.size for leaf in jax.tree.leaves(optax.tree.get(state, "nu")))
     if sizes != sorted(np.prod(np.shape(param.nu), dtype=int) for param in params):
         raise ValueError(
-            "to_params must make one leaf of each variable, neither joined nor split, "
-            "because the optimizer has clipnorm, which clips each variable by itself."
+            "to_params must make one leaf from each variable, without joining or "
+            "splitting, because the optimizer's clipnorm clips each variable "
+            "separately."
         )
 
 
@@ -351,15 +352,15 @@ def _accumulate(
     to_params: ToParams | None,
     shardings: Shardings | None,
 ) -> Run:
-    """Return the run in the middle of gradients that are being accumulated."""
+    """Return the run with its partly accumulated gradients."""
     since = saved.iterations % every
     sums = dict(zip(saved.names, saved.blocks["accumulator"], strict=True))
     is_wide = any("float64" in str(getattr(x, "dtype", "")) for x in sums.values())
     dtype = jax.dtypes.canonicalize_dtype("float64" if is_wide else "float32")
 
-    def to_mean(_: Part, array: NumpyArray) -> NumpyArray:
+    def to_mean(_: Part, arrays: list[NumpyArray]) -> list[NumpyArray]:
         # Keras keeps the sum of the gradients, and optax their mean.
-        return np.asarray(array / max(since, 1), dtype)
+        return [np.asarray(array / max(since, 1), dtype) for array in arrays]
 
     key = saved.block_names["accumulator"]
     means = place_tree(to_params, sums, key, shardings, to_mean)

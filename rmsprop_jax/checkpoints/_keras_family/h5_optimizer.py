@@ -1,9 +1,9 @@
-"""What a file of Keras holds of an RMSprop.
+"""Read an RMSprop from a file of Keras.
 
-The optimizer's variables are in one order in all of Keras's files: the iterations, the
-learning rate (if Keras 3 has a number there), and then one array per trainable variable
-for each of `BLOCKS` that the settings ask for. The step count is the number of
-iterations, divided by ``gradient_accumulation_steps``.
+The optimizer's variables have the same order in all of Keras's files: the iterations,
+the learning rate (in Keras 3, unless it is a schedule), and then one array per
+trainable variable for each of `BLOCKS` that the settings require. The step count is the
+number of iterations, divided by ``gradient_accumulation_steps``.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def read_optimizer(
     """Return what the file holds of the optimizer, with all settings.
 
     Args:
-        what: How errors call the file.
+        what: What errors call the file.
         file: The file.
         names: The names that the user gave, cleaned.
         given: The settings that the user gave.
@@ -65,8 +65,8 @@ def read_optimizer(
     dialect, own = read_settings(what, config)
     if is_untrained(file.root):
         raise ValueError(
-            f"{what} must hold the optimizer's state, but its optimizer has made no "
-            "step, so there is no state to resume: start with tx.init(params)."
+            f"{what} must hold the optimizer's state, but its optimizer has not made a "
+            "step, so there is no state to resume. Start with tx.init(params)."
         )
     if not config and "learning_rate" not in given:
         own["learning_rate"] = None  # it may be among the variables
@@ -92,10 +92,10 @@ def read_optimizer(
             f"names must be those of the trainable variables, one for each that the "
             f"optimizer has, but there were {count}, and {what} has "
             f"{len(variables)} variables of the optimizer: the iterations, perhaps the "
-            "learning rate, and of each trainable one "
-            f"{', '.join(block_names[block] for block in blocks)}. Or a setting is not "
-            "that of the file: look at momentum and centered, and at use_ema and "
-            "gradient_accumulation_steps."
+            "learning rate, and for each trainable variable "
+            f"{', '.join(block_names[block] for block in blocks)}. If the names are "
+            "right, a setting does not fit the file: check momentum and centered, and "
+            "use_ema and gradient_accumulation_steps."
         )
     if not labels:
         check_shapes(what, file, found, shapes[0])
@@ -123,25 +123,25 @@ def read_optimizer(
 
 
 def missing_names_error(what: str, variables: str) -> ValueError:
-    """Return what to raise where a file numbers its variables, and names are needed."""
+    """Return the error for a file that numbers its variables, if names are needed."""
     return ValueError(
-        f"names must be given, because {what} has its variables by number: names="
-        f"[v.path for v in model.{variables}], and of tf_keras v.name."
+        f"names must be given, because {what} has its variables by number. Give names="
+        f"[v.path for v in model.{variables}], or v.name for tf_keras."
     )
 
 
 def _missing_optimizer_error(what: str) -> ValueError:
     return ValueError(
         f"{what} must hold the optimizer's state, but it holds none: it was saved "
-        "before the first step, or without the optimizer. (A .keras has none of "
-        "tf_keras's legacy optimizers. Save a .h5, or a tf.train.Checkpoint.)"
+        "before the first step, or without the optimizer. (A .keras never holds the "
+        "state of tf_keras's legacy optimizers. Save a .h5, or a tf.train.Checkpoint.)"
     )
 
 
 def _missing_iterations_error(
     what: str, labels: Sequence[str], root: Group
 ) -> ValueError:
-    """Return what to raise if an ``.h5`` has a state that is not of tf.keras."""
+    """Return the error for an ``.h5`` whose optimizer state is not tf.keras's."""
     if not labels:
         return _missing_optimizer_error(what)
     message = (
@@ -152,17 +152,17 @@ def _missing_iterations_error(
     if labels[0].startswith("training/") or labels[0].endswith("/iterations:0"):
         message += (
             f" It is of standalone Keras {root.texts.get('keras_version', '2')}, whose "
-            "RMSprop can't be resumed here. load_weights(path) has its weights; start "
-            "the optimizer with tx.init(params)."
+            "RMSprop can't be resumed here. load_weights(path) returns its weights; "
+            "start the optimizer with tx.init(params)."
         )
     return ValueError(message)
 
 
 def is_untrained(root: Group) -> bool:
-    """Whether a file has an optimizer's iterations, which are 0, and no moments.
+    """Whether a file has an optimizer with 0 iterations and no moments.
 
-    Keras makes the moments before the first step. Until then, the optimizer has its
-    iterations, and perhaps its learning rate.
+    Keras creates the moments before the first step. Until then, the optimizer has only
+    its iterations, and perhaps its learning rate.
     """
     if has_names(root):
         group = root.groups.get("optimizer_weights")
@@ -181,11 +181,11 @@ def is_untrained(root: Group) -> bool:
 
 
 def read_numbered_variables(what: str, root: Group) -> list[StoredArray]:
-    """Return the optimizer's variables of a file that has no names."""
+    """Return the optimizer's variables from a file without names."""
     if "optimizer" not in root.groups:
         raise _missing_optimizer_error(what)
     group = root.groups["optimizer"]
-    # A loss scale's optimizer has another one inside.
+    # An optimizer with a loss scale contains another optimizer.
     return group.groups.get("inner_optimizer", group).numbered_arrays()
 
 
@@ -197,7 +197,7 @@ def _read_named_variables(
         raise _missing_optimizer_error(what)
     group = root.groups["optimizer_weights"]
     labels = group.lists.get("weight_names", [])
-    # The variables of a loss scale come before.
+    # The variables of a loss scale come first.
     ends = [label.rpartition("/")[2].removesuffix(":0") for label in labels]
     starts = [n for n, end in enumerate(ends) if end in ("iteration", "iter")]
     if not starts:
@@ -282,6 +282,6 @@ def _read_names(
 
 
 def _restore_slashes(flat: str, names: Sequence[str]) -> str:
-    """Return the name with slashes; Keras 3.0 has less of it with the weights."""
+    """Return the name with slashes; Keras 3.0 stores a shorter one with the weights."""
     fitting = [n for n in names if f"_{flat}".endswith(f"_{n.replace('/', '_')}")]
     return max(fitting, key=len, default=flat)

@@ -1,8 +1,8 @@
-"""The weights in a file of Keras.
+"""Find the weights in a file of Keras.
 
-In a ``.keras`` and a ``.weights.h5``, groups are called after classes and attributes,
-and hold their variables by number, as ``layers/dense_1/vars/0``. The older ``.h5`` has
-its variables by their names.
+In a ``.keras`` and a ``.weights.h5``, groups are named after classes and attributes,
+and hold their variables by number, as ``layers/dense_1/vars/0``. The older ``.h5``
+holds its variables by name.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def find_named_weights(root: Group) -> dict[str, StoredArray]:
         if layer in root.groups:
             group = root.groups[layer]
             for name in group.lists.get("weight_names", []):
-                # Keras 3.0 has no more than "kernel".
+                # Keras 3.0 stores only "kernel".
                 path = name if "/" in name else f"{layer}/{name}"
                 found[path.removesuffix(":0")] = group.array(name)
     return found
@@ -86,11 +86,11 @@ def check_shapes(
 ) -> None:
     """Raise if a trainable variable has another shape than in its layer.
 
-    The optimizer's variables have no names, so a wrong order of the names can only be
-    noticed by the weights beside them. A layer also has variables that are not trained,
-    or that are another layer's, so that the shapes only need to be among its shapes, in
-    their order. Nothing is known of a layer that can't be told from the others, or that
-    saves fewer variables than it trains, as one with LoRA does.
+    The optimizer's variables have no names, so names in a wrong order can only be
+    noticed by comparing shapes with the weights in the file. A layer may also have
+    variables that are not trained or belong to another layer, so the shapes only need
+    to be among its shapes, in their order. A layer is skipped if it can't be told from
+    the others, or if it saves fewer variables than it trains, as with LoRA.
 
     Args:
         what: How errors call the file.
@@ -112,9 +112,9 @@ def check_shapes(
             if shape_of[name] not in rest:
                 raise ValueError(
                     "names must be in the order of the optimizer's variables, [v.path "
-                    f"for v in model.trainable_variables], but there {name!r} would "
-                    f"have shape {shape_of[name]}, and the layer in {what} has "
-                    f"variables of {in_layer}."
+                    f"for v in model.trainable_variables], but in the given order "
+                    f"{name!r} would have shape {shape_of[name]}, and its layer in "
+                    f"{what} has variables of shapes {in_layer}."
                 )
 
 
@@ -127,7 +127,7 @@ def _group_by_owner(names: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _list_arrays(group: Group) -> list[StoredArray]:
-    """Return the variables of a layer; none if it has names of its own for them."""
+    """Return the numbered variables of a layer; none if the layer names them."""
     names = group.groups["vars"].arrays
     return group.numbered_arrays() if all(map(str.isdecimal, names)) else []
 
@@ -137,10 +137,10 @@ def _drop_shared(
     group: Group,
     groups: Sequence[tuple[list[str], Group]],
 ) -> list[StoredArray]:
-    """Return the arrays of a layer without those that other layers have as well.
+    """Return the arrays of a layer without those that it shares with other layers.
 
-    Keras writes a variable once for each layer that has it, as a wrapper has that of
-    the layer inside, or an output layer that of an embedding.
+    Keras writes a variable once for each layer that has it: a wrapper has the variables
+    of the layer inside, and an output layer may have those of an embedding.
     """
     others = [x for _, g in groups if g.path != group.path for x in _list_arrays(g)]
 
@@ -160,8 +160,8 @@ def walk_layers(
 ) -> Iterator[tuple[list[str], Group]]:
     """Yield every group with variables, with the names of its layer and the outer ones.
 
-    Keras 3 has a layer's name beside its variables. Before, the groups are only called
-    after the classes, and the model's configuration says which layer is which.
+    Keras 3 stores a layer's name with its variables. Earlier versions name groups only
+    after classes, and the model's configuration says which layer is which.
     """
     own = group.groups.get("vars")
     known = get_config(config, "config")
@@ -196,7 +196,7 @@ def _name_groups(layers: object) -> dict[str, Config]:
 def _find_closest(
     owner: list[str], groups: Sequence[tuple[list[str], Group]]
 ) -> Group | None:
-    """Return the group of a layer, whether or not its name has the outer models'."""
+    """Return the group of a layer, with or without outer models in its name."""
 
     def is_within(some: Sequence[str], others: Sequence[str]) -> bool:
         rest = iter(others)

@@ -1,4 +1,4 @@
-"""The state of ``keras.optimizers.RMSprop``, from a file of Keras."""
+"""Read the state of ``keras.optimizers.RMSprop`` from a file of Keras."""
 
 from __future__ import annotations
 
@@ -57,25 +57,27 @@ def from_keras(
             parameters of the model. It may rename, transpose, reshape, join, split and
             stack. It may not cast or compute. By default the parameters are a
             dictionary by Keras's names.
-        names: ``[v.path for v in model.trainable_variables]`` (of tf_keras ``v.name``),
-            in this order, which is the optimizer's. A ``.h5`` has the names itself:
-            there they say which of the variables to take, by default all.
+        names: ``[v.path for v in model.trainable_variables]`` (for tf_keras
+            ``v.name``), in this order, which is the optimizer's. A ``.h5`` holds the
+            names; then ``names`` selects variables, by default all.
         learning_rate: A number or a schedule in place of the file's. A schedule is a
             function of the step count, which continues from the file's. Keras's own
-            schedules are in the file. One that you wrote must be given.
+            schedules are in the file, but one that you wrote must be given.
         momentum: A number or a schedule in place of the file's.
         rho: What ``keras.optimizers.RMSprop`` was made with. A ``.weights.h5`` holds no
-            settings, so there momentum and all from here on must be given.
-        epsilon: The same.
-        centered: The same.
-        weight_decay: The same; 0 for none.
-        weight_decay_mask: Which variables decay, because no file holds what
+            settings, so for such a file give the momentum and all arguments from here
+            on.
+        epsilon: As ``rho``.
+        centered: As ``rho``.
+        weight_decay: As ``rho``; 0 for none.
+        weight_decay_mask: Which variables decay, because no file says what
             ``exclude_from_weight_decay`` excluded: a dictionary of booleans by Keras's
-            names, or a mask of the parameters as `rmsprop` takes it. ``True`` says that
-            nothing was excluded.
-        use_ema: The same; by default False. With ``ema_overwrite_frequency`` it must be
-            True for each file, so that nobody overlooks it.
-        gradient_accumulation_steps: The same; by default none.
+            names, or a mask of the parameters as `rmsprop` takes it. ``True`` means
+            that nothing was excluded.
+        use_ema: As ``rho``; by default False. If the file has
+            ``ema_overwrite_frequency``, it must be True, to confirm that your loop
+            overwrites the weights.
+        gradient_accumulation_steps: As ``rho``; by default none.
         shardings: As in `from_torch`.
 
     Returns:
@@ -91,11 +93,11 @@ def from_keras(
             is missing, or contradicts the file; if ``names`` or ``to_params`` do not
             fit it.
 
-    Two things are left to your training loop, because an optimizer only sees gradients.
-    With ``use_ema``, update the average, which starts as ``load_weights(checkpoint,
-    ema=True)``, after each update: ``average = optax.incremental_update(params,
-    average, 1 - ema_momentum)``. A loss scale is not needed: the optimizer removes it
-    again before the rule.
+    With ``use_ema``, your training loop must compute the average, because an optimizer
+    only sees gradients. Start with ``load_weights(checkpoint, ema=True)``, and after
+    each update call ``average = optax.incremental_update(params, average, 1 -
+    ema_momentum)``. You need no loss scale, because Keras divides by it before the rule
+    is applied.
 
     Examples:
         >>> import tempfile
@@ -135,7 +137,7 @@ def from_keras(
         raise ValueError(
             f"use_ema must be True, to confirm that your loop replaces the weights by "
             f"the averages every {every} updates, as the optimizer of {what} did. "
-            "(load_weights(checkpoint, ema=True) has the averages.)"
+            "(load_weights(checkpoint, ema=True) returns the averages.)"
         )
     return make_keras_run(saved, given, to_params, shardings)
 

@@ -1,4 +1,4 @@
-"""Keras's learning-rate schedules, from their configurations in files."""
+"""Make Keras's learning-rate schedules from their configurations in files."""
 
 from __future__ import annotations
 
@@ -40,11 +40,14 @@ def make_schedule(what: str, config: Config) -> schedules.Schedule | None:
     Return None for a class that is not Keras's own.
 
     Raises:
-        ValueError: If a number is missing, or can't be. It names the key.
+        ValueError: If a number is missing or invalid. It names the key.
     """
     name, numbers = config.get("class_name"), config.get("config")
     if not isinstance(name, str) or not isinstance(numbers, dict):
-        raise ValueError(f"{what} has a learning rate that is not one: {config}.")
+        raise ValueError(
+            f"{what} must have a number or a schedule as its learning rate, but it was "
+            f"{config}."
+        )
     if name not in _SCHEDULES:
         return None
     make, required = _SCHEDULES[name]
@@ -67,4 +70,4 @@ def make_schedule(what: str, config: Config) -> schedules.Schedule | None:
     try:
         return make(**arguments)
     except ValueError as error:
-        raise ValueError(f"The {name} in {what} can't be: {error}") from error
+        raise ValueError(f"The {name} in {what} is invalid: {error}") from error

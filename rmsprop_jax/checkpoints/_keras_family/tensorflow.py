@@ -1,4 +1,4 @@
-"""The state of TensorFlow's optimizers, from the files of a checkpoint."""
+"""Read the state of TensorFlow's optimizers from the files of a checkpoint."""
 
 from __future__ import annotations
 
@@ -52,37 +52,38 @@ def from_tensorflow(
 ) -> Run:
     """Resume a run of one of TensorFlow's RMSProps in JAX.
 
-    TensorFlow is not needed. A checkpoint holds few settings. Give the others under the
-    names of the dialect; an error says which they are.
+    TensorFlow is not needed. A checkpoint holds few settings, so give the others under
+    the names of the dialect; an error says which are missing.
 
     Args:
-        checkpoint: What the names of its files begin with, as
-            ``tf.train.latest_checkpoint`` returns it: ``"run/model.ckpt-100"`` for
-            ``run/model.ckpt-100.index``. For a SavedModel it is
-            ``"…/variables/variables"``.
+        checkpoint: The common prefix of its files, as ``tf.train.latest_checkpoint``
+            returns it: ``"run/model.ckpt-100"`` for ``run/model.ckpt-100.index``. For a
+            SavedModel it is ``"…/variables/variables"``.
         to_params: The function from the weights, NumPy arrays by name, to the
             parameters of the model. It may rename, transpose, reshape, join, split and
             stack. It may not cast or compute. By default the parameters are a
             dictionary by TensorFlow's names (without ``:0``).
-        names: Which of the variables to take, by their names. By default all that the
-            optimizer has.
-        optimizer: Which optimizer, if a ``tf.train.Checkpoint`` has several: the name
-            of its argument, such as ``"generator_optimizer"``.
+        names: The names of the variables to take, by default all that the optimizer
+            has.
+        optimizer: Which optimizer to take if a ``tf.train.Checkpoint`` has several: the
+            name of its argument, such as ``"generator_optimizer"``.
         count: The step count, if a Saver's file has no ``global_step``.
-        learning_rate: A number or a schedule: a function of the step count. In place of
-            the checkpoint's, if it has one.
-        momentum: The same. Keras's is in no checkpoint, except for legacy optimizers.
+        learning_rate: A number, or a schedule: a function of the step count. It
+            replaces the checkpoint's learning rate, if there is one.
+        momentum: As ``learning_rate``. Of Keras's optimizers, only the legacy ones
+            store the momentum in a checkpoint.
         decay: What ``tf.compat.v1.train.RMSPropOptimizer`` was made with.
         rho: What an ``RMSprop`` of Keras was made with.
         epsilon: What the optimizer was made with. No checkpoint holds it.
-        centered: Not needed, because the checkpoint shows it. It must not contradict.
+        centered: Not needed, because the checkpoint shows it. If given, it must agree.
         weight_decay: What an ``RMSprop`` of Keras was made with, except for legacy
             ones; 0 for none.
-        weight_decay_mask: Which variables decay, because no file holds what
+        weight_decay_mask: Which variables decay, because no file says what
             ``exclude_from_weight_decay`` excluded: a dictionary of booleans by Keras's
-            names, or a mask of the parameters as `rmsprop` takes it. ``True`` says that
-            nothing was excluded.
-        gradient_accumulation_steps: What Keras 3's was made with, if it accumulates.
+            names, or a mask of the parameters as `rmsprop` takes it. ``True`` means
+            that nothing was excluded.
+        gradient_accumulation_steps: What an ``RMSprop`` of Keras 3 was made with, if it
+            accumulates.
         shardings: As in `from_torch`.
 
     Returns:
@@ -98,8 +99,8 @@ def from_tensorflow(
             missing, or contradicts the checkpoint; if ``names`` or ``to_params`` do not
             fit it.
 
-    Clips of the gradients are in no checkpoint: write ``optax.chain(clip, tx)``, whose
-    state is ``(optax.EmptyState(), opt_state)``.
+    No checkpoint holds gradient clipping: write ``optax.chain(clip, tx)``, whose state
+    is ``(optax.EmptyState(), opt_state)``.
 
     Examples:
         >>> from rmsprop_jax.checkpoints import from_tensorflow
@@ -133,7 +134,7 @@ def from_tensorflow(
     accumulates = "accumulator" in saved.blocks
     if accumulates != (ACCUMULATION in given):
         raise ValueError(
-            f"{ACCUMULATION} must be {'given' if accumulates else 'left out'}, as "
+            f"{ACCUMULATION} must be {'given' if accumulates else 'left out'}, because "
             f"{what} has {'accumulated' if accumulates else 'no accumulated'} "
             "gradients."
         )
@@ -171,8 +172,8 @@ def _read_optimizer(
         return read_objects(what, bundle, optimizer, count)
     if optimizer is not None:
         raise ValueError(
-            f"optimizer must be left out, because {what} is a Saver's, which does not "
-            f"name optimizers, but it was {optimizer!r}."
+            f"optimizer must be left out, because {what} was written by a Saver, which "
+            f"does not name optimizers, but it was {optimizer!r}."
         )
     return read_saver(what, bundle, count)
 
@@ -184,7 +185,7 @@ def _read_bundle(checkpoint: File) -> Bundle:
         prefixes = find_prefixes(folder, start)
         there = f" There is {' or '.join(map(repr, prefixes))}." if prefixes else ""
         raise FileNotFoundError(
-            "checkpoint must be what the names of its files begin with, as "
+            "checkpoint must be the common prefix of its files, as "
             "tf.train.latest_checkpoint(folder) returns it, but there is no "
             f"'{checkpoint}.index'.{there}"
         )

@@ -1,8 +1,8 @@
-"""Files of other frameworks, read without them: from bytes to dictionaries of arrays.
+"""Read files of other frameworks without them: from bytes to dictionaries of arrays.
 
-Nothing here knows of optimizers. Each reader recognizes its own files by their content,
-whatever their names are. A new format is a module with such a reader, and a line in
-`READERS`.
+Nothing here knows about optimizers. Each reader recognizes its own files by their
+content, not by their names. To add a format, write a module with a reader, and add a
+line to `READERS`.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ _MAX_DEPTH = 200
 
 
 class Reader(NamedTuple):
-    """What reads the files of one format.
+    """Reads the files of one format.
 
     Attributes:
-        framework: Whose format it is: ``from_…`` of that name takes it.
-        recognizes: Whether a file has the format, by its content.
+        framework: The framework of the format. The function ``from_…`` of this name
+            takes it.
+        recognizes: From a file to whether it has the format, by its content.
         read: From a file to what it holds. Its arrays may be read later.
     """
 
@@ -62,7 +63,7 @@ class Checkpoint(NamedTuple):
     """What a file holds.
 
     Attributes:
-        framework: Who wrote it.
+        framework: What wrote it.
         content: Dictionaries of arrays and settings, as its reader makes them.
     """
 
@@ -74,7 +75,7 @@ def read_file(path: File, *frameworks: str) -> Checkpoint:
     """Read a file that one of the frameworks wrote; by default any.
 
     Raises:
-        FileNotFoundError: If there is none.
+        FileNotFoundError: If there is no file.
         ValueError: If it is damaged, or not a file of these frameworks.
     """
     with explain_errors(path):
@@ -100,25 +101,26 @@ def _open_source(path: File) -> Source:
     file = Path(path)
     index = tensor_bundle.INDEX.format(path)
     if not file.is_file() and Path(index).is_file():
-        file = Path(index)  # the names of TensorFlow's files begin with the path
+        file = Path(index)  # the path is the common prefix of TensorFlow's files
     if (file / distributed.METADATA).exists():
         file /= distributed.METADATA
     if file.is_dir():
         raise UnsupportedError(_describe_folder(file))
     if not file.exists() and (prefixes := find_prefixes(file.parent, file.name)):
         raise FileNotFoundError(
-            f"There is no file {str(file)!r}. Of TensorFlow's files, give their common "
-            f"prefix: {' or '.join(map(repr, prefixes))}."
+            f"There is no file {str(file)!r}. For TensorFlow's files, give their "
+            f"common prefix: {' or '.join(map(repr, prefixes))}."
         )
     if file.suffix == ".distcp":
         raise UnsupportedError(
-            "it is a part of what torch.distributed.checkpoint wrote: give its folder"
+            "it is one of the files that torch.distributed.checkpoint wrote: give "
+            "their folder"
         )
     return Source(file)
 
 
 def find_prefixes(folder: Path, start: str = "") -> list[str]:
-    """Return what the names of TensorFlow's files begin with, of at most four."""
+    """Return the common prefixes of TensorFlow's files in a folder, at most four."""
     if not folder.is_dir():
         return []
     found = [x for x in folder.iterdir() if x.suffix == ".index"]
@@ -129,16 +131,17 @@ def _describe_folder(folder: Path) -> str:
     if any(folder.glob("*.distcp")):
         return (
             f"it has no {distributed.METADATA}, which torch.distributed.checkpoint "
-            "writes last: it was not saved to the end, or not copied whole"
+            "writes last: saving did not finish, or the folder was not copied "
+            "completely"
         )
     if any(folder.glob("*.safetensors")):
         return (
-            "it is a folder of safetensors, which holds no settings of an optimizer: "
+            "it is a folder of safetensors files, which hold no optimizer settings: "
             "safetensors.numpy.load_file reads each file"
         )
     if prefixes := find_prefixes(folder):
         return (
-            "it is a folder. Of TensorFlow's files, give their common prefix: "
+            "it is a folder. For TensorFlow's files, give their common prefix: "
             f"{' or '.join(map(repr, prefixes))}"
         )
     return (
@@ -157,8 +160,8 @@ def _describe_unknown(source: Source) -> str:
     if not source.head:
         return f"{must}it is empty"
     if source.head[8:10] == b'{"':
-        return f"{must}it is one of safetensors: safetensors.numpy.load_file reads it"
-    return f"{must}it begins with {source.head[:8]!r}, as none of theirs does"
+        return f"{must}it is a safetensors file: safetensors.numpy.load_file reads it"
+    return f"{must}it begins with {source.head[:8]!r}, unlike all of their files"
 
 
 def materialize(content: object) -> Any:
@@ -172,7 +175,7 @@ def materialize(content: object) -> Any:
             return x.storage.read()
         if not isinstance(x, dict | list | tuple | Namespace):
             return x
-        if id(x) in made:  # what stands in two places stays one
+        if id(x) in made:  # an object in two places stays one object
             return made[id(x)]
         if depth > _MAX_DEPTH:
             raise UnsupportedError(f"it nests more than {_MAX_DEPTH} levels deep")

@@ -1,15 +1,15 @@
-"""Folders that torch.distributed.checkpoint writes, as FSDP runs save them.
+"""Read folders that torch.distributed.checkpoint writes, as FSDP runs save them.
 
 ``.metadata`` is a pickle of a few plain classes of
 ``torch.distributed.checkpoint.metadata``. For each name it has the shape, the dtype and
-the chunks of a tensor; it also has the path of the name in the dictionary that was
-saved, and where each chunk is: which ``.distcp`` file, from which byte on, and how many
-bytes. What lies there is a file of torch by itself. A value that is not a tensor is one
-such file, without chunks.
+the chunks of a tensor, and the name's path in the dictionary that was saved. It also
+says where each chunk is: in which ``.distcp`` file, from which byte on, and how many
+bytes. The bytes of a chunk are a complete file of torch. A value that is not a tensor
+is one such file, without chunks.
 
-The chunks of a tensor must cover it, each element once, and each must be as many bytes
-of a file as it declares. So what a folder can make us allocate is bounded by the sizes
-of its files.
+The chunks of a tensor must cover each element once, and each chunk must have as many
+bytes in a file as it declares. So the sizes of a folder's files limit how much memory
+it can make us allocate.
 
 References:
     torch 2.13.0, ``torch/distributed/checkpoint/metadata.py``, ``filesystem.py`` and
@@ -45,19 +45,19 @@ from rmsprop_jax.checkpoints._readers.source import (
     UnsupportedError,
 )
 
-# The file of a folder.
+# The file that describes a folder.
 METADATA = ".metadata"
 _MODULE = b"torch.distributed.checkpoint.metadata"
 
 Offsets: TypeAlias = tuple[int, ...]
-# The keys from the outermost dictionary on.
+# The keys of a value, from the outermost dictionary inwards.
 Keys: TypeAlias = tuple[object, ...]
-# What a dictionary takes in memory, about.
+# About how many bytes a dictionary takes in memory.
 _DICT_SIZE = 232
 
 
 class _Place(NamedTuple):
-    """Where the bytes of a chunk are, or those of a value that is not a tensor."""
+    """Where the bytes of a chunk, or of a value that is not a tensor, are."""
 
     source: Source
     offset: int
@@ -73,7 +73,7 @@ class _Place(NamedTuple):
 
     @contextlib.contextmanager
     def name_file(self, what: str) -> Generator[None]:
-        """Say in an error of what it is, and in which file."""
+        """Add to an error what was read, and from which file."""
         try:
             yield
         except DamagedError as error:
@@ -134,18 +134,18 @@ class _Chunked:
         return array
 
     def identify(self) -> object:
-        """Return what is equal for two arrays of the same elements."""
+        """Return a key that two arrays share if they have the same elements."""
         return self.name
 
 
 def is_distributed(source: Source) -> bool:
     """Whether the file is the ``.metadata`` of a folder."""
-    # If it is damaged, the name still shows what it was.
+    # The name identifies a damaged file.
     return _MODULE in source.head or source.path.name == METADATA
 
 
 def read_distributed(source: Source) -> object:
-    """Read a folder, of which the source is the ``.metadata``."""
+    """Read a folder, given its ``.metadata``."""
     metadata = PickleMachine(source, source.read_range(0, source.size)).load()
     entries = _get(metadata, "state_dict_metadata", dict)
     paths = _get_paths(metadata)
@@ -180,7 +180,7 @@ def _get_paths(metadata: object) -> dict[object, Keys]:
     paths: dict[object, Keys] = {}
     for name, path in planned.items() if isinstance(planned, dict) else ():
         if not isinstance(path, tuple) or not path or len(path) > 64:
-            raise DamagedError(f"the path of {name!r} is not one")
+            raise DamagedError(f"the path of {name!r} is not a tuple of keys")
         if not all(type(part) in (str, int) for part in path):
             raise DamagedError(f"the path of {name!r} is not of text and numbers")
         paths[name] = path
@@ -208,11 +208,11 @@ def _find_places(
         size = validate_size(_get(info, "length", int))
         if _find(info, "transform_descriptors"):
             raise UnsupportedError(
-                f"the bytes of {name!r} were transformed, such as compressed, as they "
-                "were saved"
+                f"the bytes of {name!r} were compressed, or transformed otherwise, "
+                "when they were saved"
             )
         if file not in files:
-            files[file] = _open_beside(source, file)
+            files[file] = _open_in_folder(source, file)
         if offset + size > files[file].size:
             raise DamagedError(
                 f"the file {file!r} ends at byte {files[file].size}, before the {size} "
@@ -226,7 +226,7 @@ def _find_places(
     return places
 
 
-def _open_beside(source: Source, file: str) -> Source:
+def _open_in_folder(source: Source, file: str) -> Source:
     """Open a file in the folder of the metadata, and nowhere else."""
     folder = source.path.parent
     path = folder / file
@@ -249,7 +249,7 @@ def _read_entry(
     places: Mapping[Offsets | None, _Place],
     budget: Budget,
 ) -> object:
-    """Return a tensor, or read a value that is not one."""
+    """Return a tensor, or read a value that is not a tensor."""
     if not isinstance(name, str) or not isinstance(entry, Record):
         raise DamagedError(f"what it lists as {name!r} is not a tensor or a value")
     if "chunks" not in entry.fields:
@@ -266,9 +266,11 @@ def _read_entry(
         offsets = validate_shape(_get(record, "offsets", tuple))
         sizes = validate_shape(_get(record, "sizes", tuple))
         if len(offsets) != len(shape) or len(sizes) != len(shape):
-            raise DamagedError(f"a chunk of {name!r} has other axes than the tensor")
+            raise DamagedError(
+                f"a chunk of {name!r} has more or fewer axes than the tensor"
+            )
         if not math.prod(sizes):
-            continue  # a process that had nothing of it
+            continue  # from a process that had no part of it
         ends = [start + size for start, size in zip(offsets, sizes, strict=True)]
         if any(end > size for end, size in zip(ends, shape, strict=True)):
             raise DamagedError(
@@ -301,7 +303,7 @@ def _check_cover(name: str, shape: tuple[int, ...], chunks: Sequence[_Chunk]) ->
     """Raise unless the chunks have each element of a tensor once.
 
     The places where chunks begin and end cut the tensor into cells. Processes in a grid
-    make as many chunks as cells, so that the count of cells is bounded, too.
+    make as many chunks as cells, so the number of cells is limited too.
     """
     begins = [chunk.offsets for chunk in chunks]
     if len(set(begins)) < len(begins):
@@ -357,10 +359,10 @@ def _nest(found: Mapping[Keys, object], budget: Budget) -> object:
                 raise DamagedError(f"the path {path} goes through a value")
             node = below
         if path[-1] in node:
-            raise DamagedError(f"the path {path} ends where others go on")
+            raise DamagedError(f"the path {path} ends where others continue")
         node[path[-1]] = value
-    # The keys of dictionaries are text there, and the numbers are those of lists. From
-    # the last node on, each is complete before it is put into the one above it.
+    # In paths, text is a key of a dictionary, and a number is an index of a list. In
+    # reverse order, each node is complete before it is put into its parent.
     made: dict[int, object] = {}
     for node in reversed(nodes.values()):
         items = {key: made.get(id(value), value) for key, value in node.items()}

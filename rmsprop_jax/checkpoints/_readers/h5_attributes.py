@@ -1,10 +1,10 @@
-"""The attributes of an HDF5 file that are text, read without libhdf5.
+"""Read text attributes of an HDF5 file without libhdf5.
 
 A string of variable length lies in a heap, and its attribute says where and how long it
-is. libhdf5 believes that: a wrong one makes it read beyond its memory, take gigabytes
-or never end. So the few attributes that Keras writes are read here, as the HDF5 File
-Format Specification 3.0 has them: object headers (IV.A.1), their messages for
-datatypes, dataspaces and attributes (IV.A.2), and global heaps (III.E).
+is. libhdf5 does not check this: a wrong attribute makes it read beyond its memory,
+allocate gigabytes or never end. So the few attributes that Keras writes are read here,
+following the HDF5 File Format Specification 3.0: object headers (IV.A.1), their
+messages for datatypes, dataspaces and attributes (IV.A.2), and global heaps (III.E).
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ class AttributeReader:
     """Reads attributes of an HDF5 file.
 
     Args:
-        source: The file, of which only the parts that are needed are read.
-        budget: What reading it may cost.
+        source: The file. Only the parts that are needed are read.
+        budget: How many bytes reading may take.
     """
 
     def __init__(self, source: Source, budget: Budget) -> None:
         self._source = source
         self._budget = budget
-        # The place and the size of each object in a heap, by the heap's address.
+        # By the heap's address: the place and the size of each object in it.
         self._heaps: dict[int, dict[int, tuple[int, int]]] = {}
 
     def read_texts(self, address: int, names: Iterable[str]) -> dict[str, list[bytes]]:
@@ -54,7 +54,7 @@ class AttributeReader:
 
         Args:
             address: Where the object's header is.
-            names: The attributes, with any number at the end of their names.
+            names: The attributes, whose names may also end in a number.
 
         Raises:
             DamagedError: If the bytes contradict each other.
@@ -64,7 +64,7 @@ class AttributeReader:
         texts: dict[str, list[bytes]] = {}
         for message in self._iterate_messages(address):
             if message.kind == _ATTRIBUTE_INFO and not _has_no_heap(message.body):
-                raise UnsupportedError("it keeps attributes outside of their object")
+                raise UnsupportedError("it keeps attributes outside their object")
             if message.kind != _ATTRIBUTE:
                 continue
             if message.flags & _IS_SHARED:
@@ -96,7 +96,7 @@ class AttributeReader:
                 raise DamagedError(f"there is no object at {address}")
             blocks = [(address + 16, size)]
         header = "<BHB" if is_new else "<HHB3x"
-        for start, size in blocks:  # which grows on the way
+        for start, size in blocks:  # the loop appends to it
             self._budget.spend(size)
             block = self._take(start, size)
             position = 0
@@ -106,7 +106,9 @@ class AttributeReader:
                 body = block[position : position + length]
                 position += length
                 if len(body) < length:
-                    raise DamagedError(f"a message of the object at {address} is cut")
+                    raise DamagedError(
+                        f"a message of the object at {address} is cut off"
+                    )
                 if kind == _CONTINUATION and not flags & _IS_SHARED:
                     place, length = struct.unpack("<QQ", _head(body, 16))
                     # The new kind has a signature and a checksum around it.
@@ -119,7 +121,7 @@ class AttributeReader:
         self, name: bytes, datatype: bytes, dataspace: bytes, values: bytes
     ) -> Generator[bytes]:
         if not (count := _count_elements(dataspace)):
-            return  # whatever the kind: Keras writes an empty list as numbers
+            return  # without a check, because Keras writes an empty list as numbers
         first, subkind, _, size = struct.unpack("<BBHI", _head(datatype, 8))
         kind = first & 15
         if kind != _FIXED_STRING and (kind, subkind & 15) != (_VARIABLE, 1):
@@ -169,7 +171,7 @@ def _head(content: bytes, size: int) -> bytes:
 
 
 def _has_no_heap(body: bytes) -> bool:
-    """Whether attributes that are not in the header are nowhere else either."""
+    """Whether there are no attributes outside the header."""
     start = 2 + 2 * (_head(body, 2)[1] & 1)
     return body[start : start + 8] == _UNDEFINED
 
@@ -178,7 +180,7 @@ def _split_attribute(body: bytes) -> tuple[bytes, bytes, bytes, bytes]:
     """Return the name, the datatype, the dataspace and the values."""
     version, flags, *sizes = struct.unpack("<BBHHH", _head(body, 8))
     if version not in (1, 2, 3):
-        raise DamagedError(f"an attribute has the version {version}")
+        raise DamagedError(f"an attribute has the unknown version {version}")
     if version > 1 and flags & 3:
         raise UnsupportedError("the datatype of an attribute is stored elsewhere")
     offset, unit = 8 + (version == 3), 8 if version == 1 else 1

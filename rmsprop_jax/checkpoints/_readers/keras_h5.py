@@ -1,12 +1,11 @@
-"""Keras's files, read with h5py: an HDF5 file, or a zip file with one in it.
+"""Read Keras's files with h5py: an HDF5 file, or a zip file that contains one.
 
 A ``.keras`` is a zip file with ``config.json`` and ``model.weights.h5``. A
-``.weights.h5`` and an ``.h5`` are HDF5 files by themselves.
+``.weights.h5`` and an ``.h5`` are plain HDF5 files.
 
 HDF5 can do much that no checkpoint needs: a file can have links into other files,
-datasets whose bytes lie elsewhere, and datasets that declare a size which they do not
-have. So the whole file is walked once, each step is checked, and only what the walk
-made of it is handed on.
+datasets whose bytes are elsewhere, and datasets that declare a wrong size. So the whole
+file is walked once, each object is checked, and only the result of the walk is used.
 """
 
 from __future__ import annotations
@@ -38,14 +37,14 @@ H5Object: TypeAlias = Any
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _WEIGHTS, _CONFIG, _METADATA = "model.weights.h5", "config.json", "metadata.json"
-# The attributes that Keras writes. Long lists are in several, with a number at the end.
+# The attributes that Keras writes. Long lists are split, with numbers at the end.
 _TEXTS = ("backend", "keras_version", "model_config", "name", "training_config")
 _LISTS = ("layer_names", "weight_names")
 # The filters that HDF5 itself can decode. The last one adds a checksum.
 _DEFLATE, _SHUFFLE, _FLETCHER32 = 1, 2, 3
 _CHECKSUM_SIZE = 4
 _MAX_DEPTH = 100
-# The bytes that are searched for heaps at once, and those of a heap that tell its size.
+# How many bytes are searched for heaps at once, and the size of a heap's header.
 _PIECE = 2**22
 _HEAP_HEADER = 16
 
@@ -71,7 +70,7 @@ class Group(NamedTuple):
         """Return the dataset at a path below the group.
 
         Raises:
-            DamagedError: If there is none.
+            DamagedError: If there is no such dataset.
         """
         group: Group | None = self
         *parents, name = path.split("/")
@@ -91,7 +90,8 @@ class Group(NamedTuple):
         names = self.groups["vars"].arrays if "vars" in self.groups else {}
         if others := [name for name in names if not name.isdecimal()]:
             raise UnsupportedError(
-                f"{self.path}/vars has names of its own for its variables, {others[:4]}"
+                f"{self.path}/vars names its variables, {others[:4]}, instead of "
+                "numbering them"
             )
         return [self.array(f"vars/{i}") for i in range(len(names))]
 
@@ -153,11 +153,11 @@ def _read_h5(source: Source, part: Source) -> Group:
         import h5py
     except ImportError as error:
         raise ImportError(
-            "Keras's files are read by h5py, which is missing: pip install h5py"
+            "Keras's files are read with h5py, which is missing: pip install h5py"
         ) from error
     _check_layout(part)
     try:
-        # It stays open, as the arrays are read later.
+        # The file stays open, because its arrays are read later.
         file = h5py.File(part.open() if part is not source else part.path, "r")
         walk = _Walk(source, part)
         root = walk.walk_group(file, "", depth=0)
@@ -170,19 +170,19 @@ def _read_h5(source: Source, part: Source) -> Group:
 
 
 def _check_layout(part: Source) -> None:
-    """Raise if the file is not laid out as Keras's are, or a heap is larger than it.
+    """Raise if the layout is not that of Keras's files, or a heap is too large.
 
-    For a heap of names libhdf5 takes as much memory as that declares. One that was
-    deleted may still be there, and lead beyond the file's end, so only its size is
-    checked. The file is read in pieces, because a large one would fill the memory if it
-    were mapped, and take longer.
+    For a heap of names, libhdf5 allocates as much memory as the heap declares. Only the
+    size is checked, because a deleted heap may still be there and point beyond the end
+    of the file. The file is read in pieces, because mapping a large one would fill the
+    memory, and take longer.
     """
-    # The sizes of addresses and of lengths, where each version of the file has them.
+    # The sizes of addresses and of lengths, at their place in each format version.
     head = part.head
     sizes = head[13:15] if head[8:9] in (b"\0", b"\1") else head[9:11]
     if head[:8] != _SIGNATURE or sizes != b"\x08\x08":
         raise UnsupportedError("it is not an HDF5 file whose addresses have 8 bytes")
-    # What is left of the last piece, which may begin a heap, and a new piece.
+    # The end of the last piece, in which a heap may begin, is searched with the next.
     left = _HEAP_HEADER - 1
     data = bytearray(left + min(_PIECE, part.size))
     with part.open() as file:
@@ -209,7 +209,7 @@ class _Dataset:
     def read(
         self, shape: tuple[int, ...], dtype: DType, rows: slice | None, *, verify: bool
     ) -> NumpyArray:
-        # Nobody may need what does not hold numbers, so it is refused only here.
+        # Other dtypes are refused only now, because nobody may need them.
         if dtype.kind not in "biufc" and dtype != jnp.bfloat16:
             raise UnsupportedError(f"{self.path} does not hold numbers, but {dtype}")
         try:
@@ -225,8 +225,8 @@ class _Dataset:
     def _check_chunks(self) -> None:
         """Raise if HDF5 would take more memory for a chunk than its numbers need.
 
-        A chunk declares by itself how many bytes it takes in the file, and a deflated
-        one ends where its last byte says so. HDF5 allocates whatever they ask for.
+        A chunk declares how many bytes it takes in the file, and compressed data says
+        itself where it ends. HDF5 allocates whatever they ask for.
         """
         limit = math.prod(self.dataset.chunks) * self.dataset.dtype.itemsize
         limit += _CHECKSUM_SIZE
@@ -235,14 +235,14 @@ class _Dataset:
         for chunk in chunks:
             stored = self.part.read_range(chunk.byte_offset, chunk.size)
             size = len(stored)
-            # A mask that is not 0 names filters that were left out for this chunk.
+            # A non-zero mask names filters that were not applied to this chunk.
             if self.is_deflated and not chunk.filter_mask:
                 decoder = zlib.decompressobj()
                 size = len(decoder.decompress(stored, limit + 1))
             if size > limit:
                 raise UnsupportedError(
-                    f"a chunk of {self.path} takes more bytes than it declares, as in "
-                    "a file that was made to fill the memory"
+                    f"a chunk of {self.path} would take more bytes than it declares, "
+                    "as in a file that was made to fill the memory"
                 )
 
     def identify(self) -> object:
@@ -253,7 +253,7 @@ class _Walk:
     """Visits each object of an HDF5 file once.
 
     Attributes:
-        size: The bytes of all that it found.
+        size: The total bytes of the datasets found so far.
     """
 
     def __init__(self, source: Source, part: Source) -> None:
@@ -297,7 +297,7 @@ class _Walk:
             raise UnsupportedError(f"the bytes of {path} are in another file")
         known = {_DEFLATE, _SHUFFLE, _FLETCHER32}
         if not known.issuperset(filters) or len(set(filters)) < len(filters):
-            raise UnsupportedError(f"{path} is compressed in a rare way")
+            raise UnsupportedError(f"{path} is compressed with an unsupported filter")
         dtype: DType = dataset.dtype
         # HDF5 has no bfloat16, so Keras writes its two bytes.
         is_bfloat16 = dtype == np.dtype("V2")

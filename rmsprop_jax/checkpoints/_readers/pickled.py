@@ -1,15 +1,12 @@
-"""Files that torch, Stable-Baselines3 and Paddle pickle.
+"""Read the pickled files of torch, Stable-Baselines3 and Paddle.
 
-torch, since 1.6: a zip file of one folder, in which ``data.pkl`` is the pickle and
-``data/0``, ``data/1`` and so on are the bytes of the tensors.
-
-torch, before: five pickles one after the other (a magic number, a protocol number, a
-description of the machine, the content, the keys of the storages), and then for each
-key the number of elements and the bytes.
-
-Stable-Baselines3: a zip file in which every ``.pth`` is one of torch.
-
-Paddle: a pickle, with the bytes of the arrays in it.
+- torch 1.6 and later: a zip file of one folder, in which ``data.pkl`` is the pickle and
+  ``data/0``, ``data/1`` and so on are the bytes of the tensors.
+- torch before 1.6: five pickles one after the other (a magic number, a protocol number,
+  a description of the machine, the content, the keys of the storages), and then for
+  each key the number of elements and the bytes.
+- Stable-Baselines3: a zip file in which every ``.pth`` is a file of torch.
+- Paddle: a pickle that contains the bytes of the arrays.
 """
 
 from __future__ import annotations
@@ -30,12 +27,12 @@ _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 
 
 def is_torch(source: Source) -> bool:
-    """Whether torch wrote the file, since 1.6."""
+    """Whether torch 1.6 or later wrote the file."""
     return _find_pickle(source) is not None
 
 
 def is_torch_legacy(source: Source) -> bool:
-    """Whether torch wrote the file, before 1.6."""
+    """Whether a torch before 1.6 wrote the file."""
     try:
         return PickleMachine(source, source.head).load() == _MAGIC_NUMBER
     except (DamagedError, UnsupportedError):
@@ -53,7 +50,7 @@ def is_paddle(source: Source) -> bool:
 
 
 def read_torch(source: Source) -> object:
-    """Read a file of torch, since 1.6."""
+    """Read a file of torch 1.6 or later."""
     pickled = _find_pickle(source)
     assert pickled is not None
     folder = pickled.removesuffix("data.pkl")
@@ -71,7 +68,7 @@ def read_torch(source: Source) -> object:
 
 
 def read_torch_legacy(source: Source) -> object:
-    """Read a file of torch, before 1.6."""
+    """Read a file of a torch before 1.6."""
     data = source.map()
     storages: dict[str, Storage] = {}
     position = 0
@@ -83,7 +80,7 @@ def read_torch_legacy(source: Source) -> object:
     *_, content, keys = values
     order = [key for key in keys if isinstance(key, str)] if type(keys) is list else []
     if set(order) != set(storages):
-        raise DamagedError("its list of storages is another than its tensors need")
+        raise DamagedError("its list of storages is not what its tensors need")
     for key in order:
         storage = storages[key]
         position += 8  # the number of elements

@@ -1,13 +1,13 @@
-"""Pickles, interpreted and not unpickled.
+"""Interpret pickles without unpickling them.
 
 A pickle is a program for a small stack machine. Python's own machine imports and calls
-whatever the program names. This one calls only the methods of its own in `KNOWN_NAMES`:
-that table is all that a file can ask for. Every other name becomes an `OpaqueValue`,
-which says what it was and does nothing.
+whatever the program names. The machine here calls only its own methods in
+`KNOWN_NAMES`, so this table is all that a file can ask for. Every other name becomes an
+`OpaqueValue`, which says what it was and does nothing.
 
-The machine cannot be led astray by the rest of a program either. It does not recurse,
-sizes are Python integers, keys are scalars or flat tuples of them, no attribute begins
-with two underscores, and all that is created counts against a budget.
+The rest of a program can't do harm either: the machine does not recurse, sizes are
+Python integers, keys are scalars or flat tuples of them, no attribute begins with two
+underscores, and all that is created counts against a budget.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from rmsprop_jax.checkpoints._readers.source import (
     UnsupportedError,
 )
 
-# The methods of `PickleMachine` that a file can call, by the names that a file has for
-# them. Modules have the names of Python 3 and NumPy 2.
+# The methods of `PickleMachine` that a file can call, by their names in files. Modules
+# have the names of Python 3 and NumPy 2.
 KNOWN_NAMES = {
     "_codecs.encode": "make_bytes",
     "argparse.Namespace": "make_namespace",
@@ -69,8 +69,8 @@ KNOWN_NAMES = {
     "torch._utils._rebuild_tensor_v3": "make_tensor_of_dtype",
     "torch.device": "make_device",
     "types.SimpleNamespace": "make_namespace",
-    # What torch.distributed.checkpoint describes its files with. The last one is where
-    # older versions have TensorProperties.
+    # The classes with which torch.distributed.checkpoint describes its files. The last
+    # one is TensorProperties in older versions.
     **dict.fromkeys(
         (
             "torch.distributed.checkpoint.filesystem._StorageInfo",
@@ -85,7 +85,7 @@ KNOWN_NAMES = {
         "make_record",
     ),
 }
-# What modules were called in Python 2 and in NumPy 1.
+# The names of modules in Python 2 and in NumPy 1.
 RENAMED_MODULES = {
     "__builtin__": "builtins",
     "copy_reg": "copyreg",
@@ -125,9 +125,9 @@ QUANTIZED_STORAGES = {
     "QUInt8Storage": 1,
 }
 
-# What a Python object takes in memory, about.
+# About how many bytes a Python object takes in memory.
 _OBJECT_SIZE = 72
-# Fewer bytes than these are read at once, because it is simpler and no slower.
+# Fewer bytes than this are read immediately, which is simpler and not slower.
 _LAZY_SIZE = 2**16
 
 Arguments: TypeAlias = tuple[object, ...]
@@ -145,8 +145,9 @@ class OpaqueValue:
     def _refuse(self, *args: object, **kwargs: object) -> object:
         raise UnsupportedError(
             f"A value ({self.name}) was not read, because only tensors, numbers, "
-            "text, lists and dictionaries are. Nothing of it was run. If you trust the "
-            "file, load it with the program that wrote it, and give the dictionary."
+            "text, lists and dictionaries are. Nothing in it was executed. If you "
+            "trust the file, load it with the program that wrote it, and give the "
+            "dictionary."
         )
 
     __array__ = __bool__ = __call__ = __contains__ = __float__ = __getitem__ = _refuse
@@ -166,7 +167,7 @@ class Namespace(SimpleNamespace):
 
 
 class StoredBytes(OpaqueValue):
-    """Many bytes in a pickle, as NumPy's arrays have them, which are still in the file.
+    """Many bytes of a pickle, such as a NumPy array's, which are still in the file.
 
     Attributes:
         storage: Reads them.
@@ -181,8 +182,8 @@ class Record(OpaqueValue):
     """A plain class of torch.distributed.checkpoint, which may be a key.
 
     Attributes:
-        fields: Its fields by name. A class that pickles itself as a tuple has it as its
-            ``state``.
+        fields: Its fields by name. If a class pickles itself as a tuple, the tuple is
+            its field ``state``.
     """
 
     def __init__(self) -> None:
@@ -191,11 +192,11 @@ class Record(OpaqueValue):
 
 
 class StorageView(OpaqueValue):
-    """The bytes of torch tensors, which lie outside of the pickle.
+    """The bytes of torch tensors, which are outside the pickle.
 
     Attributes:
-        storage: The bytes, whose place the pickle does not say.
-        dtype: Of the elements, if a tensor does not say it.
+        storage: The bytes. The pickle does not say where they are.
+        dtype: The dtype of the elements, unless a tensor has its own.
         start: Where the elements begin.
     """
 
@@ -210,8 +211,8 @@ class PickleMachine:
     """Interprets a pickle that begins at a position of some bytes.
 
     Attributes:
-        position: Where to read on; after `load`, where the pickle ended.
-        storages: The bytes of tensors outside of the pickle, by their keys.
+        position: Where to continue reading; after `load`, where the pickle ended.
+        storages: The bytes of tensors outside the pickle, by their keys.
     """
 
     def __init__(
@@ -237,7 +238,7 @@ class PickleMachine:
 
         Raises:
             DamagedError: If the bytes are not a pickle.
-            UnsupportedError: If it takes too much, or holds what data never does.
+            UnsupportedError: If it takes too much memory, or holds what data never has.
         """
         try:
             while not self.is_stopped:
@@ -323,7 +324,7 @@ class PickleMachine:
         self.push(content.decode("latin1"))
 
     def push_text(self, content: bytes) -> None:
-        if len(content) > 2**20:  # one rare letter makes each of them take four bytes
+        if len(content) > 2**20:  # with one rare character, each takes four bytes
             self.spend(4 * len(content))
         self.push(content.decode("utf-8", "surrogatepass"))
 
@@ -332,7 +333,7 @@ class PickleMachine:
         self.stack.append(value)
 
     def pop(self) -> None:
-        """Drop the last value, or the mark if it comes after it."""
+        """Drop the last value, or the last mark if that comes later."""
         if self.marks and self.marks[-1] == len(self.stack):
             self.marks.pop()
         else:
@@ -366,7 +367,7 @@ class PickleMachine:
         self.last_index[id(value)] = index
 
     def replace_top(self, value: object) -> None:
-        """Replace the last value, in the memo too."""
+        """Replace the last value, also in the memo."""
         old = self.stack.pop()
         self.stack.append(value)
         index = self.last_index.get(id(old))
@@ -385,7 +386,9 @@ class PickleMachine:
         if isinstance(target, OpaqueValue):
             return
         if not isinstance(target, dict) or len(items) % 2:
-            raise DamagedError("a pickle sets items of what is not a dictionary")
+            raise DamagedError(
+                "a pickle sets items of a value that is not a dictionary"
+            )
         for key, value in zip(items[::2], items[1::2], strict=True):
             target[validate_key(key)] = value
 
@@ -396,7 +399,7 @@ class PickleMachine:
         elif isinstance(target, set):
             target.update(map(validate_key, values))
         elif not isinstance(target, OpaqueValue):
-            raise DamagedError("a pickle appends to what is not a list")
+            raise DamagedError("a pickle appends to a value that is not a list")
 
     # --- Classes and calls.
 
@@ -420,7 +423,7 @@ class PickleMachine:
         self.push_call(kind, tuple(self.pop_to_mark()))
 
     def call(self, function: object, arguments: object) -> object:
-        """Return what a named function makes of arguments, or an opaque value."""
+        """Return the result of a known function, or an opaque value."""
         if type(arguments) is not tuple:
             raise DamagedError("a pickle calls something without arguments")
         if not isinstance(function, _Name):
@@ -470,7 +473,7 @@ class PickleMachine:
     # --- The methods of KNOWN_NAMES.
 
     def make_dict(self, *arguments: object) -> dict[object, object]:
-        """Make a dictionary of that in the last argument, or of its pairs."""
+        """Make a dictionary from the dictionary or the pairs in the last argument."""
         content = arguments[-1] if arguments else None
         if isinstance(content, dict):
             return dict(content)
@@ -498,21 +501,23 @@ class PickleMachine:
         return Record()
 
     def make_bytes(self, text: object = "", *_: object) -> bytes | StoredBytes:
-        """Make bytes of text in Latin-1, which is how protocols 0 to 2 write them."""
+        """Make bytes from text in Latin-1, which is how protocols 0 to 2 write them."""
         if isinstance(text, StoredBytes):
             return text
         if not isinstance(text, str | bytes):
-            raise DamagedError("bytes are made of what is not text")
+            raise DamagedError("bytes are made from a value that is not text")
         self.spend(len(text))
         return text if isinstance(text, bytes) else text.encode("latin1")
 
     def make_complex(self, real: object, imag: object) -> complex:
         if not isinstance(real, float) or not isinstance(imag, float):
-            raise DamagedError("a complex number is made of what is not a number")
+            raise DamagedError(
+                "a complex number is made from a value that is not a number"
+            )
         return complex(real, imag)
 
     def make_instance(self, kind: object, *_: object) -> object:
-        """Make what ``copyreg`` makes of a class in protocols 0 and 1."""
+        """Make an instance as ``copyreg`` does in protocols 0 and 1."""
         is_class = isinstance(kind, _Name) and not kind.name.startswith("copyreg.")
         return self.call(kind, ()) if is_class else OpaqueValue("object")
 
@@ -596,7 +601,7 @@ class PickleMachine:
         if len(shape) != len(strides):
             raise DamagedError("a tensor has more strides than sizes, or fewer")
         self.spend(math.prod(shape) * dtype.itemsize)
-        # A tensor that is lazily conjugated or negated says so here.
+        # The metadata says whether a tensor is lazily conjugated or negated.
         flags: dict[object, object] = metadata if isinstance(metadata, dict) else {}
         layout = Strided(
             view.storage,
@@ -610,7 +615,7 @@ class PickleMachine:
     def make_subclass(
         self, function: object, kind: object, arguments: object, *_: object
     ) -> object:
-        """Make the tensor that a tensor of a subclass is made of."""
+        """Make the plain tensor inside a tensor of a subclass."""
         known = KNOWN_NAMES.get(function.name) if isinstance(function, _Name) else None
         if known not in ("make_tensor", "make_tensor_of_dtype", "take_first"):
             return OpaqueValue("torch.Tensor of a rare class")
@@ -621,7 +626,7 @@ class PickleMachine:
         return value
 
     def push_storage(self, persistent_id: object) -> None:
-        """Push the bytes of tensors, which lie outside of the pickle."""
+        """Push the bytes of tensors, which are outside the pickle."""
         if type(persistent_id) is str:
             raise UnsupportedError(
                 "it was saved with pickle_protocol=0, whose tensors torch itself can't "
@@ -654,7 +659,7 @@ class PickleMachine:
         elif isinstance(part, tuple) and len(part) == 3:  # its key, start and size
             start = validate_size(part[1])
         else:
-            raise DamagedError("a tensor has a part of the bytes that is not one")
+            raise DamagedError("a tensor has an invalid part of the bytes")
         self.push(StorageView(self.storages[key], dtype, start))
 
 
@@ -668,7 +673,7 @@ def _read_nowhere(*_: int) -> bytes:
 
 
 def validate_shape(shape: object) -> tuple[int, ...]:
-    """Return a tuple of non-negative Python integers whose product is an address."""
+    """Return a tuple of non-negative integers whose product is not too large."""
     if not isinstance(shape, tuple | list) or len(shape) > 64:
         raise UnsupportedError("a shape is not a tuple of at most 64 sizes")
     sizes = tuple(map(validate_size, shape))
@@ -680,7 +685,7 @@ def validate_shape(shape: object) -> tuple[int, ...]:
 def validate_elements(values: object) -> Collection[object]:
     """Return the elements that a container is made of."""
     if not isinstance(values, list | tuple | set | dict | str):
-        raise DamagedError("a list is made of what has no elements")
+        raise DamagedError("a list is made from a value without elements")
     return values
 
 

@@ -1,4 +1,4 @@
-"""A file to read: how it begins, what it may cost, and how errors speak of it."""
+"""A file to read: its bytes, a limit of memory, and the errors that name it."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ import numpy.typing as npt
 
 # Path-like, or a string.
 File: TypeAlias = str | os.PathLike[str]
-# Of any kind of numbers.
+# Any dtype.
 DType: TypeAlias = np.dtype[Any]
 NumpyArray: TypeAlias = npt.NDArray[Any]
 
 
-# What stands before the name of a member in a zip file.
+# The bytes before the name of a member in a zip file.
 _MEMBER_HEADER_SIZE = 30
-# How much is read at once to verify a checksum.
+# How many bytes are read at once to verify a checksum.
 _BLOCK = 2**20
 _ZIP_ERRORS = (
     zipfile.BadZipFile,  # the checksum, among others
@@ -45,7 +45,7 @@ class DamagedError(ValueError):
 
 
 class UnsupportedError(ValueError):
-    """The file may be whole, but it is not one that we read."""
+    """The file may be complete, but it is not one that we read."""
 
 
 class UnforeseenError(ValueError):
@@ -55,9 +55,10 @@ class UnforeseenError(ValueError):
 class Budget:
     """The bytes that a file may take in memory.
 
-    A file that is a thousand times smaller than what it claims to hold was made to fill
-    the memory. No framework's checkpoint takes more than its own size: tensors that
-    share their memory are stored once, and may be counted twice here.
+    A file that claims to hold a thousand times its own size was made to fill the
+    memory. A framework's checkpoint never holds more than its own size. The limit is
+    twice that, because tensors that share memory are stored once but may be counted
+    twice.
     """
 
     def __init__(self, file_size: int) -> None:
@@ -75,13 +76,13 @@ class Budget:
 
 
 class Source:
-    """A file, or the bytes of a file that lies in another one.
+    """A file, or the bytes of a file inside another one.
 
     Attributes:
         path: Where the file is.
         head: The first 64 bytes.
         size: The number of bytes.
-        budget: What reading it may cost.
+        budget: How many bytes reading may take.
     """
 
     def __init__(
@@ -90,12 +91,12 @@ class Source:
         content: bytes | tuple[int, int] | None = None,
         budget: Budget | None = None,
     ) -> None:
-        """Open a file, or what lies in it.
+        """Open a file, or a part of it.
 
         Args:
             path: Where the file is.
             content: The bytes; or where they begin in the file, and how many they are.
-            budget: What reading may cost, if it is a part of what others may.
+            budget: How many bytes reading may take, if other sources share the limit.
         """
         self.path = path
         self._content = content
@@ -111,7 +112,7 @@ class Source:
             self.head = file.read(64)
 
     def open(self) -> io.BufferedReader | io.BytesIO:
-        """Open it for reading, which happens again when an array is read."""
+        """Open it for reading. It is opened again whenever an array is read."""
         if self._content is None:
             return self.path.open("rb")
         if isinstance(self._content, tuple):
@@ -119,7 +120,7 @@ class Source:
         return io.BytesIO(self._content)
 
     def map(self) -> bytes | mmap.mmap:
-        """Return its bytes, which are read when they are used."""
+        """Return its bytes, which are only read when they are used."""
         if self._content is not None or not self.size:
             return self.read_range(0, self.size)
         with self.open() as file:
@@ -139,7 +140,7 @@ class Source:
         return content
 
     def read_within(self, start: int, all_bytes: int, offset: int, size: int) -> bytes:
-        """Read a part of some of its bytes, or what there is of it."""
+        """Read a part of a range of its bytes, as far as the range goes."""
         size = max(min(size, all_bytes - offset), 0)
         return self.read_range(start + offset, size)
 
@@ -162,14 +163,14 @@ class Source:
                 f"its list of members is unusual ({error})"
             ) from error
         if min((info.header_offset for info in infos), default=0):
-            # What was found is a zip file within one that was cut off.
+            # The zip file that was found is inside another one, which was cut off.
             raise DamagedError("its list of members is missing")
         return {info.filename: info for info in infos}
 
     def read_member(self, name: str, offset: int = 0, size: int | None = None) -> bytes:
-        """Read a member of a zip file, or what there is of a part of it.
+        """Read a member of a zip file, or a part of it as far as the member goes.
 
-        If it is read whole, its checksum is verified.
+        If all of it is read, its checksum is verified.
         """
         info = self._find_member(name)
         size = info.file_size if size is None else size
@@ -203,7 +204,7 @@ class Source:
         """Verify the checksum of a member that is read in parts."""
         info = self._find_member(name)
         if info.compress_type != zipfile.ZIP_STORED:
-            return  # it is read whole
+            return  # all of it is read at once, which verifies it
         crc = 0
         with self.open() as file:
             file.seek(self._find_stored(info))
@@ -219,7 +220,7 @@ class Source:
         is_plain = info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
         if not is_plain or info.flag_bits & 1:
             raise UnsupportedError(
-                f"its member {name!r} is encrypted, or compressed in a rare way"
+                f"its member {name!r} is encrypted, or compressed in an unusual way"
             )
         if name not in self._counted:
             self._counted.add(name)
@@ -228,7 +229,7 @@ class Source:
 
     def _find_stored(self, info: zipfile.ZipInfo) -> int:
         """Return where the bytes of a member begin that is not compressed."""
-        with self._archive.open(info):  # it checks what stands before them
+        with self._archive.open(info):  # this checks the member's header
             pass
         if info.compress_size != info.file_size:
             raise zipfile.BadZipFile("its two sizes are different")
@@ -243,7 +244,7 @@ def _check_crc(name: str, crc: int, info: zipfile.ZipInfo) -> None:
 
 
 class _Window(io.RawIOBase):
-    """A part of a file as a file."""
+    """A part of a file that can be read like a file."""
 
     def __init__(self, path: Path, start: int, size: int) -> None:
         super().__init__()
@@ -280,7 +281,7 @@ class _Window(io.RawIOBase):
 
 @contextlib.contextmanager
 def explain_errors(path: File) -> Generator[None]:
-    """Turn whatever a file led to into a ValueError that names the file.
+    """Turn any exception from reading a file into a ValueError that names the file.
 
     This is the one boundary around the readers. An exception that a reader did not
     foresee becomes an `UnforeseenError`, which the tests do not accept.
@@ -300,14 +301,14 @@ def explain_errors(path: File) -> Generator[None]:
         raise
     except Exception as error:
         raise UnforeseenError(
-            f"{what} can't be read: it holds something unusual, at which reading "
-            f"stopped ({type(error).__name__}: {error})."
+            f"{what} can't be read, because it holds something unexpected "
+            f"({type(error).__name__}: {error})."
         ) from error
 
 
 @contextlib.contextmanager
 def explain_content_errors(what: str) -> Generator[None]:
-    """Turn what unusual content led to into a ValueError.
+    """Turn any exception from unexpected content into a ValueError.
 
     The readers return whatever data a file holds. This is the boundary around the code
     that looks for an optimizer in it.
@@ -333,22 +334,22 @@ def explain_content_errors(what: str) -> Generator[None]:
         TypeError,
     ) as error:
         raise UnforeseenError(
-            f"{what} holds something unusual, at which reading stopped "
+            f"{what} can't be read, because it holds something unexpected "
             f"({type(error).__name__}: {error})."
         ) from error
 
 
 @dataclasses.dataclass
 class Storage:
-    """Bytes in a file that one array has, or several share.
+    """Bytes in a file that belong to one array, or that several arrays share.
 
     Attributes:
         size: The number of bytes.
-        read_bytes: Reads as many from a place on, or as many as there are. If these are
-            all, it verifies their checksum, if there is one.
-        verify: Verifies the checksum of what is read in parts, if there is one.
-        is_shared: Whether several arrays have them. Then they are kept once they are
-            read, so that the arrays share their memory.
+        read_bytes: From an offset and a size to the bytes, as far as there are any. If
+            these are all bytes, it verifies their checksum, if there is one.
+        verify: Verifies the checksum if the bytes are read in parts, if there is one.
+        is_shared: Whether several arrays share the bytes. If so, they are kept after
+            they are read, so that the arrays share their memory.
         kept: The bytes, if they are kept.
     """
 
@@ -373,7 +374,7 @@ class Storage:
         Args:
             offset: Where they begin.
             size: How many.
-            verify: Whether to verify the checksum of all, at the first time.
+            verify: Whether to verify the checksum of all bytes the first time.
         """
         if self.kept is not None:
             return self.kept[offset : offset + size]
@@ -399,13 +400,13 @@ class Layout(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Strided:
-    """Elements at regular places of some bytes.
+    """Elements at regular distances in some bytes.
 
     Attributes:
         storage: The bytes.
         offset: Where the first element is, in elements.
-        strides: How far it is to the next along each axis, in elements. They may be 0,
-            as in an expanded tensor, and arrays may overlap.
+        strides: The distance to the next element along each axis, in elements. It may
+            be 0, as in an expanded tensor, and arrays may overlap.
         is_conjugated: Whether the elements are the conjugates of what is stored.
         is_negated: Whether they are the negatives of what is stored.
     """
@@ -469,10 +470,9 @@ class StoredArray:
         """Read the array from its file.
 
         Args:
-            rows: Which part of the first axis, from a number to a number; by default
-                the array is read whole.
-            verify: Whether to verify the checksum also of what is read in parts, which
-                reads all of it once.
+            rows: A range of the first axis to read; by default the whole array.
+            verify: Whether to verify the checksum even if only a part is read, for
+                which all bytes must be read once.
 
         Raises:
             ValueError: If the file is damaged there.
@@ -494,12 +494,12 @@ def read_each(
     rows: Sequence[slice | None] | None = None,
     verify: Sequence[bool] | None = None,
 ) -> list[Any]:
-    """Return the values with what is still in a file read from it.
+    """Return the values, with arrays that are still in a file read from it.
 
     Args:
         values: The values.
-        rows: Which part to read of each, as in `StoredArray.read`; by default all.
-        verify: Whether to verify the checksum of each that is read in part.
+        rows: The range to read of each, as in `StoredArray.read`; by default all.
+        verify: For each, whether to verify its checksum if only a part is read.
     """
     rows = rows or [None] * len(values)
     verify = verify or [True] * len(values)

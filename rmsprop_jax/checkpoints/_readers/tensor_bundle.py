@@ -1,9 +1,10 @@
-"""Checkpoints of TensorFlow, read without TensorFlow.
+"""Read checkpoints of TensorFlow without TensorFlow.
 
 ``PREFIX.index`` is a table of sorted keys, as LevelDB writes it. Its footer says where
-the index of its blocks is. A block is a list of entries, in which a key leaves out what
-it shares with the one before. A value is a protobuf message: the dtype, the shape, the
-place of the bytes in ``PREFIX.data-00000-of-00001``, and their checksum.
+the index of its blocks is. A block is a list of entries, whose keys leave out the
+prefix that they share with the previous key. A value is a protobuf message: the dtype,
+the shape, the place of the bytes in ``PREFIX.data-00000-of-00001``, and their
+checksum.
 
 tf.train.Checkpoint adds the graph of the Python objects that were saved. A node has
 named children. The node of a variable has the key of its tensor, and its name as the
@@ -35,14 +36,14 @@ from rmsprop_jax.checkpoints._readers.source import (
     UnsupportedError,
 )
 
-# The file of a checkpoint that is named by what its files begin with.
+# The index file of a checkpoint, from the common prefix of its files.
 INDEX = "{}.index"
 # Where the graph of the objects is, if tf.train.Checkpoint wrote it.
 _OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _MAGIC_NUMBER = struct.pack("<Q", 0xDB4775248B80FB57)
 _FOOTER_SIZE = 48
 _STRING = 7
-# TensorFlow's numbers of its dtypes. What else there is does not hold numbers.
+# TensorFlow's numbers for its dtypes. All others are not numeric.
 _DTYPES = {
     **{1: "float32", 2: "float64", 3: "int32", 4: "uint8", 5: "int16", 6: "int8"},
     **{8: "complex64", 9: "int64", 10: "bool", 14: "bfloat16", 17: "uint16"},
@@ -55,7 +56,7 @@ Message: TypeAlias = dict[int, list[Any]]
 
 
 class Slot(NamedTuple):
-    """A buffer that an optimizer has of a variable; both are indices of nodes."""
+    """An optimizer's buffer for a variable; both are indices of nodes."""
 
     variable: int
     name: str
@@ -104,13 +105,13 @@ class Entry(NamedTuple):
     """Where a tensor is.
 
     Attributes:
-        dtype: TensorFlow's number.
-        shape: The sizes.
+        dtype: TensorFlow's number of the dtype.
+        shape: The shape.
         shard: The number of the file.
         offset: Where its bytes begin.
-        size: How many there are.
-        checksum: Of the bytes.
-        is_sliced: Whether it is in parts, of which this is the list.
+        size: The number of bytes.
+        checksum: The checksum of the bytes.
+        is_sliced: Whether this is a list of slices instead of the tensor.
     """
 
     dtype: int
@@ -125,13 +126,13 @@ class Entry(NamedTuple):
 def is_bundle(source: Source) -> bool:
     """Whether the file is the index of a checkpoint."""
     end = source.read_range(max(source.size - 8, 0), min(source.size, 8))
-    # If it is cut off, the file beside it still shows what it was.
+    # If it is cut off, the data file next to it still identifies it.
     is_cut = source.path.suffix == ".index" and _data_file(source.path, 0, 1).exists()
     return end == _MAGIC_NUMBER or is_cut
 
 
 def read_bundle(source: Source) -> Bundle:
-    """Read a checkpoint, of which the source is the index.
+    """Read a checkpoint, given its index file.
 
     Raises:
         ImportError: If google-crc32c is missing.
@@ -152,8 +153,9 @@ def read_bundle(source: Source) -> Bundle:
     sliced = [key for key, entry in entries.items() if entry.is_sliced]
     if sliced:
         raise UnsupportedError(
-            f"{sliced[0]!r} is in slices, but every variable must be whole. Restore it "
-            "in TensorFlow into a variable without a partitioner, and save that"
+            f"{sliced[0]!r} was saved in slices by a partitioner, but every variable "
+            "must be saved as one tensor. Restore it in TensorFlow into a variable "
+            "without a partitioner, and save again"
         )
     shards = _first(header, 1, 1)
     arrays: dict[str, StoredArray] = {}
@@ -161,7 +163,7 @@ def read_bundle(source: Source) -> Bundle:
     files: dict[int, _Shard] = {}
     for key, entry in entries.items():
         if not 0 <= entry.shard < shards:
-            raise DamagedError(f"{key!r} is in a file that there is not")
+            raise DamagedError(f"{key!r} is in a file that does not exist")
         if entry.shard not in files:
             files[entry.shard] = _Shard(source.path, entry.shard, shards)
         shard = files[entry.shard]
@@ -197,7 +199,7 @@ class _Shard:
     def read(
         self, key: str, entry: Entry, offset: int = 0, size: int | None = None
     ) -> bytes:
-        """Read bytes of a tensor. If these are all, verify their checksum."""
+        """Read bytes of a tensor. If these are all its bytes, verify their checksum."""
         size = entry.size if size is None else size
         if offset + size > entry.size:
             raise DamagedError(f"{key!r} has only {entry.size} bytes")
@@ -223,13 +225,13 @@ def _store(key: str, entry: Entry, shard: _Shard, source: Source) -> StoredArray
 
 
 def _read_string(key: str, entry: Entry, shard: _Shard) -> bytes:
-    """Read a tensor of one string: its length, a checksum of that, and the string."""
+    """Read a tensor of one string: the length, the length's checksum, the string."""
     data = shard.read(key, entry)
     length, position = _decode_varint(data, 0)
     stored = data[position : position + 4]
     string = data[position + 4 :]
     if len(stored) < 4 or len(string) != length:
-        raise DamagedError(f"{key!r} has {len(string)} letters instead of {length}")
+        raise DamagedError(f"{key!r} has {len(string)} bytes instead of {length}")
     # The checksum is of the length in 4 or 8 bytes, of its checksum, and of the string.
     lengths = struct.pack("<I" if length < 2**32 else "<Q", length)
     (of_length,) = struct.unpack("<I", stored)
@@ -244,8 +246,8 @@ def _checksum(content: bytes) -> int:
         import google_crc32c
     except ImportError as error:
         raise ImportError(
-            "The checksums of TensorFlow's checkpoints are verified by google-crc32c, "
-            "which is missing: pip install google-crc32c"
+            "The checksums of TensorFlow's checkpoints are verified with "
+            "google-crc32c, which is missing: pip install google-crc32c"
         ) from error
     crc: int = google_crc32c.value(content)
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
@@ -276,7 +278,7 @@ def _read_table(index: bytes) -> Iterator[tuple[bytes, bytes]]:
 def _read_block(index: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
     if offset + size + 5 > len(index) or size < 4:
         raise DamagedError("its index has a block outside of it")
-    # After the block come a byte for its compression and a checksum of both.
+    # After the block come one byte for its compression and the checksum of both.
     (expected,) = struct.unpack_from("<I", index, offset + size + 1)
     _verify_checksum(
         "its index", _checksum(index[offset : offset + size + 1]), expected
@@ -294,7 +296,7 @@ def _read_block(index: bytes, offset: int, size: int) -> Iterator[tuple[bytes, b
             raise DamagedError("its index has an entry outside of its block")
         key = key[:shared] + block[position : position + rest]
         position += rest
-        left -= len(key)  # a key that grows by each entry would take their square
+        left -= len(key)  # keys that grow with each entry would take quadratic memory
         if left < 0:
             raise UnsupportedError("its index has keys that grow too long")
         yield key, block[position : position + length]
@@ -302,7 +304,7 @@ def _read_block(index: bytes, offset: int, size: int) -> Iterator[tuple[bytes, b
 
 
 def _decode_handle(data: bytes, position: int) -> tuple[int, int, int]:
-    """Return the offset and the size of a block, and where to read on."""
+    """Return the offset and the size of a block, and where to continue."""
     offset, position = _decode_varint(data, position)
     size, position = _decode_varint(data, position)
     return offset, size, position
@@ -333,7 +335,9 @@ def _read_nodes(key: str, entry: Entry, shard: _Shard) -> list[Node]:
     for node in nodes:
         slots = [x for slot in node.slots for x in (slot.variable, slot.buffer)]
         if not all(0 <= i < len(nodes) for i in (*node.children.values(), *slots)):
-            raise DamagedError("its graph of objects has an object that there is not")
+            raise DamagedError(
+                "its graph of objects refers to an object that does not exist"
+            )
     return nodes
 
 
@@ -382,7 +386,7 @@ def _decode_message(data: object) -> Message:
 
 
 def _decode_varint(data: bytes, position: int) -> tuple[int, int]:
-    """Return a number, 7 bits a byte from the lowest on, and where to read on."""
+    """Return a number (7 bits per byte, lowest first), and where to continue."""
     number = 0
     for shift in range(0, 70, 7):
         if position >= len(data):

@@ -1,4 +1,4 @@
-"""Resume a run with a state_dict like PyTorch's here, and export the state back."""
+"""Convert a state_dict like PyTorch's to ``(tx, opt_state)``, and export it back."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from rmsprop_jax.checkpoints._torch_family.locate import (
     Id,
     NewStateDict,
     StateDict,
+    find_only_weights,
     find_state_dict,
-    find_weights_beside,
     replace_state,
     split_state_dict,
 )
@@ -54,8 +54,8 @@ from rmsprop_jax.checkpoints._torch_family.state_dict import (
     validate_names,
 )
 
-# From the groups and the weights beside them to the names that a framework's own script
-# gives, or None if the groups are others.
+# From the groups and the weights in the same checkpoint to the names in the order of a
+# framework's own script, or None if that script did not make the groups.
 GuessNames: TypeAlias = Callable[
     [list[Settings], Mapping[str, npt.ArrayLike]], list[str] | None
 ]
@@ -82,18 +82,18 @@ def resume(
 
     Args:
         wanted: The optimizer that must have made it.
-        source: The optimizer's state_dict, a checkpoint that has one in it, or a file.
-        to_params: As `from_torch` takes it, like the arguments below.
+        source: The optimizer's state_dict, a checkpoint that contains one, or a file.
+        to_params: As in `from_torch`, like the arguments below.
         names: The names of the parameters.
-        learning_rate: In place of that of the groups.
-        momentum: In place of that of the groups.
-        guess_names: What to do without names.
-        counting: How to resume the checkpoint's scheduler, with "checkpoint" as the
-            learning rate.
+        learning_rate: Replaces the groups' learning rates.
+        momentum: Replaces the groups' momenta.
+        guess_names: Finds the names if none are given.
+        counting: How to resume the checkpoint's scheduler if the learning rate is
+            "checkpoint".
         shardings: Where the leaves belong.
 
     Raises:
-        ValueError: If counting is given without that.
+        ValueError: If ``counting`` is given with another learning rate.
     """
     what, content = "checkpoint", source
     if isinstance(source, str | os.PathLike):
@@ -102,7 +102,7 @@ def resume(
     names = validate_names(names)
     with explain_content_errors(what):
         state_dict = find_state_dict(what, content)
-        weights = find_weights_beside(content)
+        weights = find_only_weights(content)
         if names is None and guess_names is not None:
             names = guess_names(split_state_dict(what, state_dict).groups, weights)
         state = read_state_dict(what, state_dict, wanted, names, weights)
@@ -123,7 +123,7 @@ def resume(
         elif counting is not None:
             raise ValueError(
                 "learning_rate must be 'checkpoint' with updates_per_step or offset, "
-                "which tell how to resume the checkpoint's scheduler, but it was "
+                "which say how to resume the checkpoint's scheduler, but it was "
                 f"{learning_rate!r}."
             )
         elif learning_rate is None:
@@ -151,7 +151,7 @@ def export(
     like: StateDict,
     names: Names | None,
 ) -> NewStateDict:
-    """Return a state_dict of the form of `like`, with which a run resumes there."""
+    """Return a state_dict of the form of `like` that resumes the run there."""
     names = validate_names(names)
     with explain_content_errors("like"):
         state_dict = find_state_dict("like", like)
@@ -162,7 +162,7 @@ def export(
     for param, new in zip(state.params, params, strict=True):
         check_fits(state, param, new)
         moments = [x for x in (new.nu, new.mu, new.grad_mean) if x is not None]
-        # Where ν is initialized to 0, only a gradient makes it something else.
+        # If ν is initialized to 0, only a gradient can change it.
         if param.buffers or any(to_numpy(x).any() for x in moments):
             updates = new.step_count - state.step_count
             made[param.id] = make_buffers(state, param, new, updates)
@@ -170,7 +170,7 @@ def export(
 
 
 def _warn_of_scheduler(state: OptimizerState, name: str, key: str, hint: str) -> None:
-    """Warn of a setting that a scheduler changed there, and that is constant here."""
+    """Warn if a scheduler changed a setting that is to stay constant here."""
     trace = SCHEDULER_TRACES[key]
     scheduled = [g for g, settings in enumerate(state.settings) if trace in settings]
     if scheduled:
@@ -179,6 +179,6 @@ def _warn_of_scheduler(state: OptimizerState, name: str, key: str, hint: str) ->
         warn_user(
             f"{name} is not given, but {trace!r} in group {scheduled[0]} of "
             f"{state.what} shows that a scheduler changed it. Here it stays at "
-            f"{value}. Give {name}: a schedule of the step count, or the number at "
-            f"which it is to stay.{hint}"
+            f"{value}. Give {name}: a schedule of the step count, or a number to keep "
+            f"it constant.{hint}"
         )

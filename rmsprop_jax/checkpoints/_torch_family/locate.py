@@ -1,4 +1,4 @@
-"""Where a checkpoint has its parts: the optimizer's state_dict, and the weights."""
+"""Find the parts of a checkpoint: the optimizer's state_dict and the weights."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from rmsprop_jax.checkpoints._convert.run import Settings
 from rmsprop_jax.checkpoints._readers.source import StoredArray, read_each
 from rmsprop_jax.checkpoints._torch_family.optimizers import Buffers
 
-# Dictionaries of dictionaries of tensors, lists and numbers, as torch itself types it.
+# Nested dictionaries of tensors, lists and numbers, which torch types like this too.
 StateDict: TypeAlias = Mapping[str, Any]
 NewStateDict: TypeAlias = dict[str, Any]
-# torch's own are numbers. torch.distributed.checkpoint puts the names there.
+# How a parameter is identified: by a number, or by its name in
+# torch.distributed.checkpoint.
 Id: TypeAlias = int | str
 
 # A part with this word in its name has moving averages.
 _AVERAGED = re.compile(r"(?<![a-z])ema(?![a-z])")
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-# What wrappers put into the names: torch.compile, and activation checkpointing.
+# What torch.compile and activation checkpointing insert into names.
 _WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
 
 
@@ -51,14 +52,14 @@ def find_state_dict(what: str, checkpoint: object) -> StateDict:
     if found:
         raise ValueError(
             f"{what} must hold one optimizer's state_dict, but it holds "
-            f"{', '.join(found)}. Give one of them; read(path) reads a file."
+            f"{', '.join(found)}. Give one of these; read(path) reads a file."
         )
     was = repr(type(checkpoint))
     if isinstance(checkpoint, Mapping):
         was = f"a dictionary of {[*checkpoint][:8]}"
     raise ValueError(
         f"{what} must be the state_dict() of an RMSprop of torch, which has "
-        f"'param_groups', or a checkpoint that has one in it, but it was {was}. If it "
+        f"'param_groups', or a checkpoint that contains one, but it was {was}. If it "
         "is from a safetensors file, add the 'param_groups' of its metadata."
     )
 
@@ -81,20 +82,20 @@ def find_weights(
     if len(found) != 1:
         raise ValueError(
             f"{what} must hold the {'averaged ' * ema}weights of one model, but it "
-            f"holds {', '.join(found) or 'none'}. Give the part that is meant; "
+            f"holds {', '.join(found) or 'none'}. Give the part that you mean; "
             "read(path) reads a file."
         )
     return next(iter(found.values()))
 
 
-def find_weights_beside(checkpoint: object) -> dict[str, npt.ArrayLike]:
-    """Return the weights of the model in a whole checkpoint, if it holds one."""
+def find_only_weights(checkpoint: object) -> dict[str, npt.ArrayLike]:
+    """Return the weights in a whole checkpoint; empty unless it holds one model's."""
     found = find_models(checkpoint, ema=False)
     return next(iter(found.values())) if len(found) == 1 else {}
 
 
 def find_trainable_names(weights: Mapping[str, npt.ArrayLike]) -> list[str]:
-    """Return the names that an optimizer may have: each memory once, no statistics."""
+    """Return the names of possible parameters: shared memory once, no statistics."""
     names: list[str] = []
     memories: set[object] = set()
     for name, weight in weights.items():
@@ -106,10 +107,10 @@ def find_trainable_names(weights: Mapping[str, npt.ArrayLike]) -> list[str]:
 
 
 def strip_wrapper_prefixes(names: Iterable[str]) -> list[str]:
-    """Return the names without what wrappers of a model add.
+    """Return the names without the prefixes that wrappers of a model add.
 
-    DistributedDataParallel adds ``module.``, which a layer may be called too, so it is
-    removed only if all names have it.
+    DistributedDataParallel adds ``module.``. A layer may have this name too, so it is
+    removed only if all names begin with it.
     """
     names = list(names)
     for wrapper in _WRAPPERS:
@@ -120,10 +121,10 @@ def strip_wrapper_prefixes(names: Iterable[str]) -> list[str]:
 
 
 def split_state_dict(what: str, state_dict: StateDict) -> Parts:
-    """Return the state by parameter, and the groups, of any form of a state_dict.
+    """Return the state by parameter, and the groups, from any form of a state_dict.
 
     Raises:
-        ValueError: If it is not one. It names the key.
+        ValueError: If it is not a state_dict. It names the key.
     """
     if "param_groups" not in state_dict:
         return _split_flattened(what, state_dict)
@@ -155,8 +156,8 @@ def _match_ids(
 ) -> Mapping[Id, Buffers]:
     """Return the state by the ids of the groups.
 
-    torch.distributed.checkpoint makes text of torch's numbers in the state, but not in
-    the groups.
+    torch.distributed.checkpoint turns torch's numbers into text in the state, but not
+    in the groups.
     """
     number_of = {str(i): i for group in groups for i in group["params"]}
     return {number_of.get(i, i) if isinstance(i, str) else i: state[i] for i in state}
@@ -182,8 +183,8 @@ def _read_groups(what: str, groups: object) -> list[Settings]:
             groups = json.loads(groups)
         except (ValueError, RecursionError) as error:
             raise ValueError(
-                f"{what} must have JSON under 'param_groups', if it is text, but it "
-                f"was not ({error})."
+                f"{what} must have JSON under 'param_groups' if it is text, but the "
+                f"text was not JSON ({error})."
             ) from error
     if not isinstance(groups, list | tuple) or not all(
         isinstance(group, Mapping) for group in groups
@@ -195,7 +196,7 @@ def _read_groups(what: str, groups: object) -> list[Settings]:
     for g, group in enumerate(groups):
         if "params" not in group:
             raise ValueError(
-                f"{what} must have the 'params' of every group, but group {g} has only "
+                f"{what} must have 'params' in every group, but group {g} has only "
                 f"{[*group]}."
             )
         params = group["params"]
@@ -210,7 +211,7 @@ def _read_groups(what: str, groups: object) -> list[Settings]:
 
 
 def _split_flattened(what: str, state_dict: StateDict) -> Parts:
-    """Split the form in which torch.distributed.checkpoint has settings by name too."""
+    """Split torch.distributed.checkpoint's form, which has settings by name too."""
     found: dict[str, dict[Id, NewStateDict]] = {"state": {}, "param_groups": {}}
     for path, value in state_dict.items():
         prefix, name, key = _split_path(str(path))
@@ -236,9 +237,9 @@ def _split_path(path: str) -> tuple[str, str, str]:
 
 
 def _find(tree: object, is_one: Callable[[object], bool]) -> Iterator[tuple[str, Any]]:
-    """Yield the parts of a nested checkpoint that are wanted, each with its place.
+    """Yield the wanted parts of a nested checkpoint, each with its place.
 
-    A part that stands in several places is yielded once.
+    A part that is in several places is yielded once.
     """
     seen: set[int] = set()
     todo: list[tuple[str, object]] = [("", tree)]
@@ -272,7 +273,7 @@ def find_models(
 
 
 def _clean_names(tensors: Mapping[str, npt.ArrayLike]) -> dict[str, npt.ArrayLike]:
-    # torch's AveragedModel counts its updates beside the weights.
+    # torch's AveragedModel stores the count of its updates among the weights.
     kept = {name: x for name, x in tensors.items() if name != "n_averaged"}
     return dict(zip(strip_wrapper_prefixes(kept), kept.values(), strict=True))
 
@@ -284,7 +285,7 @@ def _is_state_dict(tree: object) -> bool:
 
 
 def _is_scheduler(tree: object) -> bool:
-    """Whether it is of a scheduler of torch; a ChainedScheduler has no 'last_epoch'."""
+    """Whether it is a scheduler's state_dict; ChainedScheduler has no 'last_epoch'."""
     return isinstance(tree, Mapping) and (
         "_schedulers" in tree
         or ("last_epoch" in tree and ("_last_lr" in tree or "base_lrs" in tree))
@@ -304,7 +305,7 @@ def _is_of_tensors(tree: object) -> bool:
 
 
 def _memory_of(weight: npt.ArrayLike) -> object:
-    """Return what two weights have in common if they share their memory."""
+    """Return a key that two weights share if they share their memory."""
     if isinstance(weight, StoredArray):
         return weight.layout.identify(), weight.shape
     array = to_numpy_exactly(weight)

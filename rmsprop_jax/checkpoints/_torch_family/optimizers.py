@@ -1,8 +1,8 @@
 """The three optimizers whose state_dicts look like those of PyTorch.
 
 PyTorch's own, timm's RMSpropTF and Stable-Baselines3's RMSpropTFLike write the same
-buffers. If one is taken for another, the run is resumed with the wrong rule, and
-nothing shows it. So the optimizer is recognized:
+buffers. If one were taken for another, the run would silently resume with the wrong
+rule. So the optimizer is recognized:
 
     timm                 its groups have 'decoupled_decay' and 'lr_in_momentum'
     PyTorch              its groups have 'foreach' and others, unless PyTorch is old
@@ -29,22 +29,22 @@ from rmsprop_jax.checkpoints._convert.arrays import (
 )
 from rmsprop_jax.checkpoints._convert.run import Group, Moment, Settings
 
-# All foreign keys stand here. Those of a parameter's state, by our names:
+# All keys of the frameworks are defined here. In a parameter's state:
 STEP = "step"
 MOMENT_KEYS: dict[Moment, str] = {
     "nu": "square_avg",
     "mu": "momentum_buffer",
     "grad_mean": "grad_avg",
 }
-# Of a group, in every state_dict of an RMSProp:
+# In a group, in every state_dict of an RMSProp:
 REQUIRED_SETTINGS = ("lr", "alpha", "eps", "weight_decay")
 NUMBERS = (*REQUIRED_SETTINGS, "momentum")
-# Of a group, whatever their values, only in timm's and only in PyTorch's:
+# In a group, whatever their values: only in timm's, and only in PyTorch's.
 TIMM_SETTINGS = {"decoupled_decay", "lr_in_momentum"}
 TORCH_SETTINGS = {"foreach", "maximize", "capturable", "differentiable"}
-# Of a group, if true, in those of other optimizers, which look the same otherwise:
+# In a group, if true, only of other optimizers, which look the same otherwise:
 FOREIGN_SETTINGS = {"nesterov", "decoupled_weight_decay", "caution"}
-# Put into a group by a scheduler, by the setting that the scheduler changes:
+# What a scheduler puts into a group, by the setting that it changes:
 SCHEDULER_TRACES = {"lr": "initial_lr", "momentum": "max_momentum"}
 
 Buffers: TypeAlias = Mapping[str, Value]
@@ -55,7 +55,7 @@ class OptimizerSpec(NamedTuple):
 
     Attributes:
         optimizer: Its name, for errors.
-        framework: As in the names of our functions: from_torch, to_torch.
+        framework: As in the names of the functions: from_torch, to_torch.
         dialect: Its rule.
         initial_nu: What ν is initialized to.
         extra_settings: From a group to the arguments that only this dialect has.
@@ -72,10 +72,10 @@ class OptimizerSpec(NamedTuple):
 
         Args:
             settings: The group.
-            what: How errors call it, such as "group 0 of state_dict".
+            what: What errors call it, such as "group 0 of state_dict".
 
         Raises:
-            ValueError: If a number cannot be.
+            ValueError: If a number is invalid.
         """
         lr, *numbers = read_numbers(settings, NUMBERS, what)
         arguments = {
@@ -91,19 +91,19 @@ def _read_torch_settings(settings: Settings, what: str) -> Settings:
 
 
 def _read_timm_settings(settings: Settings, what: str) -> Settings:
-    """Leave out what has no effect, which timm accepts and the dialect refuses."""
+    """Leave out settings without effect, which timm accepts and the dialect refuses."""
     is_decoupled = read_flag(settings, "decoupled_decay", what)
     is_corrected = is_decoupled and read_flag(settings, "corrected_weight_decay", what)
     (momentum,) = read_numbers(settings, ["momentum"], what)
     max_lr = None
     if is_corrected:
-        # Before it had a snapshot, timm kept it in no group, but its schedulers did.
+        # Before timm had the snapshot, only its schedulers stored this learning rate.
         keys = [key for key in ("max_lr_snapshot", "initial_lr") if key in settings]
         if not keys:
             raise ValueError(
                 f"{what} has 'corrected_weight_decay', so it must have "
                 "'max_lr_snapshot', the learning rate that the optimizer was made "
-                "with, but an old timm left it out: put it there."
+                "with, but an old timm left it out. Put it into the group."
             )
         (max_lr,) = read_numbers(settings, keys[:1], what)
     return {
@@ -138,10 +138,10 @@ def identify_optimizer(
 ) -> OptimizerSpec:
     """Return which optimizer made a state_dict.
 
-    Stable-Baselines3 takes PyTorch's as well, because its A2C has that by default.
+    Stable-Baselines3 accepts PyTorch's as well, which is the default of its A2C.
 
     Raises:
-        ValueError: If it is not the wanted one.
+        ValueError: If it is not the wanted optimizer.
     """
     for g, settings in enumerate(groups):
         _check_is_rmsprop(what, g, settings, wanted)
@@ -155,7 +155,7 @@ def identify_optimizer(
             f"{what} must be of torch.optim.RMSprop, but it may be of "
             "Stable-Baselines3's RMSpropTFLike, which keeps the same buffers with "
             f"another rule: use {to}_stable_baselines3. If an old torch made it, put "
-            "'foreach': None into its groups, as a newer one does (read(path) reads a "
+            "'foreach': None into its groups, as newer versions do (read(path) reads a "
             "file)."
         )
     found = found or STABLE_BASELINES3
@@ -168,7 +168,7 @@ def identify_optimizer(
 def _recognize(
     groups: list[Settings], state: Mapping[Any, Buffers]
 ) -> OptimizerSpec | None:
-    """Return None if it may be PyTorch's or Stable-Baselines3's."""
+    """Return the optimizer, or None if it may be PyTorch's or Stable-Baselines3's."""
     keys = {key for settings in groups for key in settings}
     if keys & TIMM_SETTINGS:
         return TIMM
@@ -177,11 +177,11 @@ def _recognize(
     if keys & TORCH_SETTINGS or not stepped:
         return TORCH
     alphas = {i: to_float(s["alpha"]) for s in groups for i in s["params"]}
-    # The smallest come first, because one that proves it ends the reading of a file.
+    # The smallest come first, because reading stops at the first one that decides.
     by_size = sorted(stepped.items(), key=lambda x: np.prod(np.shape(x[1][nu_key])))
     for i, buffers in by_size:
         smallest = alphas[i] ** to_float(buffers[STEP])
-        # α^t is off by less than a thousandth, by rounding.
+        # Rounding changes α^t by less than a thousandth.
         if (np.real(to_numpy(buffers[nu_key])) < 0.999 * smallest).any():
             return TORCH
     return None
@@ -195,7 +195,7 @@ def _check_is_rmsprop(
     if missing:
         problem = f"has no {min(missing)!r}"
     elif foreign and not TIMM_SETTINGS & set(settings):
-        problem = f"has {min(foreign)!r}, which is of another rule"
+        problem = f"has {min(foreign)!r}, which belongs to another rule"
     else:
         return
     raise ValueError(
@@ -204,10 +204,10 @@ def _check_is_rmsprop(
 
 
 def read_numbers(settings: Settings, keys: Sequence[str], what: str) -> list[float]:
-    """Return settings that must be finite numbers, not negative; 0 if they are absent.
+    """Return settings that must be finite and not negative; 0 if they are absent.
 
     Raises:
-        ValueError: If one is not. It names the key and the group.
+        ValueError: If one is invalid. It names the key and the group.
     """
     numbers = to_real_numbers([settings.get(key, 0) for key in keys])
     for key, number in zip(keys, numbers, strict=True):

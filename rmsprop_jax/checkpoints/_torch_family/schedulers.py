@@ -1,11 +1,13 @@
-"""The scheduler beside the optimizer in a checkpoint: found, and counted in updates.
+"""Find the scheduler in an optimizer's checkpoint, and count its steps in updates.
 
-PyTorch's scheduler counts its own steps, ``last_epoch``. Our schedules are functions of
-the optimizer's updates. The two are equal if the scheduler steps after each update.
-Otherwise the quotient, or the difference, tells what is missing:
+PyTorch's scheduler counts its own steps, ``last_epoch``, but a schedule here is a
+function of the optimizer's updates. The two counts are equal if the scheduler steps
+after each update. Otherwise their quotient or difference shows which argument to give.
+The scheduler made
 
-    fewer   it steps once per epoch: updates_per_step; or it was made later: offset < 0
-    more    GradScaler skipped updates, which the scheduler counted: offset
+    fewer steps   if it steps once per epoch (updates_per_step) or was made later
+                  (offset < 0)
+    more steps    if GradScaler skipped updates, which the scheduler counted (offset)
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ class Counting(NamedTuple):
     """How a scheduler's steps follow from the optimizer's updates.
 
     Attributes:
-        updates_per_step: After how many updates the scheduler steps.
-        offset: What is added to the step count before.
+        updates_per_step: The number of updates per step of the scheduler.
+        offset: What is added to the step count first.
     """
 
     updates_per_step: int = 1
@@ -41,7 +43,7 @@ class Counting(NamedTuple):
 def validate_counting(
     updates_per_step: int | None, offset: int | None
 ) -> Counting | None:
-    """Return what the user gave of the two, or None."""
+    """Return the two arguments with their defaults, or None if neither was given."""
     if updates_per_step is None and offset is None:
         return None
     per_step = 1 if updates_per_step is None else updates_per_step
@@ -61,15 +63,15 @@ def resume_scheduler(
     """Return the schedules of the only scheduler in a checkpoint.
 
     Args:
-        what: How errors call the checkpoint.
+        what: What errors call the checkpoint.
         content: What it holds.
         groups: The optimizer's groups.
         step_count: The optimizer's updates.
         counting: What the user gave.
 
     Raises:
-        ValueError: If there is not one scheduler, if it can't be read, or if it stepped
-            more or less often than the counting tells.
+        ValueError: If there is not exactly one scheduler, if it can't be read, or if
+            the number of its steps does not follow from ``counting``.
     """
     found = find_schedulers(content)
     if not found:
@@ -105,9 +107,9 @@ def resume_scheduler(
 
 
 def _warn_of_near_miss(last_epoch: int, updates: int, per_step: int) -> None:
-    """Warn if the updates are those of whole epochs, but of other ones.
+    """Warn if the updates make whole epochs, but epochs of another length.
 
-    This is no proof, because a checkpoint may be saved in the middle of an epoch.
+    It is only a warning, because a checkpoint may be saved in the middle of an epoch.
     """
     if last_epoch == 0 or updates % last_epoch or updates == last_epoch * per_step:
         return
@@ -129,7 +131,7 @@ def describe_scheduler(
         return ""
     place, state_dict = next(iter(found.items()))
     with warnings.catch_warnings():
-        # Who resumes it is warned then.
+        # Resuming the scheduler warns.
         warnings.simplefilter("ignore")
         try:
             scheduler = read_scheduler(f"{place} of {what}", state_dict, groups)
@@ -154,8 +156,9 @@ def _suggest(last_epoch: int, step_count: int) -> str:
         )
     if last_epoch == 0:
         return (
-            f"{counts}It steps once in more updates than these: give updates_per_step, "
-            f"more than {step_count}; or it was made later: give offset=-{step_count}."
+            f"{counts}If it steps less often than once in {step_count} updates, give "
+            f"updates_per_step, more than {step_count}; if it was made later, give "
+            f"offset=-{step_count}."
         )
     largest, smallest = step_count // last_epoch, step_count // (last_epoch + 1) + 1
     per_step = f"updates_per_step={largest}"

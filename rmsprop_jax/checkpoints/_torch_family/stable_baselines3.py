@@ -1,4 +1,4 @@
-"""The optimizer in a zip file of Stable-Baselines3, and back.
+"""Convert the optimizer in a zip file of Stable-Baselines3, and export it back.
 
     policy.pth              the weights; the optimizer has them in this order, without
                             those of target networks
@@ -6,7 +6,7 @@
                             `rmsprop_jax.checkpoints.from_torch`)
 
 The optimizer is ``torch.optim.RMSprop``, which A2C has by default, or RMSpropTFLike,
-whose ν is initialized to 1 and has ε inside the root.
+whose ν is initialized to 1, and whose ε is inside the root.
 """
 
 from __future__ import annotations
@@ -60,15 +60,15 @@ def from_stable_baselines3(
         names: As in `from_torch`. By default they are those of the weights in the file,
             in its order, without target networks.
         learning_rate: A number or a schedule, as in `from_torch`. The file does not
-            show a schedule, and has no scheduler that could be resumed.
+            show whether there was a schedule, and has no scheduler to resume.
         momentum: As in `from_torch`.
         shardings: As in `from_torch`.
 
     Returns:
         ``(tx, opt_state)`` as in `from_torch`, with `rmsprop_jax.dialects.torch` or
         `rmsprop_jax.dialects.stable_baselines3`. The file shows which of them it was,
-        unless its torch is old: then the latter is taken, unless ν has a value that it
-        cannot have.
+        unless its torch is old. Then it is the latter, unless ν has a value that is
+        impossible with it.
 
     Raises:
         ValueError: As in `from_torch`; also if the optimizer is another one.
@@ -118,8 +118,8 @@ def to_stable_baselines3(
 
     Returns:
         A new dictionary for the optimizer's ``load_state_dict``. With RMSpropTFLike, a
-        parameter that has no state in ``like`` gets one: here, ν decays from 1 at every
-        step.
+        parameter without state in ``like`` gets one, because in JAX its ν decays from 1
+        at every step.
 
     Raises:
         ValueError: As in `to_torch`; also if the optimizer is another one.

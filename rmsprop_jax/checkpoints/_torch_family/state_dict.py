@@ -1,4 +1,4 @@
-"""The parameters of a state_dict: their names, their groups and their buffers."""
+"""Read the parameters of a state_dict: their names, groups and buffers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from rmsprop_jax.checkpoints._torch_family.optimizers import (
     identify_optimizer,
 )
 
-# Names that are more alike than this differ by a slip of the pen: one letter in ten.
+# Names that are more similar than this differ by a typing error: one letter in ten.
 _SIMILAR = 0.85
 # How to list the names of several groups' parameters, by identity.
 _NAMES_BY_IDENTITY = (
@@ -57,7 +57,7 @@ class Parameter(NamedTuple):
         id: What the groups' ``params`` and the ``state`` call it.
         name: Its name in the model.
         group: The index of its group.
-        step_count: How many updates it has had.
+        step_count: The number of its updates.
         buffers: Its state; empty before its first gradient.
         weight: The weight itself, if it is known.
     """
@@ -74,7 +74,7 @@ class OptimizerState(NamedTuple):
     """A state_dict, whichever form it has.
 
     Attributes:
-        what: How errors call it.
+        what: What errors call it.
         spec: The optimizer that made it.
         params: The parameters, in the optimizer's order.
         settings: The settings of each group, as they are in the state_dict.
@@ -91,7 +91,7 @@ class OptimizerState(NamedTuple):
 
     @property
     def step_count(self) -> int:
-        """The largest of any parameter, because some may join late."""
+        """The largest step count of any parameter, because some may join late."""
         return max((param.step_count for param in self.params), default=0)
 
 
@@ -103,8 +103,8 @@ def validate_names(names: Names | None) -> Names | None:
     odd = [name for name in given if not isinstance(name, str)]
     if odd:
         raise TypeError(
-            "names must be strings, or a dictionary from them to weights, but there "
-            f"was a {type(odd[0])}. Make a dict of model.named_parameters()."
+            "names must be strings, or a dictionary from strings to weights, but one "
+            f"was a {type(odd[0])}. Give dict(model.named_parameters())."
         )
     return names
 
@@ -119,15 +119,15 @@ def read_state_dict(
     """Read the parameters and groups of a state_dict.
 
     Args:
-        what: How errors call the state_dict.
+        what: What errors call the state_dict.
         state_dict: The optimizer's part of a checkpoint.
         wanted: The optimizer that must have made it.
         names: The names that the user gave.
-        weights: The weights beside it in the checkpoint, if any.
+        weights: The weights in the same checkpoint, if any.
 
     Raises:
-        ValueError: If it is not whole, is another optimizer's, or has numbers that
-            cannot be. It names the parameter and the key.
+        ValueError: If it is incomplete, is another optimizer's, or has invalid numbers.
+            It names the parameter and the key.
     """
     state, settings = split_state_dict(what, state_dict)
     ids = [i for group in settings for i in group["params"]]
@@ -142,8 +142,8 @@ def read_state_dict(
     if found is None:
         example = "dict(model.named_parameters())."
         raise ValueError(
-            f"names must be given, as {what} holds no 'param_names': the names of the "
-            f"optimizer's {len(ids)} parameters in its order, such as "
+            f"names must be given, because {what} holds no 'param_names'. Give the "
+            f"names of the optimizer's {len(ids)} parameters in its order, such as "
             + (_NAMES_BY_IDENTITY if _count_nonempty(settings) > 1 else example)
             + flat
         )
@@ -177,7 +177,7 @@ def read_state_dict(
 def _read_steps(what: str, params: Sequence[Parameter]) -> list[Parameter]:
     """Return the parameters with their step counts.
 
-    A step beyond int32 stays at the largest one, as it does in ``update``.
+    A step beyond int32 becomes the largest int32, as in ``update``.
     """
     steps = to_real_numbers([param.buffers.get(STEP, 0) for param in params])
     for param, step in zip(params, steps, strict=True):
@@ -194,7 +194,7 @@ def _read_steps(what: str, params: Sequence[Parameter]) -> list[Parameter]:
 
 
 def make_param_states(state: OptimizerState) -> list[ParamState]:
-    """Describe the parameters; before the first gradient, as they are initialized."""
+    """Describe the parameters; without a gradient yet, they have the initial state."""
     return [_make_param_state(state, param) for param in state.params]
 
 
@@ -206,8 +206,9 @@ def _make_param_state(state: OptimizerState, param: Parameter) -> ParamState:
     if param.weight is None:
         raise ValueError(
             "names must be a dictionary from names to weights, such as "
-            f"dict(model.named_parameters()), as parameter {param.name!r} never had a "
-            "gradient: torch keeps no state of it, so only its weight knows its shape. "
+            f"dict(model.named_parameters()), because parameter {param.name!r} never "
+            "had a gradient. torch has no state for it, so only its weight knows its "
+            "shape. "
             f"{_WITH_SEVERAL_GROUPS}"
         )
     dtype = str(getattr(param.weight, "dtype", "")).removeprefix("torch.")
@@ -220,10 +221,10 @@ def _make_param_state(state: OptimizerState, param: Parameter) -> ParamState:
 def make_buffers(
     state: OptimizerState, param: Parameter, new: ParamState, updates: int
 ) -> dict[str, Value]:
-    """Return the buffers of a parameter after some more updates, as torch has them.
+    """Return torch's buffers of a parameter after more updates.
 
-    Each is a tensor, an array or a number, as it is in the state. Buffers that the
-    settings no longer use stay as they are.
+    Each is a tensor, an array or a number, as in the old state. Buffers that the
+    settings no longer use do not change.
     """
     steps = (p.buffers[STEP] for p in (param, *state.params) if p.buffers)
     step_count = max(param.step_count + updates, 0)
@@ -251,20 +252,20 @@ def check_fits(state: OptimizerState, param: Parameter, new: ParamState) -> None
             raise ValueError(
                 "like must be of an optimizer with the settings that the state was "
                 f"made with, but for {param.name!r} like {there} {key!r}, and the "
-                f"state {here} {moment}: look at momentum and centered of group "
+                f"state {here} {moment}. Check momentum and centered of group "
                 f"{param.group}."
             )
         if array is not None and np.shape(array) != shape:
             raise ValueError(
-                f"from_params must make the shapes that like has, but it made {key!r} "
-                f"of {param.name!r} {np.shape(array)} instead of {shape}."
+                f"from_params must make arrays of the shapes in like, but {key!r} of "
+                f"{param.name!r} had shape {np.shape(array)} instead of {shape}."
             )
 
 
 def _find_buffer_template(
     state: OptimizerState, param: Parameter, array: NumpyArray
 ) -> Value:
-    """Return what the buffers of a parameter that has none should be like."""
+    """Return a tensor whose type and dtype a parameter's new buffers should have."""
     near = sorted(state.params, key=lambda p: p.group != param.group)
     for like in (param.weight, *(p.buffers.get(MOMENT_KEYS["nu"]) for p in near)):
         if like is not None and is_complex(like) == is_complex(array):
@@ -272,8 +273,8 @@ def _find_buffer_template(
             return like
     raise ValueError(
         "names must be a dictionary from names to weights, such as "
-        "dict(model.named_parameters()), as like has no state that shows which dtype "
-        f"that of parameter {param.name!r} should have. {_WITH_SEVERAL_GROUPS}"
+        "dict(model.named_parameters()), because like has no state that shows the "
+        f"dtype for parameter {param.name!r}. {_WITH_SEVERAL_GROUPS}"
     )
 
 
@@ -299,7 +300,7 @@ def _describe_flat_buffers(
     return (
         f" If the optimizer joined the weights of a group into one vector, of "
         f"{' and '.join(map(str, sizes))} elements, give names={names} and a to_params "
-        "that splits it, with the padding at its end under a key of its own."
+        "that splits it, with the padding at its end under its own key."
     )
 
 
@@ -317,26 +318,26 @@ def _find_names(
     given = strip_wrapper_prefixes(names)
     if own is None and isinstance(names, Mapping) and _count_nonempty(groups) > 1:
         raise ValueError(
-            f"names must be a list in the optimizer's order, as {what} has "
-            f"{len(groups)} groups and no 'param_names': a model's dictionary has "
+            f"names must be a list in the optimizer's order, because {what} has "
+            f"{len(groups)} groups and no 'param_names'. A model's dictionary has "
             "another order, in which parameters would get each other's state. Give "
             + _NAMES_BY_IDENTITY
         )
     if own is not None and isinstance(names, Mapping) and set(own) <= set(given):
-        return own  # the dictionary is there for its weights, in any order
+        return own  # only the dictionary's weights are needed, in any order
     if own is not None and isinstance(names, Mapping):
         missing = [name for name in own if name not in {*given}]
         raise ValueError(
             f"names must be a dictionary that has the 'param_names' in {what}, but it "
-            f"lacks {missing[:4]}, and has {given[:4]}. A model's dictionary may have "
-            "another order than the optimizer, so to rename the parameters, give "
+            f"lacks {missing[:4]}, and has {given[:4]}. A model's dictionary may not "
+            "be in the optimizer's order, so to rename the parameters, give "
             + _NAMES_BY_IDENTITY
         )
     if len(given) != len(ids) or len(set(given)) != len(given):
         raise ValueError(
-            f"names must be the different names of the {len(ids)} parameters that "
-            f"{what} has, in the optimizer's order, but it was {len(given)}, of which "
-            f"{len(set(given))} are different: {given[:8]}"
+            f"names must be {len(ids)} different names, one for each parameter of "
+            f"{what} in the optimizer's order, but there were {len(given)}, of which "
+            f"{len(set(given))} were different: {given[:8]}"
             + (", …" if len(given) > 8 else "")
             + ". Leave out what the optimizer does not optimize."
             + flat
@@ -346,7 +347,7 @@ def _find_names(
         if name != own_name and name in known:
             raise ValueError(
                 f"names must be in the order of the 'param_names' in {what}, but at "
-                f"{position} it has {name!r} where they have {own_name!r}."
+                f"position {position} it has {name!r} instead of {own_name!r}."
             )
     return given
 
@@ -363,10 +364,10 @@ def _check_spelling(
     loss, so a name that no weight has is not wrong by itself.
 
     Args:
-        what: How errors call the state_dict.
+        what: What errors call the state_dict.
         names: The parameters with the names that the user gave.
         state: The buffers of each parameter.
-        weights: The weights beside the state_dict, if any.
+        weights: The weights in the same checkpoint, if any.
     """
     given = dict(names)
     spare = [name for name in weights if name not in given.values()]
@@ -374,7 +375,7 @@ def _check_spelling(
         nu = state.get(i, {}).get(MOMENT_KEYS["nu"])
         if nu is None or name in weights:
             continue
-        # Names that differ in a number are of other layers.
+        # Names that differ in a number belong to different layers.
         numbers = re.findall(r"\d+", name)
         like = [
             other
@@ -385,28 +386,33 @@ def _check_spelling(
         close = difflib.get_close_matches(name, like, 1, _SIMILAR)
         if close:
             raise ValueError(
-                f"names must be those of the model's weights, of which {what} has "
-                f"{close[0]!r}, but there was {name!r}."
+                f"names must be names of the model's weights, such as {close[0]!r} in "
+                f"{what}, but one was {name!r}."
             )
 
 
 def _find_own_names(
     what: str, groups: Sequence[Settings], ids: Sequence[Id]
 ) -> list[str] | None:
-    """Return the names that the state_dict has itself, if it has any."""
+    """Return the names that the state_dict contains, if it does."""
     lists = [group.get("param_names") for group in groups]
     if groups and all(x is not None for x in lists):
         if not all(isinstance(x, list | tuple) for x in lists):
-            raise ValueError(f"{what} must have lists as its 'param_names'.")
+            odd = next(x for x in lists if not isinstance(x, list | tuple))
+            raise ValueError(
+                f"{what} must have a list as the 'param_names' of each group, but one "
+                f"was {odd!r}."
+            )
         own = [name for names in lists if names is not None for name in names]
     elif ids and all(isinstance(i, str) for i in ids):
-        own = [str(i) for i in ids]  # as torch.distributed.checkpoint saves it
+        own = [str(i) for i in ids]  # as torch.distributed.checkpoint saves them
     else:
         return None
     if len(own) != len(ids) or not all(isinstance(name, str) for name in own):
         raise ValueError(
-            f"{what} has {len(own)} 'param_names' for {len(ids)} parameters. Give the "
-            "right ones as names, and take the others out of its groups."
+            f"{what} must have a string in 'param_names' for each of its {len(ids)} "
+            f"parameters, but it has {len(own)}, {own[:4]}. Take them out of its "
+            "groups, and give the right ones as names."
         )
     return strip_wrapper_prefixes(own)
 
@@ -423,7 +429,7 @@ def _check_ids(what: str, ids: Sequence[Id], state: Mapping[Id, Buffers]) -> Non
     if odd:
         raise ValueError(
             f"{what} must have each parameter in one group, but parameter {odd[0]!r} "
-            f"is in {counts[odd[0]]}."
+            f"is in {counts[odd[0]]} groups."
         )
 
 
@@ -450,14 +456,14 @@ def _check_whole(tensors: Mapping[str, Value]) -> None:
     """Raise if one of the tensors is distributed over processes, or has no data.
 
     Args:
-        tensors: The tensors by how errors call them.
+        tensors: The tensors by what errors call them.
     """
     reasons = describe_missing_data([*tensors.values()])
     for what, reason in zip(tensors, reasons, strict=True):
         if reason:
             raise ValueError(
-                f"{what} must be a whole tensor, but it was {reason}. Make whole ones, "
-                "on the CPU, with torch.distributed.checkpoint.state_dict: "
+                f"{what} must be a whole tensor, but it was {reason}. Get whole "
+                "tensors on the CPU with torch.distributed.checkpoint.state_dict: "
                 "get_optimizer_state_dict(model, optimizer, options=StateDictOptions("
                 "full_state_dict=True, cpu_offload=True)). set_optimizer_state_dict "
                 "takes them back with options=StateDictOptions(full_state_dict=True)."
@@ -486,6 +492,5 @@ def _check_buffers(state: OptimizerState, param: Parameter) -> None:
             raise ValueError(
                 f"{state.what}: {key!r} of parameter {param.name!r} must have shape "
                 f"{shape}, as {owner} has, but it had {its_shape}. Either the names "
-                "are in another order than the optimizer's, or the checkpoint is not "
-                "whole."
+                "are not in the optimizer's order, or the checkpoint is incomplete."
             )

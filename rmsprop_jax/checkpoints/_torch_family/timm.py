@@ -1,4 +1,4 @@
-"""``timm.optim.RMSpropTF`` in a ``.pth.tar`` of timm's training script, and back.
+"""Convert ``timm.optim.RMSpropTF`` in a file of timm's script, and export it back.
 
 The buffers are PyTorch's (see `rmsprop_jax.checkpoints.from_torch`). ν is initialized
 to 1, and the learning rate is applied inside mu unless a group says
@@ -9,9 +9,9 @@ to 1, and the learning rate is applied inside mu unless a group says
     state_dict        the weights
     state_dict_ema    their moving averages, with ``--model-ema``
 
-timm's script makes two groups, and the one without weight decay comes first: whatever
-has at most one dimension, and whatever is called ``bias``. Each is in the model's
-order.
+timm's script makes two groups. The first has no weight decay, and contains all
+parameters that have at most one dimension or are called ``bias``. Each group is in the
+model's order.
 """
 
 from __future__ import annotations
@@ -61,12 +61,12 @@ def from_timm(
             the state_dict of a ``timm.optim.RMSpropTF``.
         to_params: As in `from_torch`.
         names: As in `from_torch`. By default they are those of the weights in the file,
-            in the order in which timm's script makes the groups: first the group
-            without weight decay, whatever has at most one dimension or is called
-            ``bias``. If the groups are others, as with layer decay, names must be
-            given.
-        learning_rate: As in `from_torch`. timm's script has a schedule by default,
-            which it does not save: make it with
+            in the order of the groups that timm's script makes: first the group without
+            weight decay, with all parameters that have at most one dimension or are
+            called ``bias``. With other groups, such as those of layer decay, names must
+            be given.
+        learning_rate: As in `from_torch`. By default, timm's script has a schedule,
+            which it does not save. Make it with
             `rmsprop_jax.schedules.cosine_lr_scheduler` or
             `rmsprop_jax.schedules.step_lr_scheduler`.
         momentum: As in `from_torch`.
@@ -128,8 +128,8 @@ def to_timm(
         names: As in `to_torch`.
 
     Returns:
-        A new dictionary for the optimizer's ``load_state_dict``. A parameter that has
-        no state in ``like`` gets one: here, ν decays from 1 at every step.
+        A new dictionary for the optimizer's ``load_state_dict``. A parameter without
+        state in ``like`` gets one, because in JAX its ν decays from 1 at every step.
 
     Raises:
         ValueError: As in `to_torch`; also if the optimizer is another one.

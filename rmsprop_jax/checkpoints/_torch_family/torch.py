@@ -1,7 +1,7 @@
-"""The state_dict of ``torch.optim.RMSprop`` into our state, and back.
+"""Convert the state_dict of ``torch.optim.RMSprop``, and export it back.
 
-torch itself is not imported. Its tensors are asked for their NumPy arrays, and make new
-tensors of their own kind. For each parameter:
+torch itself is not imported: tensors provide their NumPy arrays, and make new tensors
+of their own kind. For each parameter:
 
     square_avg        nu, as it is; if centered, ν = E[g²] − m² and back, in float64
     momentum_buffer   mu, as it is: both apply momentum before the learning rate
@@ -9,9 +9,8 @@ tensors of their own kind. For each parameter:
     step              the step count: the largest of any parameter, as some may join
     late
 
-The buffers have the layout of the weights. So a function that carries the weights from
-torch's layout to that of a JAX model, and only rearranges them, carries the buffers
-too.
+The buffers have the layout of the weights. So a function that converts the weights to
+the layout of a JAX model, and only rearranges them, converts the buffers too.
 
 A state_dict has one of three forms:
 
@@ -55,7 +54,7 @@ def from_torch(
         checkpoint: The path of a file that ``torch.save`` wrote, or of a folder that
             torch.distributed.checkpoint wrote, as FSDP runs do; or what it holds:
             ``torch.optim.RMSprop(...).state_dict()``, of tensors on any device or of
-            NumPy arrays, or the checkpoint of a whole run that has one in it, such as
+            NumPy arrays, or a whole run's checkpoint that contains one, such as
             Lightning's. The state_dict may also be flat, as safetensors keeps it
             (``"state.0.square_avg"``), or by name, as torch.distributed.checkpoint
             makes it (``"state.layer.weight.square_avg"``).
@@ -64,11 +63,11 @@ def from_torch(
             stack. It may not cast or compute. By default the parameters are a
             dictionary by torch's names.
         names: torch's names of the parameters in the optimizer's order, if the groups
-            have no ``param_names``, which torch writes since 2.6 for an optimizer made
-            from ``named_parameters()``. For one group, made from
+            have no ``param_names``. (torch 2.6 and later writes them for an optimizer
+            made from ``named_parameters()``.) For one group, made from
             ``model.parameters()``, they may be ``dict(model.named_parameters())``. Its
             weights are needed if a parameter never had a gradient, because then only
-            the weight knows its shape. Several groups have an order of their own:
+            the weight knows its shape. Several groups have their own order:
 
                 name_of = {p: name for name, p in model.named_parameters()}
                 names = [
@@ -82,21 +81,22 @@ def from_torch(
             resumes the scheduler whose state_dict is in the checkpoint, as Lightning's
             ``lr_schedulers`` are; `rmsprop_jax.schedules.from_torch` takes one that is
             elsewhere.
-        momentum: The same for the groups' ``momentum``, which OneCycleLR, for one,
-            changes too. ``learning_rate="checkpoint"`` resumes both.
-        updates_per_step: With ``learning_rate="checkpoint"``, after how many updates
-            the scheduler steps, by default 1. If it steps once per epoch, these are the
-            updates of an epoch. The error tells them.
+        momentum: As ``learning_rate``, for the groups' ``momentum``, which OneCycleLR
+            changes too, for example. ``learning_rate="checkpoint"`` resumes both.
+        updates_per_step: With ``learning_rate="checkpoint"``, the number of updates per
+            step of the scheduler, by default 1. If it steps once per epoch, this is the
+            number of updates in an epoch, which the error suggests.
         offset: With ``learning_rate="checkpoint"``, what is added to the step count, by
-            default 0. If GradScaler skipped n steps, which the scheduler counted and
-            the optimizer did not, it is n.
+            default 0. It is n if GradScaler skipped n steps, because the scheduler
+            counted them and the optimizer did not.
         shardings: Where each leaf of the state is put as it is read, so that no device
             and no process holds more than its part: a pytree of
             ``jax.sharding.Sharding`` like the parameters that ``to_params`` makes; one
             for all of them; or a function ``(path, shape) -> sharding``. The path is
-            that of the leaf in the parameters, its keys joined by "/", such as
-            ``"decoder/layers/0/kernel"``, and the shape that of the whole leaf. By
-            default all is on JAX's default device. The step count is replicated.
+            the leaf's path in the parameters with its keys joined by "/", such as
+            ``"decoder/layers/0/kernel"``, and the shape is that of the whole leaf. By
+            default, everything is on JAX's default device. The step count is
+            replicated.
 
     Returns:
         ``(tx, opt_state)``. If all groups have the same settings, ``tx`` is an
@@ -106,20 +106,20 @@ def from_torch(
         It shares no memory with ``checkpoint``.
 
     Raises:
-        ValueError: If the checkpoint is not one of ``torch.optim.RMSprop`` (but of
-            timm, say), lacks something, or does not tell enough; if ``names`` or
-            ``to_params`` do not fit it; if parameters of groups with different settings
-            end up in one leaf; if the file is damaged; with
-            ``learning_rate="checkpoint"``, if there is not one scheduler, if it can't
-            be resumed, or if it did not step as ``updates_per_step`` and ``offset``
-            tell; if ``shardings`` are of another tree, or do not divide a leaf.
+        ValueError: If the checkpoint is not of ``torch.optim.RMSprop`` (but of timm,
+            for example), or lacks something; if ``names`` or ``to_params`` do not fit
+            it; if parameters of groups with different settings end up in one leaf; if
+            the file is damaged; if ``shardings`` are of another tree, or do not divide
+            a leaf. With ``learning_rate="checkpoint"``, if there is not exactly one
+            scheduler, if it can't be resumed, or if the number of its steps does not
+            follow from ``updates_per_step`` and ``offset``.
         TypeError: If ``names`` are not names, or ``shardings`` not shardings.
 
     Warns:
         UserWarning: If a group shows that a scheduler changed its ``lr`` or its
-            ``momentum``, and ``learning_rate`` or ``momentum`` does not say how that
-            continues. If the scheduler is in the checkpoint, it has the arguments that
-            resume it. Also with ``learning_rate="checkpoint"``, if it is a CyclicLR.
+            ``momentum``, and ``learning_rate`` or ``momentum`` is not given. If the
+            scheduler is in the checkpoint, the warning has the arguments that resume
+            it. Also with ``learning_rate="checkpoint"``, if it is a CyclicLR.
 
     Examples:
         >>> import numpy as np
@@ -157,8 +157,8 @@ def to_torch(
 ) -> NewStateDict:
     """Export the state, so that ``torch.optim.RMSprop`` resumes the run.
 
-    `rmsprop_jax.schedules.to_torch` exports its scheduler, and the learning rate that
-    it left in each group: those of ``like`` are kept here.
+    The learning rates of ``like`` are kept. `rmsprop_jax.schedules.to_torch` exports
+    the scheduler, and the learning rate that it left in each group.
 
     Args:
         opt_state: An `RMSPropState`, or that of an ``optax.partition`` of `rmsprop`, as
@@ -168,8 +168,8 @@ def to_torch(
         from_params: The inverse of `from_torch`'s ``to_params``: from a pytree like the
             parameters to a dictionary of arrays by torch's names. By default the
             parameters are such a dictionary.
-        like: A state_dict of the optimizer that will load the result. Its groups and
-            their settings, ``lr`` among them, are kept. So are the type (torch tensor
+        like: A state_dict of the optimizer that will load the result. The result keeps
+            its groups and their settings, ``lr`` among them, and the type (torch tensor
             or NumPy array), the dtype and the device of each buffer. It is not changed.
         names: As in `from_torch`, if ``like`` has no ``param_names``. For an optimizer
             that has not stepped yet, give ``dict(model.named_parameters())``: its
@@ -178,9 +178,9 @@ def to_torch(
     Returns:
         A new dictionary of the form of ``like``, or of the optimizer's part of it, for
         ``load_state_dict``. Every ``step`` is that of ``like`` plus the updates since,
-        so that the largest is our step count. A parameter that has no state in ``like``
-        gets none as long as ours is all zeros: torch has none before the first
-        gradient.
+        so the largest is the step count of ``opt_state``. A parameter without state in
+        ``like`` gets none if its moments are all 0, because torch creates the state at
+        the first gradient.
 
     Raises:
         ValueError: If ``like`` is not a state_dict of ``torch.optim.RMSprop``, or does
