@@ -163,7 +163,7 @@ def drop_imitations(fits: list[Candidate], problem: Problem) -> list[Candidate]:
     """Return the fits without those that imitate a simpler one among them.
 
     With an ε far larger than all gradients, an RMSProp is SGD, and without decay of the
-    second moment it is SGD or Adagrad. A momentum or a decay that changes at every step,
+    second moment it is SGD or Adagrad. A momentum or a decay that changes at each step,
     or learning rates of each leaf, may imitate another rule, which needs none of them.
     """
     plain = [
