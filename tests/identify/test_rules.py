@@ -173,7 +173,7 @@ def test_what_is_not_an_rmsprop_is_not_called_one(name):
     assert f"This is {name} or LAMB, and not RMSProp." in str(hidden)
     rate = 0.001 if name == "Lion" else 0.01
     np.testing.assert_allclose(match.best.learning_rates, rate, rtol=1e-3)
-    with pytest.raises(ValueError, match="this one is none"):
+    with pytest.raises(ValueError, match="is not one of them"):
         match.best.transformation()
 
 
