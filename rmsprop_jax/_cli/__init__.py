@@ -64,7 +64,7 @@ examples:
   rmsprop-jax identify recording.npz --learning-rate 0.01 --plot match.png
 
 exit codes:
-  0  explained: this rule, up to rounding
+  0  explained: this rule, up to rounding; also if it is Adam, SGD, ... and not RMSProp
   1  not explained: the nearest is printed
   2  the recording could not be read
 """

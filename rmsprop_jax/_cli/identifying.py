@@ -39,10 +39,11 @@ def identify_recording(
         next(iter(part.values())) if [*part] == [""] else part
         for part in (recording.params, recording.gradients)
     ]
-    known = recording.make_schedule() if learning_rate is None else learning_rate
     match = identify(
         *trees,
-        learning_rate=known,
+        learning_rate=recording.learning_rate
+        if learning_rate is None
+        else learning_rate,
         count=recording.step_count,
         gradient_norms=recording.gradient_norms,
     )

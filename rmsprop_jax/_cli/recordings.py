@@ -7,10 +7,7 @@ import math
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from numpy.lib import format as npy
 
 from rmsprop_jax.checkpoints._convert.arrays import NumpyArray
@@ -41,19 +38,6 @@ class Recording(NamedTuple):
     gradient_norms: NumpyArray | None
     learning_rate: NumpyArray | None
     step_count: int
-
-    def make_schedule(self) -> optax.Schedule | None:
-        """Return the learning rate as a schedule of the step count."""
-        rates = self.learning_rate
-        if rates is None:
-            return None
-        first = self.step_count
-
-        def schedule(count: jax.typing.ArrayLike) -> jax.Array:
-            index = jnp.clip(jnp.asarray(count) - first, 0, len(rates) - 1)
-            return jnp.asarray(rates)[index]
-
-        return schedule
 
 
 def read_recording(path: str) -> Recording:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import operator
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ import optax
 from jax import experimental
 from jax.typing import ArrayLike
 
+from rmsprop_jax._identify.causes import list_causes
 from rmsprop_jax._identify.explanation import Explanation
 from rmsprop_jax._identify.interpreting import interpret
 from rmsprop_jax._identify.match import Match
@@ -37,7 +38,7 @@ def identify(
     params: optax.Params,
     gradients: optax.Updates,
     *,
-    learning_rate: optax.ScalarOrSchedule | None = None,
+    learning_rate: optax.ScalarOrSchedule | ArrayLike | Sequence[float] | None = None,
     count: int = 0,
     gradient_norms: ArrayLike | None = None,
 ) -> Match:
@@ -67,7 +68,8 @@ def identify(
             [T, ...]. They are used as they are. If they were recorded before they were
             averaged over n parts, the answer has ε n times too large (n² times inside
             the root), a coupled λ n times, and the initial second moment n² times.
-        learning_rate: The learning rate, or a schedule, if it is known.
+        learning_rate: The learning rate if it is known: a number, a schedule of the
+            step count, or the learning rate of each step [T].
         count: The number of updates before the first step. If it is above 0, the
             optimizer's state is unknown and is fitted too, for fewer elements. The
             initial value of the second moment can't be found then.
@@ -81,8 +83,9 @@ def identify(
     Raises:
         TypeError: If a leaf is not an array of numbers.
         ValueError: If the trees, their lengths or their shapes do not match, if a
-            number is not finite, if nothing moves, or if there are fewer than 4 steps.
-            The error names the leaf.
+            number is not finite, if nothing moves, if there are fewer than 4 steps, or
+            if ``learning_rate`` or ``gradient_norms`` has not one number per step. The
+            error names the leaf.
 
     Examples:
         Not run here, because it takes a few seconds:
@@ -121,6 +124,16 @@ def identify(
                 break
         _, skips, found = min(tries, key=lambda x: x[0])
         by_leaf: dict[str, Match] = {}
+        causes: list[str] = []
+        if not (found.is_explained or found.is_hidden):
+            without_rate = None
+            if learning_rate is not None:
+                recording = make(skips=skips)
+                unknown = _evaluate_learning_rate(None, recording, count)
+                without_rate = find_rules(
+                    recording, unknown, count, report=bar.update, is_quick=True
+                )
+            causes = list(list_causes(found, count, without_rate))
         if not (found.is_explained or found.is_hidden) and len(run.params) > 1:
             for i in _choose_leaves(run):
                 recording = make(skips=skips, leaf=i)
@@ -128,11 +141,11 @@ def identify(
                 alone = find_rules(
                     recording, rates, count, report=bar.update, is_quick=True
                 )
-                by_leaf[recording.names[i]] = _make_match(alone, {})
+                by_leaf[recording.names[i]] = _make_match(alone, {}, [])
                 unexplained = [x for x in by_leaf.values() if not x.is_explained]
                 if len(unexplained) == MAX_LEAVES_UNEXPLAINED:
                     break
-        return _make_match(found, by_leaf)
+        return _make_match(found, by_leaf, causes)
 
 
 def _choose_leaves(run: Run) -> list[int]:
@@ -143,7 +156,7 @@ def _choose_leaves(run: Run) -> list[int]:
     return moving[:MAX_LEAVES_ALONE]
 
 
-def _make_match(found: Found, by_leaf: dict[str, Match]) -> Match:
+def _make_match(found: Found, by_leaf: dict[str, Match], causes: list[str]) -> Match:
     recording = found.recording
     remarks: list[str] = []
     looked_at = recording.g.shape[1]
@@ -162,6 +175,7 @@ def _make_match(found: Found, by_leaf: dict[str, Match]) -> Match:
         rounding=found.limit,
         by_leaf=by_leaf,
         remarks=tuple(remarks),
+        causes=tuple(causes),
     )
 
 
@@ -182,16 +196,37 @@ def _use_float64() -> Generator[None]:
 
 
 def _evaluate_learning_rate(
-    learning_rate: optax.ScalarOrSchedule | None, recording: Recording, count: int
+    learning_rate: optax.ScalarOrSchedule | ArrayLike | Sequence[float] | None,
+    recording: Recording,
+    count: int,
 ) -> np.ndarray:
     """Return the learning rate of each step, NaN if it is unknown."""
+    kept = recording.kept
     if learning_rate is None:
-        return np.full(len(recording.g), np.nan)
-    value = learning_rate if callable(learning_rate) else float(learning_rate)
-    rates = [
-        evaluate("learning_rate", value, jnp.asarray(count + step, jnp.int32))
-        for step in recording.kept
-    ]
+        return np.full(len(kept), np.nan)
+    if callable(learning_rate):
+        steps = jnp.asarray(count + kept, jnp.int32)
+        rates = [evaluate("learning_rate", learning_rate, step) for step in steps]
+    else:
+        rates = _read_learning_rates(learning_rate, recording.num_steps)[kept]
     # Ascent is descent with a negative learning rate.
     goes_up = np.sum(np.square(recording.weight) * recording.u * recording.g) > 0
     return np.array(rates, np.float64) * (-1 if goes_up else 1)
+
+
+def _read_learning_rates(
+    learning_rate: ArrayLike | Sequence[float], steps: int
+) -> np.ndarray:
+    """Return the learning rates [T] that are a number, or one for each step."""
+    rates = np.asarray(learning_rate)
+    if not jnp.issubdtype(rates.dtype, jnp.number) or np.iscomplexobj(rates):
+        raise TypeError(
+            "learning_rate must be a number, a schedule, or one number per step, but "
+            f"it was {learning_rate!r}."
+        )
+    if rates.shape not in ((), (steps,)):
+        raise ValueError(
+            "learning_rate must be a number, a schedule, or one number per step, so "
+            f"shape {(steps,)}, but its shape was {rates.shape}."
+        )
+    return np.broadcast_to(rates.astype(np.float64), (steps,))

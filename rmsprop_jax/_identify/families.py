@@ -149,9 +149,7 @@ def _make_plain_numbers(
     count: int,
 ) -> Theta:
     """Return numbers without a decay or a clip, and a state from before, if any."""
-    mean = np.mean(recording.g, axis=0)
-    square = np.mean(np.square(recording.g), axis=0)
-    variance = square - np.square(mean) if family.variant.centered else square
+    log_nu, mean = guess_state(recording.g, centered=bool(family.variant.centered))
     n = len(mean) if count else 0
     nothing = np.zeros(())
     return Theta(
@@ -165,10 +163,17 @@ def _make_plain_numbers(
         decay_factor=np.ones(groups),
         learning_rate=learning_rate,
         learning_rate_factor=np.ones(groups),
-        log_nu=np.log(variance + 1e-12 * np.mean(square))[:n],
+        log_nu=log_nu[:n],
         mu=np.zeros(n),
         grad_mean=mean[:n],
     )
+
+
+def guess_state(g: np.ndarray, *, centered: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return log ν and the mean of gradients [T, n], as if they had always been so."""
+    mean, square = np.mean(g, axis=0), np.mean(np.square(g), axis=0)
+    variance = square - np.square(mean) if centered else square
+    return np.log(variance + 1e-12 * np.mean(square)), mean
 
 
 def _list_free_numbers(family: Family, x: Theta) -> Theta:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rmsprop_jax._identify.model import (
+    Array,
     Observations,
     Prediction,
     Steps,
@@ -31,6 +32,10 @@ _BATCH = 64  # predictions in one call of the compiled program
 _DIFFERENCE = 1e-6  # of a number's scale
 _LARGEST_DAMPING = 1e8
 _LARGEST_LOG = 690.0  # its exponential is finite
+# Of a logarithm in one step of a fit, if the state from before the recording is fitted
+# as well. A longer one leaves an element without an update, or ν and ε without a trace,
+# and no fit comes back from there.
+_LARGEST_STEP_WITH_STATE = 2.0
 
 Shapes: TypeAlias = tuple[tuple[int, ...], ...]
 
@@ -78,6 +83,16 @@ class Problem:
         self.size = float(np.sum(np.square(steps.weight * steps.u)))
         self._scale = _flatten(scale)
         self._bounds = [_flatten(bound) for bound in bounds]
+        far = Theta(*(np.full_like(x, np.inf) for x in scale))
+        self._has_state = scale.log_nu.size > 0
+        if self._has_state:
+            largest = _LARGEST_STEP_WITH_STATE
+            far = far._replace(
+                logit_one_minus_alpha=np.array(largest),
+                log_eps=np.array(largest),
+                log_nu=np.full_like(scale.log_nu, largest),
+            )
+        self._largest_step = _flatten(far)
         self._shapes: Shapes = tuple(np.shape(part) for part in scale)
 
     def evaluate(self, candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -128,7 +143,8 @@ class Problem:
                 break
             trial = x[active]
             steps, _ = _find_steps(hessian[active], gradient[active], damping[active])
-            trial[:, columns] += steps
+            largest = self._largest_step[columns]
+            trial[:, columns] += np.clip(steps, -largest, largest)
             trial = np.clip(trial, *self._bounds)
             trial_costs, _ = self._predict_residuals(flags[active], trial)
             is_better = trial_costs < costs[active]
@@ -140,6 +156,23 @@ class Problem:
         return [
             c._replace(x=_unflatten(self._shapes, row), cost=float(cost))
             for c, row, cost in zip(candidates, x, costs, strict=True)
+        ]
+
+    def fit_state(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Return the candidates with the state from before the recording refitted.
+
+        A number in fewer digits needs another state. If the recording starts with the
+        run, there is no such state, and they are only evaluated.
+        """
+        if not self._has_state:
+            return self.evaluate(candidates)
+        states = [
+            c._replace(free=_fix_all(c.free)._replace(**_get_state(c.free)))
+            for c in candidates
+        ]
+        return [
+            fit._replace(free=c.free)
+            for c, fit in zip(candidates, self.fit(states, 8, 1e-4), strict=True)
         ]
 
     def covariance(self, candidate: Candidate, ratio: float) -> np.ndarray:
@@ -158,6 +191,27 @@ class Problem:
         covariance = np.zeros((free.size, free.size))
         covariance[np.ix_(columns, columns)] = more * _invert(hessian[0])
         return covariance
+
+    def learning_rate_variance(
+        self, candidate: Candidate, covariance: np.ndarray
+    ) -> np.ndarray:
+        """Return how far the numbers' errors put the learning rates off, [T, groups].
+
+        Args:
+            candidate: The fit.
+            covariance: That of its numbers.
+        """
+        flags, x = _to_arrays([candidate])
+        free = np.flatnonzero(_flatten(candidate.free))
+        shifted = np.repeat(x, 1 + len(free), axis=0)
+        step = _DIFFERENCE * self._scale[free]
+        shifted[np.arange(1, len(shifted)), free] += step
+        made = self._predict(np.repeat(flags, len(shifted), axis=0), shifted)
+        rates = np.concatenate([np.asarray(x.learning_rate)[:n] for n, (_, x) in made])
+        slopes = (rates[1:] - rates[0]) / step[:, None, None]
+        known = covariance[np.ix_(free, free)]
+        known = np.where(np.isfinite(known), known, 0.0)
+        return np.einsum("itg,ij,jtg->tg", slopes, known, slopes)
 
     def stderr(self, candidate: Candidate, covariance: np.ndarray) -> Theta:
         """Return the standard error of each number; infinite if it is undetermined.
@@ -182,7 +236,7 @@ class Problem:
         """
         (made,) = self.predict([candidate])
         x = candidate.x._replace(learning_rate=made.learning_rate[:, 0])
-        free = jax.tree.map(lambda flags: np.zeros_like(flags, bool), candidate.free)
+        free = _fix_all(candidate.free)
         free = free._replace(learning_rate=np.isnan(candidate.x.learning_rate))
         flags, flat = _to_arrays([candidate._replace(x=x)])
         mask = _flatten(free).astype(bool)
@@ -341,6 +395,14 @@ def _make_bounds(scale: Theta) -> tuple[Theta, Theta]:
         logit_one_minus_alpha=np.array(-30.0), momentum=np.array(-0.5)
     )
     return least, most
+
+
+def _fix_all(free: Theta) -> Theta:
+    return Theta(*(np.zeros_like(flags, bool) for flags in free))
+
+
+def _get_state(x: Theta) -> dict[str, Array]:
+    return {name: getattr(x, name) for name in ("log_nu", "mu", "grad_mean")}
 
 
 def _to_arrays(candidates: Sequence[Candidate]) -> tuple[np.ndarray, np.ndarray]:

@@ -80,7 +80,8 @@ def _interpret(
         recipe, calls = _add_schedule(fit, recipe, calls, rates)
     else:
         numbers = use_defaults(optimizer, brief, reading.numbers)
-        rates = read_rates(found, put_numbers(reading, numbers), reading.sign)
+        (exact,) = found.problem.fit_state([put_numbers(reading, numbers)])
+        rates = read_rates(found, exact, reading.sign)
         if optimizer in ("Adam", "AdamW") and rates.factors is None:
             optimizer = "LAMB"  # it changes the learning rate of each leaf
             numbers = use_defaults(optimizer, brief, reading.numbers)
@@ -184,12 +185,12 @@ def _choose_calls(
     found: Found, reading: Reading, brief: dict[str, float], options: Options | None
 ) -> tuple[Calls, Candidate]:
     """Return the calls that make a rule, the likeliest first, and that one's fit."""
-    fit = put_numbers(reading, brief)
+    (fit,) = found.problem.fit_state([put_numbers(reading, brief)])
     if options is None:
         return {}, fit
     stderr = {name: number.stderr for name, number in reading.numbers.items()}
     listed = list(list_calls(options, stderr))
-    tried = found.problem.evaluate(
+    tried = found.problem.fit_state(
         [put_config(reading, brief, config) for *_, config in listed]
     )
     chosen: dict[str, tuple[Arguments, Candidate]] = {}

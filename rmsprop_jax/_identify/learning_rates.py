@@ -74,6 +74,17 @@ def find_pieces(
     return []
 
 
+def list_pieces(rates: np.ndarray) -> list[Piece]:
+    """Return how long learning rates [T] that are known stay the same, if often."""
+    starts = np.flatnonzero(np.diff(rates, prepend=np.nan) != 0)
+    if len(starts) > MAX_PIECES:
+        return []
+    lengths = np.diff(starts, append=len(rates))
+    return [
+        Piece(int(n), float(rates[i])) for i, n in zip(starts, lengths, strict=True)
+    ]
+
+
 def split(rates: np.ndarray, stderr: np.ndarray) -> Iterator[Sequence[int]]:
     """Yield the lengths of one piece, of the best two, and so on."""
     weights = 1 / np.square(stderr + 1e-9 * np.abs(rates) + 1e-300)
@@ -128,14 +139,59 @@ def _fit_pieces(
     hessian = slopes @ slopes.T
     inverse = np.linalg.pinv(hessian, hermitian=True)
     values = start - inverse @ (slopes @ base)
-    (exact,) = problem.evaluate([put(values)])
+    (exact,) = problem.fit_state([put(values)])
     if not exact.cost <= limit:
         return None
     more = (limit - exact.cost) * problem.size
     stderr = np.sqrt(more * np.diagonal(inverse)) / SIGMAS
-    for reach in (1.0, 0.2, 0.04):
+    # A state from before the recording makes up for some of the change.
+    wider = (125.0, 25.0, 5.0) if fit.x.log_nu.size else ()
+    for reach in (*wider, 1.0, 0.2, 0.04):
         brief = [shorten(*x) for x in zip(values, reach * stderr, strict=True)]
-        (tried,) = problem.evaluate([put(np.array(brief))])
+        (tried,) = problem.fit_state([put(np.array(brief))])
         if tried.cost <= limit:
             return brief
     return [float(x) for x in values]
+
+
+def find_unseen_groups(problem: Problem, fit: Candidate) -> np.ndarray:
+    """Return for each group whether its learning rates alone explain everything.
+
+    This is so for a leaf of one element if each leaf has its own learning rate in each
+    step: then nothing else can be determined for that leaf.
+    """
+    is_element = np.any(np.asarray(problem.seen.steps.weight) > 0, axis=0)
+    columns = np.asarray(problem.seen.columns)[is_element, 1:]
+    elements = np.sum(columns, axis=0)
+    is_unseen = np.asarray(fit.variant.learning_rate_by_leaf & (elements == 1))
+    return is_unseen & ~np.all(is_unseen)
+
+
+def compare_groups(
+    rates: np.ndarray, errors: np.ndarray, is_unseen: np.ndarray
+) -> np.ndarray | None:
+    """Return the learning rates of groups over the first's, if that is constant.
+
+    It is 1 for groups of which nothing is known.
+    """
+    seen = np.flatnonzero(~is_unseen)
+    all_factors = np.ones(len(is_unseen))
+    rates, errors = rates[:, seen], errors[:, seen]
+    first = rates[:, :1]
+    weights = 1 / np.square(errors + 1e-9 * np.abs(rates) + 1e-30)
+    square = np.sum(weights * np.square(first), axis=0)
+    factors = np.sum(weights * first * rates, axis=0) / square
+    off = np.abs(rates - factors * first)
+    reach = SIGMAS * (errors + np.abs(factors) * errors[:, :1]) + 1e-3 * np.abs(rates)
+    if np.mean(off > reach) > 0.1:
+        return None
+    stderr = 1 / np.sqrt(square)
+    all_factors[seen] = [shorten(*x) for x in zip(factors, stderr, strict=True)]
+    return all_factors
+
+
+def have_constant_ratios(problem: Problem, fit: Candidate) -> bool:
+    """Whether the learning rates of groups differ by factors that stay the same."""
+    (made,) = problem.predict([fit])
+    both = read_learning_rates(made)
+    return compare_groups(*both, find_unseen_groups(problem, fit)) is not None

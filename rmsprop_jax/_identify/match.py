@@ -30,6 +30,8 @@ class Match:
         by_leaf: What explains each leaf alone, by its path, if nothing explains all
             leaves together.
         remarks: Further remarks about the recording, in sentences.
+        causes: If nothing explains the run, causes that the recording points to, in
+            sentences.
     """
 
     explanations: tuple[Explanation, ...]
@@ -38,6 +40,7 @@ class Match:
     rounding: float = dataclasses.field(repr=False)
     by_leaf: dict[str, Match] = dataclasses.field(default_factory=dict, repr=False)
     remarks: tuple[str, ...] = dataclasses.field(default=(), repr=False)
+    causes: tuple[str, ...] = dataclasses.field(default=(), repr=False)
 
     @property
     def best(self) -> Explanation:
@@ -55,7 +58,7 @@ class Match:
     def dialects(self) -> tuple[str, ...]:
         """The names in `rmsprop_jax.dialects` of all explanations, the likeliest first.
 
-        They are meaningful only if `explains` is true.
+        Empty if nothing explains the run, or only other optimizers do.
         """
         return tuple(self._list_arguments())
 
@@ -68,6 +71,11 @@ class Match:
             ValueError: If the dialect is not among `dialects`.
         """
         found = self._list_arguments()
+        if not found:
+            raise ValueError(
+                "No RMSProp explains this run, so that no dialect has arguments for "
+                "it. match.best is the nearest rule."
+            )
         if dialect not in found:
             raise ValueError(
                 f"dialect must be one that may have made this run, one of "
@@ -78,6 +86,8 @@ class Match:
     def _list_arguments(self) -> dict[str, Arguments]:
         """Return the arguments of each dialect in the likeliest rule that it is."""
         found: dict[str, Arguments] = {}
+        if not self.is_explained:
+            return found
         for explanation in self.explanations:
             for name, arguments in explanation.calls.items():
                 if name.startswith("dialects."):
@@ -113,8 +123,8 @@ class Match:
                 "schedule in its place if you know it."
             )
         yield (
-            f"It leaves {_write_share(best.residual)} of the updates unexplained; "
-            f"rounding may leave {_write_share(self.rounding)}."
+            f"It leaves {write_share(best.residual)} of the updates unexplained; "
+            f"rounding may leave {write_share(self.rounding)}."
         )
 
     def _describe_others(self) -> str:
@@ -130,21 +140,23 @@ class Match:
 
     def _describe_nearest(self) -> Iterator[str]:
         residual = self.best.residual
-        left = _write_share(residual)
+        left = write_share(residual)
         if self.rounding <= HIDING_ROUNDING:
             yield "Nothing explains this run up to rounding."
         else:
             yield "This recording can't tell what made the run."
         yield (
             f"The nearest is {self.best.brief_call}. It leaves {left} of the updates "
-            f"unexplained; rounding may leave {_write_share(self.rounding)}."
+            f"unexplained; rounding may leave {write_share(self.rounding)}."
         )
         if self.rounding > HIDING_ROUNDING:
             yield (
                 "Rounding is so much of these updates that it hides the rule. Record "
                 "steps with a larger learning rate, or in more bits."
             )
-        elif residual < NOISE:
+            return
+        yield from self.causes
+        if residual < NOISE and not self.causes:
             yield (
                 f"Noise of about {left} in the recorded gradients would do that, and "
                 "so would an optimizer state in few bits, or a small part of the rule "
@@ -169,7 +181,7 @@ class Match:
         for other in self.others:
             yield (
                 f"The next best, {other.brief_call}, leaves "
-                f"{_write_share(other.residual)} unexplained."
+                f"{write_share(other.residual)} unexplained."
             )
 
     def _describe_leaves(self) -> Iterator[str]:
@@ -211,7 +223,8 @@ def _list(calls: list[str]) -> str:
     return "; ".join(calls[:_MOST]) + (f"; and {more} more" if more > 0 else "")
 
 
-def _write_share(share: float) -> str:
+def write_share(share: float) -> str:
+    """Return a share of the updates, in two digits."""
     return f"{100 * share:.2g}%" if share >= 1e-3 else f"{share:.1e}"
 
 

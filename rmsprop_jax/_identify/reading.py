@@ -10,7 +10,10 @@ from rmsprop_jax._identify.families import NOTHING, has_clip, has_decaying_momen
 from rmsprop_jax._identify.fitting import Candidate
 from rmsprop_jax._identify.learning_rates import (
     Piece,
+    compare_groups,
     find_pieces,
+    find_unseen_groups,
+    list_pieces,
     read_learning_rates,
 )
 from rmsprop_jax._identify.model import Array, Theta
@@ -99,7 +102,9 @@ def read_fit(found: Found, fit: Candidate) -> Reading:
     elif has_decaying_moment(v) or v.accumulates:
         numbers["eps"] = Number(0.0, np.inf)
     numbers["momentum"] = Number(float(x.momentum), float(stderr.momentum))
-    is_unseen = find_unseen_groups(found, fit)
+    if v.momentum_varies:  # it is none of the numbers that were fitted
+        numbers["momentum"] = Number(float(np.median(made.varying)), np.inf)
+    is_unseen = find_unseen_groups(found.problem, fit)
     decays, decay = _read_decay(fit, stderr, is_unseen)
     if not decay.value and not v.takes_sign:
         decay = Number(0.0, _bound_decay(found, fit) / SIGMAS)
@@ -151,18 +156,6 @@ def _differentiate_number(name: str, value: float) -> float:
     return value if name in ("eps", "initial_scale", "clip") else 1.0
 
 
-def find_unseen_groups(found: Found, fit: Candidate) -> np.ndarray:
-    """Return for each group whether its learning rates alone explain everything.
-
-    This is so for a leaf of one element if each leaf has its own learning rate in each
-    step: then nothing else can be determined for that leaf.
-    """
-    groups = found.group_of[found.recording.leaf]
-    elements = np.bincount(groups, minlength=found.problem.num_groups)
-    is_unseen = np.asarray(fit.variant.learning_rate_by_leaf & (elements == 1))
-    return is_unseen & ~np.all(is_unseen)
-
-
 def _bound_decay(found: Found, fit: Candidate) -> float:
     """Return the largest decoupled weight decay that explains as much as none."""
     decays = np.geomspace(1e-5, 1.0, 26)
@@ -171,7 +164,7 @@ def _bound_decay(found: Found, fit: Candidate) -> float:
     )
     limit = found.ratios.number * fit.cost
     alike = [x for x, other in zip(decays, tried, strict=True) if other.cost <= limit]
-    return max(alike, default=0.0)
+    return float(max(alike, default=0.0))
 
 
 def _exponentiate(logarithm: Array, stderr: Array) -> Number:
@@ -207,7 +200,7 @@ def shorten_numbers(found: Found, reading: Reading) -> dict[str, float]:
     """Return the numbers in the fewest digits that explain as much together."""
     for reach in (1.0, 0.2, 0.04):
         brief = shorten_one_by_one(reading, reach)
-        (tried,) = found.problem.evaluate([put_numbers(reading, brief)])
+        (tried,) = found.problem.fit_state([put_numbers(reading, brief)])
         if tried.cost <= found.ratios.number * reading.fit.cost:
             return brief
     return {name: number.value for name, number in reading.numbers.items()}
@@ -295,21 +288,28 @@ def read_rates(found: Found, fit: Candidate, sign: float) -> Rates:
     (made,) = found.problem.predict([fit])
     rates, errors = read_learning_rates(made)
     rates = sign * rates
+    is_known = not np.any(np.isnan(fit.x.learning_rate))  # the user gave them
     holds = fit.variant.learning_rate_in_momentum
     if holds:  # an error remains in the buffer for the next steps
         errors = errors / np.sqrt(1 - np.square(fit.x.momentum))
-    if holds and fit.x.mu.size:
+    if holds and fit.x.mu.size and not is_known:
         # The buffer from before the recording is fitted, and compensates for it.
         errors = np.concatenate([np.full_like(errors[:1], np.inf), errors[1:]])
         rates = np.concatenate([rates[1:2], rates[1:]])
     factors: np.ndarray | None = np.ones(rates.shape[1])
     if fit.variant.learning_rate_by_leaf:
-        factors = _compare_groups(rates, errors, find_unseen_groups(found, fit))
-    first = int(np.argmin(find_unseen_groups(found, fit)))
+        factors = compare_groups(rates, errors, find_unseen_groups(found.problem, fit))
+    first = int(np.argmin(find_unseen_groups(found.problem, fit)))
     values, stderr = (np.full(recording.num_steps, np.nan) for _ in range(2))
     rates, stderr[recording.kept] = rates[:, first], errors[:, first]
+    if fit.x.log_nu.size:  # the state before the recording may hold some of them
+        covariance = found.problem.covariance(fit, found.ratios.number)
+        variance = found.problem.learning_rate_variance(fit, covariance)[:, first]
+        stderr[recording.kept] = np.hypot(errors[:, first], np.sqrt(variance))
     pieces: list[Piece] = []
-    if factors is not None:
+    if is_known:
+        pieces = list_pieces(rates)
+    elif factors is not None:
         fit = fit._replace(x=fit.x._replace(learning_rate_factor=factors))
         limit = found.ratios.rule * fit.cost
         if fit.variant.bias_correction:
@@ -329,26 +329,3 @@ def read_rates(found: Found, fit: Candidate, sign: float) -> Rates:
     values[recording.kept] = rates
     by_leaf = None if factors is None else factors[found.group_of]
     return Rates(values, stderr, pieces, by_leaf, sign * np.asarray(made.varying))
-
-
-def _compare_groups(
-    rates: np.ndarray, errors: np.ndarray, is_unseen: np.ndarray
-) -> np.ndarray | None:
-    """Return the learning rates of groups over the first group's, if constant.
-
-    The quotient is 1 for groups whose learning rates are undetermined.
-    """
-    seen = np.flatnonzero(~is_unseen)
-    all_factors = np.ones(len(is_unseen))
-    rates, errors = rates[:, seen], errors[:, seen]
-    first = rates[:, :1]
-    weights = 1 / np.square(errors + 1e-9 * np.abs(rates) + 1e-30)
-    square = np.sum(weights * np.square(first), axis=0)
-    factors = np.sum(weights * first * rates, axis=0) / square
-    off = np.abs(rates - factors * first)
-    reach = SIGMAS * (errors + np.abs(factors) * errors[:, :1]) + 1e-3 * np.abs(rates)
-    if np.mean(off > reach) > 0.1:
-        return None
-    stderr = 1 / np.sqrt(square)
-    all_factors[seen] = [shorten(*x) for x in zip(factors, stderr, strict=True)]
-    return all_factors

@@ -18,11 +18,16 @@ from rmsprop_jax._identify.extending import (
 from rmsprop_jax._identify.families import (
     NOTHING,
     Family,
+    guess_state,
     has_decaying_moment,
     list_families,
     list_starts,
 )
 from rmsprop_jax._identify.fitting import Candidate, Problem, make_problem
+from rmsprop_jax._identify.learning_rates import (
+    find_unseen_groups,
+    have_constant_ratios,
+)
 from rmsprop_jax._identify.recording import Recording
 from rmsprop_jax._identify.simplifying import (
     Ratios,
@@ -112,6 +117,8 @@ def find_rules(
         fits = _explore(problem, recording, raced, ratios, report)
     report()
     fits = _recover_moments(problem, recording, fits)
+    if count:
+        fits = _retry_families(problem, recording, raced, fits)
     is_explained = is_below(problem, fits[0], limit**2)
     if not (is_quick or is_explained):
         fits = _persist(problem, recording, fits)
@@ -120,6 +127,10 @@ def find_rules(
     if is_explained or not is_quick:
         most = len(fits) if is_explained else FEW
         chosen, others = _simplify_best(problem, recording, fits, ratios, most)
+        if all(_explains_anything(problem, fit) for fit in chosen):
+            fits = [fit for fit in fits if not _varies_by_leaf(fit)]
+            chosen, others = _simplify_best(problem, recording, fits, ratios, FEW)
+        chosen = [fit for fit in chosen if not _explains_anything(problem, fit)]
     return Found(problem, recording, group_of, chosen, others, ratios, limit)
 
 
@@ -157,6 +168,19 @@ def _simplify_best(
     worst = ratios.rule * max(fit.cost for fit in chosen)
     others = [fit for fit in fits if fit.cost > worst][:1]
     return drop_imitations(chosen, problem), simplify(problem, others, ratios)
+
+
+def _varies_by_leaf(fit: Candidate) -> bool:
+    v = fit.variant
+    return bool(v.momentum_varies and v.learning_rate_by_leaf)
+
+
+def _explains_anything(problem: Problem, fit: Candidate) -> bool:
+    """Whether each step has a momentum and learning rates of leaves, all by themselves.
+
+    So many numbers explain few elements whatever they do.
+    """
+    return _varies_by_leaf(fit) and not have_constant_ratios(problem, fit)
 
 
 def _persist(
@@ -235,6 +259,8 @@ def _race(
     winners = [some[0] for some in runners]
     others = _share_numbers(problem, winners) if count else []
     best = _restart(problem, recording, winners, others)
+    if count:  # ε can't be seen before the state is nearly right
+        best = _restart(problem, recording, best, _share_numbers(problem, best))
     return list(zip(families, best, strict=True))
 
 
@@ -282,18 +308,56 @@ def _share_numbers(problem: Problem, fits: list[Candidate]) -> list[Candidate]:
     best = min(fits, key=_get_cost)
     (made,) = problem.predict([best])
     learning_rate = np.median(made.learning_rate)
+    momentum = best.x.momentum
+    if best.variant.momentum_varies:
+        momentum = np.array(np.median(made.varying))
     shared: list[Candidate] = []
     for fit in fits:
         v, x, theirs = fit.variant, best.x, best.variant
         power = 2.0 ** (int(v.eps_in_sqrt) - int(theirs.eps_in_sqrt))
-        holds = int(v.learning_rate_in_momentum) - int(theirs.learning_rate_in_momentum)
+        holds, held = (
+            int(v.learning_rate_in_momentum or v.momentum_varies) for v in (v, theirs)
+        )
         x = x._replace(
+            momentum=momentum,
             log_eps=power * x.log_eps,
             log_initial_scale=fit.x.log_initial_scale,
-            mu=x.mu * learning_rate**holds,
+            mu=x.mu * learning_rate ** float(holds - held),
         )
         shared.append(fit._replace(x=x))
     return shared
+
+
+def _retry_families(
+    problem: Problem, recording: Recording, raced: Raced, fits: list[Candidate]
+) -> list[Candidate]:
+    """Return the fits, and every family again from the numbers of the best.
+
+    With a state to fit, a rule with more numbers may find its way where the right one
+    has lost it.
+    """
+    own, best = [fit for _, fit in raced], fits[0]
+    if best.cost >= min(fit.cost for fit in own):
+        return fits
+    # The state of an element says nothing if its learning rate explains whatever it
+    # does.
+    is_unseen = find_unseen_groups(problem, best)[np.asarray(problem.seen.group)]
+    log_nu, grad_mean = guess_state(recording.g, centered=bool(best.variant.centered))
+    x = best.x._replace(
+        log_nu=np.where(is_unseen, log_nu, best.x.log_nu),
+        mu=np.where(is_unseen, 0.0, best.x.mu),
+        grad_mean=np.where(is_unseen, grad_mean, best.x.grad_mean),
+    )
+    shared = _share_numbers(problem, [best._replace(x=x), *own])[1:]
+    starts = [
+        other._replace(
+            x=other.x._replace(
+                log_clip_norm=fit.x.log_clip_norm, decay_factor=fit.x.decay_factor
+            )
+        )
+        for fit, other in zip(own, shared, strict=True)
+    ]
+    return _sort([*fits, *problem.fit(starts)])
 
 
 def _extend(

@@ -163,8 +163,8 @@ def drop_imitations(fits: list[Candidate], problem: Problem) -> list[Candidate]:
     """Return the fits without those that imitate a simpler one among them.
 
     With an ε far larger than all gradients, an RMSProp is SGD, and without decay of the
-    second moment it is SGD or Adagrad. A momentum or a decay that changes at every step
-    may imitate another rule, which needs no such change.
+    second moment it is SGD or Adagrad. A momentum or a decay that changes at each step,
+    or learning rates of each leaf, may imitate another rule, which needs none of them.
     """
     plain = [
         fit
@@ -172,6 +172,7 @@ def drop_imitations(fits: list[Candidate], problem: Problem) -> list[Candidate]:
         if not (fit.variant.momentum_varies or fit.variant.decay_varies)
     ]
     fits = plain or fits
+    variants = [fit.variant for fit in fits]
     has_sgd = any(not fit.variant.divides for fit in fits)
     has_adagrad = any(fit.variant.accumulates for fit in fits)
     g = problem.seen.steps.g
@@ -180,6 +181,9 @@ def drop_imitations(fits: list[Candidate], problem: Problem) -> list[Candidate]:
 
     def imitates(fit: Candidate) -> bool:
         v = fit.variant
+        shared = v._replace(learning_rate_by_leaf=False)
+        if v.learning_rate_by_leaf and shared in variants:
+            return True
         eps = fit.x.log_eps / (2 if v.eps_in_sqrt else 1)
         is_constant = np.any(fit.free.log_eps) and eps > largest + OVERWHELMING_EPS
         if v.accumulates:

@@ -100,3 +100,7 @@ UNCERTAIN = 0.02
 NOISE = 0.3
 # With a larger one, the gradients may be those of another run.
 UNRELATED = 0.6
+# If the updates of the first step are no increasing function of the gradients up to
+# this share, it may not be the first of the run. From the middle of runs, it was 0.3
+# and more; from the start of runs, it is rounding.
+ODD_FIRST_STEP = 0.1

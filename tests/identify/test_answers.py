@@ -1,5 +1,6 @@
 """Answers of `identify` to runs on which it was once wrong, or hard to read."""
 
+import dataclasses
 import functools
 import runpy
 from pathlib import Path
@@ -133,6 +134,7 @@ def test_noise_and_gradients_of_another_run_are_said_to_be_that():
     noisy = answer(index_of("torch", noise=0.05))
     assert noisy.best.call.startswith("dialects.torch(")
     assert "Noise of about" in str(noisy)
+    assert not noisy.causes
     assert 0.01 < noisy.best.residual < 0.1
     params, _ = BENCHMARK["make_run"](Case("torch", {}))
     _, others = BENCHMARK["make_run"](Case("torch", {}), 1)
@@ -164,6 +166,12 @@ def test_the_first_line_is_the_call_to_paste():
     assert first == match.best.call == "dialects.keras(0.003, momentum=0.5)"
     check_updates(eval(first, {"dialects": dialects}), params, gradients)
     check_updates(match.best.transformation(), params, gradients)
+    # If nothing explains a run, no dialect does.
+    nothing = dataclasses.replace(match, is_explained=False)
+    assert "keras" in match.dialects
+    assert nothing.dialects == ()
+    with pytest.raises(ValueError, match="No RMSProp explains this run"):
+        nothing.arguments_for("keras")
 
 
 @pytest.mark.slow
@@ -278,6 +286,7 @@ def test_a_momentum_that_changes_is_found():
     assert match.explains
     assert "torch" in match.dialects
     assert "The momentum changes from step to step" in str(match)
+    assert np.isinf(match.best.stderr["momentum"])
     options = match.best.recipe.options
     assert options is not None
     found: Any = options.momentum

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from rmsprop_jax import dialects, identify
+from rmsprop_jax._identify import _evaluate_learning_rate
+from rmsprop_jax._identify.recording import make_recording
 from rmsprop_jax._identify.run import read_run
 
 
@@ -95,3 +97,24 @@ def test_bad_input_is_refused_in_sentences():
     refused("floating-point leaves", {}, {})
     refused("count must be", {"w": params}, {"w": gradients}, count=-1)
     refused("must be stacked", {"w": np.float32(1)}, {"w": gradients})
+
+
+def test_learning_rates_of_all_steps():
+    """As a list, an array or a schedule they are the same."""
+    trees, gradients = make_run()
+    recording = make_recording(
+        read_run(trees, gradients), gradient_norms=None, max_elements=8, skips=True
+    )
+    rates = [0.01 * (i + 1) for i in range(12)]
+    forms: list[Any] = [rates, np.array(rates), jnp.asarray(rates)]
+    forms.append(lambda count: forms[1][int(count) - 3])
+    for form in forms:
+        found = _evaluate_learning_rate(form, recording, 3)
+        np.testing.assert_allclose(found, rates, rtol=1e-6)
+    np.testing.assert_array_equal(_evaluate_learning_rate(0.5, recording, 3), 0.5)
+    one_for_each = r"one number per step, so shape \(12,\), but its shape was \(11,\)"
+    refused(one_for_each, trees, gradients, learning_rate=rates[:-1])
+    wrong: list[Any] = ["0.1", [None] * 12, np.zeros(12, complex)]
+    for bad in wrong:
+        with pytest.raises(TypeError, match="learning_rate must be a number, a sched"):
+            identify(trees, gradients, learning_rate=bad)

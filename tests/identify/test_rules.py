@@ -19,9 +19,13 @@ from support import trajectories
 from support.twin import trajectory
 
 from rmsprop_jax import dialects, identify
-from rmsprop_jax._identify.learning_rates import split
+from rmsprop_jax._identify.causes import _fit_increasing, may_be_first_step
+from rmsprop_jax._identify.learning_rates import compare_groups, list_pieces, split
 from rmsprop_jax._identify.naming import shorten
 from rmsprop_jax._identify.reading import Number, shorten_one_by_one
+from rmsprop_jax._identify.recording import make_recording
+from rmsprop_jax._identify.run import read_run
+from rmsprop_jax._identify.thresholds import ELEMENTS
 from rmsprop_jax._optimizer.transform import get_config
 
 RATES = problem.rates("scheduled", 2 * STEPS)[:STEPS]
@@ -69,7 +73,8 @@ def check_framework(name, c, params):
     asked = get_config(trajectories.call(name, c.arguments)(0.01, 0.01))
     assert match.explains or c.arguments.get("centered")  # they cancel, in float32
     assert f"dialects.{dialect}" in best.calls
-    found = get_config(getattr(dialects, dialect)(0.01, **match.arguments_for(dialect)))
+    arguments: Any = best.calls[f"dialects.{dialect}"]
+    found = get_config(getattr(dialects, dialect)(0.01, **arguments))
     for number in ("alpha", "eps", "momentum", "weight_decay"):
         close(getattr(found.hyperparams, number), getattr(asked.hyperparams, number))
     close(found.initial_scale, asked.initial_scale)
@@ -168,7 +173,7 @@ def test_what_is_not_an_rmsprop_is_not_called_one(name):
     assert f"This is {name} or LAMB, and not RMSProp." in str(hidden)
     rate = 0.001 if name == "Lion" else 0.01
     np.testing.assert_allclose(match.best.learning_rates, rate, rtol=1e-3)
-    with pytest.raises(ValueError, match="this one is none"):
+    with pytest.raises(ValueError, match="is not one of them"):
         match.best.transformation()
 
 
@@ -242,6 +247,126 @@ def test_a_run_from_the_middle(name, numbers: Any):
     for argument, number in match.arguments_for(name).items():
         close(number, numbers[argument])
     np.testing.assert_allclose(match.best.learning_rates, 0.01, rtol=0.01)
+
+
+def train(tx: Any, seed, steps=60):
+    """The parameters and the gradients of a small network that an optimizer trains."""
+    keys = jax.random.split(jax.random.key(seed), 6)
+    x = jax.random.normal(keys[0], (256, 8))
+    batches = jax.random.randint(keys[1], (steps, 32), 0, 256)
+    shapes = {"kernel": (8, 16), "bias": (16,), "out": (16, 3), "out_bias": (3,)}
+    params: Any = {
+        name: 0.3 * jax.random.normal(key, shape)
+        for key, (name, shape) in zip(keys[2:], shapes.items(), strict=True)
+    }
+
+    def loss(p, batch):
+        hidden = jax.numpy.tanh(x[batch] @ p["kernel"] + p["bias"][None])
+        out = hidden @ p["out"] + p["out_bias"][None]
+        return jax.numpy.mean((out - jax.numpy.sin(x[batch, :3])) ** 2)
+
+    def step(carry, batch):
+        p, state = carry
+        g = jax.grad(loss)(p, batch)
+        updates, state = tx.update(g, state, p)
+        p = optax.apply_updates(p, updates)
+        return (p, state), (p, g)
+
+    with jax.numpy_dtype_promotion("standard"):
+        carry = params, tx.init(params)
+        after, gradients = jax.jit(lambda b: jax.lax.scan(step, carry, b)[1])(batches)
+    whole = {k: np.concatenate([params[k][None], after[k]]) for k in params}
+    return whole, jax.tree.map(np.asarray, gradients)
+
+
+def cut(tree, start):
+    return {name: x[start:] for name, x in tree.items()}
+
+
+COSINE = optax.cosine_decay_schedule(2e-3, 80)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "seed", "numbers"),
+    [
+        ("torch", 0, {"alpha": 0.95, "eps": 1e-6, "momentum": 0.9}),
+        ("torch", 1, {"alpha": 0.95, "eps": 1e-6, "momentum": 0.9}),
+        ("keras", 1, {"rho": 0.95, "momentum": 0.9}),
+    ],
+)
+def test_the_middle_of_a_network_s_training(name, seed, numbers: Any):
+    """The state from before is found, and not made up for by other numbers."""
+    numbers = numbers | {"centered": True, "weight_decay": 0.01}
+    tx = getattr(dialects, name)(COSINE, **numbers)
+    params, gradients = (cut(x, 20) for x in train(tx, seed))
+    match = identify(params, gradients, count=20)
+    print(match)
+    assert match.explains
+    # In as many digits as the errors allow, these are the very numbers.
+    assert match.arguments_for(name) == numbers
+    best, expected = match.best, 1e-3 * (1 + np.cos(np.pi * np.arange(20, 60) / 80))
+    seen = np.isfinite(best.learning_rates_stderr)
+    assert list(np.flatnonzero(~seen)) == ([0] if name == "keras" else [])
+    off = np.abs(best.learning_rates - expected)[seen]
+    assert np.all(off <= 5 * best.learning_rates_stderr[seen] + 1e-9)
+    np.testing.assert_allclose(best.learning_rates[seen], expected[seen], rtol=1e-4)
+    assert "learning rates of the leaves" not in str(match)
+    momentum = best.hyperparameters["momentum"]
+    assert 0 < abs(momentum - 0.9) <= 5 * best.stderr["momentum"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_forgotten_count_is_a_cause(momentum):
+    tx = dialects.torch(COSINE, 0.95, momentum=momentum)
+    params, gradients = (cut(x, 20) for x in train(tx, 0))
+    match = identify(params, gradients)
+    print(match)
+    assert not match.is_explained
+    assert not match.dialects
+    (cause,) = match.causes
+    assert cause.startswith("The recording may not start at the beginning of the run")
+    assert cause in " ".join(str(match).split())
+
+
+@pytest.mark.slow
+def test_a_wrong_learning_rate_is_a_cause_and_printed_as_given():
+    tx = dialects.torch(2e-3, 0.95, 1e-6, centered=True, momentum=0.9)
+    params, gradients = train(tx, 0)
+    match = identify(params, gradients, learning_rate=[1e-3] * 60)
+    print(match)
+    assert not match.is_explained
+    (cause,) = match.causes
+    assert cause.startswith("The learning_rate given may not be the run's")
+    assert "Noise of about" not in str(match)
+    assert match.best.pieces == ((60, 1e-3),)
+    assert "(0.001, " in match.best.brief_call
+
+
+def test_a_first_step_is_told_from_a_later_one():
+    """Its updates are an increasing function of the gradients, whatever the rule."""
+    np.testing.assert_allclose(
+        _fit_increasing(np.array([1.0, 3.0, 1.0, 4.0]), np.array([1.0, 1.0, 3.0, 1.0])),
+        [1.0, 1.5, 1.5, 4.0],
+    )
+    gradients, start = noise(steps=30)
+    for tx in (
+        dialects.torch(0.01, 0.9, momentum=0.9, weight_decay=0.1),
+        dialects.keras(0.01, weight_decay=0.1),
+        optax.chain(optax.clip_by_global_norm(0.1), dialects.keras(0.01)),
+        optax.adam(0.01),
+    ):
+        params = run(tx, gradients, start)
+        for first in (0, 8):
+            recording = make_recording(
+                read_run(params[first:], gradients[first:]),
+                gradient_norms=None,
+                max_elements=ELEMENTS,
+                skips=True,
+            )
+            found: Any = SimpleNamespace(recording=recording, group_of=np.zeros(1, int))
+            assert may_be_first_step(found) == (first == 0)
 
 
 @pytest.mark.slow
@@ -322,6 +447,20 @@ def test_learning_rates_in_pieces():
     assert sum(four) == 30
     assert len(list(split(noisy[:2], stderr[:2]))) == 2
     assert not list(split(np.full(5, np.nan), np.ones(5)))
+
+
+def test_known_learning_rates_in_pieces():
+    assert list_pieces(np.array([0.3, 0.3, 0.1, 0.3])) == [(2, 0.3), (1, 0.1), (1, 0.3)]
+    assert list_pieces(np.full(3, 0.1)) == [(3, 0.1)]
+    assert not list_pieces(np.arange(9.0))
+
+
+def test_learning_rates_of_leaves_with_constant_factors():
+    rates = np.linspace(1, 2, 20)[:, None] * [1.0, 3.0]
+    errors, seen = np.full((20, 2), 1e-6), np.zeros(2, bool)
+    np.testing.assert_array_equal(compare_groups(rates, errors, seen), [1, 3])
+    rates[:, 1] = 3.0
+    assert compare_groups(rates, errors, seen) is None
 
 
 def test_numbers_are_shortened_with_what_the_others_imply():
