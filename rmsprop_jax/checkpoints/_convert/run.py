@@ -485,6 +485,8 @@ def _place_moments(
     views = saved.traced.views
     kept = [saved.kept[group] for group in group_of_leaf]
     moments = [m for m in moments if any(m in of_group for of_group in saved.kept)]
+    if not moments:
+        return {}
     wanted = [i for i, own in enumerate(kept) if {*own} & {*moments}]
 
     def finish(
