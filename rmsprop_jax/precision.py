@@ -10,9 +10,10 @@ no key to carry. The same run has the same bits, however a leaf is sharded. Unde
 ``vmap``, ``pmap`` and ``shard_map``, every part has the same bits unless it has its own
 seed.
 
-The updates of low-precision parameters are float32, and ``optax.apply_updates`` keeps
-the dtype of the parameters. Equinox's ``eqx.apply_updates`` does not: with it, the
-model is float32 after the first step. Split the model instead, and combine it again:
+`stochastic_rounding` and `master_weights` return float32 updates for low-precision
+parameters, and ``optax.apply_updates`` keeps the dtype of the parameters. Equinox's
+``eqx.apply_updates`` does not: with it, the model is float32 after the first step. So
+split the model, and combine it again:
 
     params, static = eqx.partition(model, eqx.is_inexact_array)
     updates, state = tx.update(gradients, state, params)

@@ -54,8 +54,8 @@ def identify(
     The hyperparameters are fitted to the updates by least squares. The fit includes the
     learning rate of each step, because an update is linear in it.
 
-    All rules that explain the run equally well are listed, because the recording can't
-    distinguish them. If nothing explains the run, each leaf is tried separately.
+    The result lists all rules that explain the run equally well, because the recording
+    can't distinguish them. If nothing explains the run, each leaf is tried separately.
 
     The search uses up to 64 elements: some of each leaf, with gradients from the
     smallest to the largest.
@@ -65,9 +65,10 @@ def identify(
             which they were trained: a tree of arrays [T + 1, ...], an open ``.npz``
             file of such arrays, or a list of T + 1 trees.
         gradients: The gradients that the optimizer was given, in the same form:
-            [T, ...]. They are used as they are. If they were recorded before they were
-            averaged over n parts, the answer has ε n times too large (n² times inside
-            the root), a coupled λ n times, and the initial second moment n² times.
+            [T, ...]. They are used as they are. If they are sums over n parts but the
+            optimizer was given the means, the fitted ε is n times too large (n² times
+            inside the root), a coupled λ n times, and the initial second moment n²
+            times.
         learning_rate: The learning rate if it is known: a number, a schedule of the
             step count, or the learning rate of each step [T].
         count: The number of updates before the first step. If it is above 0, the
@@ -84,8 +85,8 @@ def identify(
         TypeError: If a leaf is not an array of numbers.
         ValueError: If the trees, their lengths or their shapes do not match, if a
             number is not finite, if nothing moves, if there are fewer than 4 steps, or
-            if ``learning_rate`` or ``gradient_norms`` has not one number per step. The
-            error names the leaf.
+            if an array ``learning_rate`` or ``gradient_norms`` does not have one number
+            per step. If a leaf is wrong, the error names it.
 
     Examples:
         Not run here, because it takes a few seconds:

@@ -50,17 +50,17 @@ def rmsprop(
     ν ← α·ν + (1 − α)/α · (g − m)²
     $$
 
-    Note that momentum is applied *before* the learning rate, as in PyTorch and MLX, but
-    unlike optax, TensorFlow and Keras. The two orders differ as soon as the learning
-    rate changes.
+    Note that momentum is applied *before* the learning rate, as in PyTorch, but unlike
+    optax, TensorFlow and Keras. The two orders differ as soon as the learning rate
+    changes.
 
     A complex leaf is treated as two real ones, as in PyTorch. ``jax.grad`` returns the
     conjugate of a complex gradient. Conjugate it before calling ``update``; otherwise
     the loss increases: ``gradients = jax.tree.map(jnp.conj, gradients)``.
 
     The arithmetic is in float32, or in float64 if a gradient or a parameter is. Finite
-    gradients give finite updates: in float32, gradients are clipped to ±2⁶² (in float64
-    to ±2⁵¹⁰), because the square of a larger number would be infinite. An infinite
+    gradients never give NaN: in float32, gradients are clipped to ±2⁶² (in float64 to
+    ±2⁵¹⁰), because the square of a larger number would be infinite. An infinite
     gradient gives NaN.
 
     The learning rate, α, ε, the weight decay and the momentum may each be a Python
@@ -90,7 +90,7 @@ def rmsprop(
         eps_in_sqrt: Whether to divide by √(ν + ε), as TensorFlow and Keras do, instead
             of √ν + ε. Then ε has the unit of the squared gradient.
         initial_scale: The initial value of the second moment, a number or a scalar
-            array: 0, or 1 as in TensorFlow 1. With bias correction it must be 0.
+            array, such as 1, as in TensorFlow 1. With bias correction it must be 0.
         bias_correction: Whether to correct the moments' bias towards their initial
             values, as Adam does. If centered, the variance of the first gradient alone
             is 0, and the first step is g/ε.
@@ -181,7 +181,8 @@ def scale_by_rmsprop(
 
     Use it to build your own chain: ``optax.chain(scale_by_rmsprop(), ...,
     optax.scale_by_learning_rate(0.01))``. Weight decay is coupled, as in PyTorch. The
-    arguments, the state, the dtypes and the errors are those of `rmsprop`.
+    arguments have the meaning that they have in `rmsprop`; the state, the dtypes and
+    the errors are the same.
 
     Returns:
         A gradient transformation whose state is an `RMSPropState`.

@@ -27,8 +27,9 @@ class RMSPropState(NamedTuple):
         count: int32 scalar, the step count: how many updates there were.
         nu: A pytree like the parameters: the second moment of the gradient about the
             origin, or about its mean (the variance) if centered. PyTorch calls it
-            ``square_avg``. A complex leaf holds one moment for the real and one for
-            the imaginary part. Leaves that cannot be optimized (integers) are ``None``.
+            ``square_avg``. For a complex leaf, it is complex: one moment for the real
+            and one for the imaginary part. Leaves that can't be trained (integers) are
+            ``None``.
         mu: The momentum buffer, or ``None`` without momentum. PyTorch calls it
             ``momentum_buffer``.
         grad_mean: The mean of the gradient, or ``None`` if not centered. PyTorch calls

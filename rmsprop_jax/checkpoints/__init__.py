@@ -1,10 +1,10 @@
 """Resume the runs of other frameworks, and export the state back.
 
-Each ``from_...`` takes a file, or what it holds, and returns ``(tx, opt_state)``: the
+Each ``from_...`` takes a file, or its content, and returns ``(tx, opt_state)``: the
 framework's rule with its settings, and the state that resumes the run. (`from_optax`
 converts a state in memory, and returns only a state.) `load_weights` returns the
-weights, by the same names. The functions ``to_...`` export the state back. No framework
-is imported for this, and nothing in a file is executed.
+weights, by the framework's names. The functions ``to_...`` export the state back. None
+of them imports the framework or executes anything in a file.
 
 To train with Flax, let ``to_params`` make nested dictionaries. ``tx`` and ``opt_state``
 may have one parameter group or several:

@@ -75,12 +75,12 @@ def load_weights(
             (``.pdparams``) or Keras; a folder of torch.distributed.checkpoint; the
             common prefix of TensorFlow's files; or a dictionary that `read`
             returned, whole or in part.
-        to_params: From the weights by their names, in a dictionary of NumPy arrays, to
-            the parameters of the JAX model, as in `from_torch`. With ``shardings`` it
-            must only rearrange. By default the parameters are that dictionary.
-        names: Only for Keras's ``.keras`` and ``.weights.h5``, which do not hold them:
-            ``[v.path for v in model.weights]``. With ``ema`` they are those of the
-            ``trainable_variables``.
+        to_params: The function from the weights, a dictionary of NumPy arrays by name,
+            to the parameters of the JAX model, as in `from_torch`. With ``shardings``
+            it must only rearrange. By default the parameters are that dictionary.
+        names: ``[v.path for v in model.weights]``, only for Keras's ``.keras`` and
+            ``.weights.h5``, which do not contain the names. With ``ema``, give those of
+            ``model.trainable_variables``.
         ema: Whether to return the moving averages of the weights, if the file has them:
             timm's ``state_dict_ema``, or a part with ``ema`` in its name; those of
             Keras's ``use_ema``, which a ``.weights.h5`` does not show; those of
@@ -142,20 +142,20 @@ def _find_weights(
 def read(path: File) -> Any:
     """Return what a checkpoint file of torch, Stable-Baselines3 or Paddle holds.
 
-    The framework is not needed, and nothing in the file is executed. The functions of
-    this module take what this returns, whole or in part.
+    The framework is not needed, and nothing in the file is executed. You can pass the
+    result, or a part of it, to the other functions of this module.
 
     Args:
         path: A file that ``torch.save`` or ``paddle.save`` wrote, a folder that
             torch.distributed.checkpoint wrote, or a zip file of Stable-Baselines3. For
-            the last, the result is a dictionary of what each of
-            its ``.pth`` files holds.
+            a zip file, the result is a dictionary with the content of each of its
+            ``.pth`` files.
 
     Returns:
-        What was saved, with NumPy arrays for tensors. They have the dtype that they
-        had, bfloat16 as ``jax.numpy.bfloat16``. An ``argparse.Namespace`` becomes a
-        ``types.SimpleNamespace``. A value of any other class becomes one that shows
-        what it was, and raises when it is used.
+        What was saved, with NumPy arrays in place of tensors, in the same dtypes
+        (bfloat16 is ``jax.numpy.bfloat16``). An ``argparse.Namespace`` becomes a
+        ``types.SimpleNamespace``. A value of any other class becomes a placeholder,
+        which shows what it was and raises an error when it is used.
 
     Raises:
         ValueError: If it is another framework's file, or a damaged one.

@@ -1,16 +1,16 @@
 """Every framework's and paper's RMSProp, under its own argument names and defaults.
 
 "RMSProp" is at least six algorithms. You can paste a call from another framework, or a
-setting from a paper, and get that algorithm. Each function is a few lines over one
-rule. They differ in where ε is added, what the second moment is initialized to, whether
-the learning rate is applied after the momentum buffer or inside it, and what weight
-decay does.
+setting from a paper, and get that algorithm. Each function selects a variant of one
+rule: where ε is added, what the second moment is initialized to, whether the learning
+rate is applied after the momentum buffer or inside it, and what weight decay does.
 
 All of them have this in common:
 
 - The learning rate, the decay rates, ε, the weight decay and the momentum may each be a
   number, a scalar array (traced or not), or a schedule: a function from the step count
-  (starting at 0) to a number.
+  (starting at 0) to a number. (Exceptions: the momentum of `keras_legacy` can't be an
+  array, and the decay rate of `optax` can't be a schedule with ``bias_correction``.)
 - They return a gradient transformation whose state is an `RMSPropState`. Shapes, dtypes
   and errors are those of `rmsprop_jax.rmsprop`. With weight decay, ``update`` needs
   ``params``.
@@ -19,9 +19,9 @@ All of them have this in common:
   Arguments that only select an implementation or a name (``use_locking``, ``name``) are
   left out too, except in `torch`, whose signature is complete.
 - For parameter groups, use ``optax.partition`` with one dialect per group.
-- The variance of a centered rule is stored as such and cannot cancel, not even in
-  float32. Where a framework's own rule comes close to NaN, these functions agree with
-  its float64 results.
+- A centered rule stores the variance itself, so nothing cancels, not even in float32.
+  If a framework's own float32 arithmetic loses digits or gives NaN, these functions
+  stay close to its float64 results.
 
 Examples:
     >>> import jax.numpy as jnp

@@ -77,9 +77,8 @@ def minatar(
 ) -> GradientTransformationExtraArgs:
     """MinAtar's DQN: `torch`, centered, with an ε of 0.01 and no momentum.
 
-    The hyperparameters are those of `nature_dqn` but the rule is not: where the
-    gradient is so small that ν is far below ε², a step here is up to ten times as
-    large.
+    The hyperparameters are those of `nature_dqn`, but ε is added outside the root.
+    Therefore a step is up to ten times as large if ν is far below ε².
 
     Args:
         step_size: The learning rate.

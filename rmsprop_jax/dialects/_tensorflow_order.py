@@ -23,8 +23,8 @@ def tensorflow(
 ) -> GradientTransformationExtraArgs:
     """``tf.compat.v1.train.RMSPropOptimizer``: the second moment is initialized to 1.
 
-    This makes the first steps small: with a decay of 0.9, it matters for about 50
-    steps.
+    The initial value of 1 makes the first steps small; with a decay of 0.9, it matters
+    for about 50 steps.
 
     For ``tf.clip_by_global_norm(gradients, 40.0)`` write
     ``optax.chain(optax.clip_by_global_norm(40.0), dialects.tensorflow(...))``.
@@ -120,8 +120,8 @@ def keras_legacy(
 ) -> GradientTransformationExtraArgs:
     """``tf.keras.optimizers.legacy.RMSprop``, which is tf.keras up to 2.10.
 
-    Surprisingly, momentum moves ε: without momentum it is outside the root, and with
-    momentum inside. An ``epsilon`` of 0 becomes 1e-7, as it does there.
+    Momentum decides where ε is added: outside the root without momentum, inside the
+    root with it. An ``epsilon`` of 0 becomes 1e-7, as in Keras.
 
     For ``global_clipnorm=1.0`` write ``optax.chain(optax.clip_by_global_norm(1.0),
     dialects.keras_legacy(...))``; see `keras` for other clips. For ``decay=d`` pass the
@@ -131,8 +131,9 @@ def keras_legacy(
         learning_rate: The learning rate.
         rho: The decay rate of the second moment (and of the gradient mean).
         momentum: The decay rate of the momentum buffer, which includes the learning
-            rate; at most 1. A Python number or a schedule, because it decides where ε
-            is: name it in the ``static_args`` of ``optax.inject_hyperparams``.
+            rate; at most 1. It must be a Python number or a schedule, because whether
+            it is 0 decides where ε is added. With ``optax.inject_hyperparams``, name it
+            in ``static_args``.
         epsilon: Added to the square root of the second moment without momentum, and to
             the second moment with it.
         centered: Whether to divide by the gradient's standard deviation instead of its
@@ -213,7 +214,7 @@ def paddle(
 ) -> GradientTransformationExtraArgs:
     """``paddle.optimizer.RMSProp``: `sonnet`'s rule, with coupled weight decay.
 
-    Its documentation says Nesterov momentum, but the code has plain momentum.
+    Paddle's documentation promises Nesterov momentum, but its code has plain momentum.
 
     For ``grad_clip=paddle.nn.ClipGradByGlobalNorm(1.0)`` write ``optax.chain(
     optax.clip_by_global_norm(1.0), dialects.paddle(...))``: in Paddle too, the clip

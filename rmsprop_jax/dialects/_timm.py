@@ -56,7 +56,8 @@ def timm(
             root mean square.
         decoupled_decay: Whether to subtract ``lr·weight_decay`` times the parameter
             from the parameter instead.
-        corrected_weight_decay: Whether that is ``lr²/max_lr·weight_decay``.
+        corrected_weight_decay: Whether decoupled decay subtracts
+            ``lr²/max_lr·weight_decay`` times the parameter instead.
         lr_in_momentum: Whether the learning rate is applied inside the momentum buffer,
             as in TensorFlow.
         caution: Whether to set elements of the step to 0 whose sign is not that of the

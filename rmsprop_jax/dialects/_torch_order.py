@@ -26,8 +26,8 @@ def torch(
     """``torch.optim.RMSprop``: ε outside the root, momentum before the learning rate.
 
     This is `rmsprop_jax.rmsprop` with PyTorch's names in PyTorch's order.
-    ``capturable``, ``foreach`` and ``differentiable`` change no result, in PyTorch or
-    here: every update is compiled and differentiable.
+    ``capturable``, ``foreach`` and ``differentiable`` do not change the result, neither
+    in PyTorch nor here, where every update can be compiled and differentiated.
 
     For ``torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)`` write
     ``optax.chain(optax.clip_by_global_norm(1.0), dialects.torch(...))``.

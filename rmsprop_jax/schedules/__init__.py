@@ -1,4 +1,4 @@
-"""The schedulers of PyTorch, Keras and timm as optax schedules, by their names.
+"""Schedulers of PyTorch, Keras and timm as optax schedules, by their names.
 
 A schedule is a function from the step count to the learning rate. Pass it in place of
 the number:
@@ -8,12 +8,13 @@ the number:
     schedule = schedules.step_lr(0.1, step_size=30, gamma=0.1)
     tx = rmsprop(schedule, momentum=0.9)
 
-The arguments after the base learning rate are PyTorch's, in its order and with its
-defaults. Those of ``keras.optimizers.schedules``, such as `cosine_decay`, have Keras's
-arguments; `cosine_lr_scheduler` and `step_lr_scheduler` have timm's. Each value is
-computed from the step count alone, for every int32 count, also under ``jit``, ``vmap``
-and ``scan``. It is float64 if x64 is enabled; otherwise it is accurate to a millionth
-of the largest learning rate.
+The schedules named after PyTorch's schedulers take PyTorch's arguments after the base
+learning rate, in its order and with its defaults. The schedules of
+``keras.optimizers.schedules``, such as `cosine_decay`, take Keras's arguments;
+`cosine_lr_scheduler` and `step_lr_scheduler` take timm's. Each value is computed from
+the step count alone, for every int32 count, also under ``jit``, ``vmap`` and ``scan``.
+It is float64 if x64 is enabled; otherwise it is accurate to a millionth of the largest
+learning rate.
 
 A scheduler that steps once per epoch is a schedule of the epoch:
 

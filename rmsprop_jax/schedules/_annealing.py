@@ -214,15 +214,15 @@ def swa_lr(
 ) -> Schedule:
     """Go to ``swa_lr`` and stay there: ``torch.optim.swa_utils.SWALR``.
 
-    PyTorch's starts from the optimizer's learning rate at its first step. This schedule
-    does the same after a milestone of `sequential_lr`. With ``anneal_epochs=0`` it has
-    ``swa_lr`` at once.
+    PyTorch's SWALR starts from the optimizer's learning rate at its first step. This
+    schedule does the same after a milestone of `sequential_lr`. With
+    ``anneal_epochs=0`` it is ``swa_lr`` at once.
 
     Args:
         learning_rate: The learning rate that it starts from: a number, or a scalar
             array.
         swa_lr: The final learning rate.
-        anneal_epochs: The number of steps until then.
+        anneal_epochs: The number of steps until ``swa_lr`` is reached.
         anneal_strategy: ``"cos"`` or ``"linear"``.
 
     Returns:

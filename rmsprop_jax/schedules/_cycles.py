@@ -50,7 +50,7 @@ def cyclic_lr(
 
     Args:
         base_lr: The smallest learning rate: a number, or a scalar array.
-        max_lr: The largest.
+        max_lr: The largest learning rate.
         step_size_up: The number of steps up in a cycle.
         step_size_down: The number of steps down, by default the same.
         mode: ``"triangular"``, ``"triangular2"``, which halves the height in every

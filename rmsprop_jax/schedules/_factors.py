@@ -143,8 +143,8 @@ def constant_lr(
         A schedule: a function from the step count to the learning rate.
 
     Raises:
-        ValueError: If a number is out of range. A factor of 0 is: PyTorch divides by
-            it.
+        ValueError: If a number is out of range, also for a factor of 0, by which
+            PyTorch divides.
         TypeError: If an argument is not a number.
 
     Examples:

@@ -86,11 +86,11 @@ def piecewise_constant_decay(
 ) -> Schedule:
     """Take one learning rate after the other: Keras's ``PiecewiseConstantDecay``.
 
-    At a boundary itself, the learning rate is still the one before.
+    At a boundary itself, the learning rate is still the previous one.
 
     Args:
-        boundaries: The last step count of each learning rate but the last, in ascending
-            order. Keras drops the fraction of one that is not an integer.
+        boundaries: The last step count of each learning rate except the last one, in
+            ascending order. A boundary is truncated to an integer, as in Keras.
         values: The learning rates, one more than the boundaries: numbers, or scalar
             arrays.
 

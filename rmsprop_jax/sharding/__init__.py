@@ -1,10 +1,10 @@
 """Where the optimizer's state lives on a mesh of devices.
 
-RMSProp is elementwise, so its state belongs where the parameters are: ``init`` gives it
-their shardings, and ``update`` keeps them without any communication. `state_shardings`
-predicts these shardings for any chain, and `check_shardings` raises if a leaf is
-sharded otherwise. `zero1` splits the state over devices on which the parameters are
-replicated, and `offload` keeps it in the host's memory.
+RMSProp is elementwise, so an update needs no communication if the state is sharded like
+the parameters. ``init`` gives the state their shardings. `state_shardings` returns the
+shardings of the state of any chain, and `check_shardings` raises if a leaf has another.
+`zero1` shards the state over devices on which the parameters are replicated, and
+`offload` keeps it in the host's memory.
 """
 
 from rmsprop_jax.sharding._offload import offload

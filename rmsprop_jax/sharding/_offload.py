@@ -27,12 +27,12 @@ def offload(tx: optax.GradientTransformation) -> optax.GradientTransformationExt
     arrays of the state except scalars are kept in pinned host memory, with the sharding
     that they have without `offload`. Left to itself, XLA would copy all of them to the
     device at once. So ``update`` copies the arrays of one leaf, updates them and stores
-    them in host memory before it copies those of the next leaf. An update then takes as
-    long as the host's bus takes to read and write the state. The results are those of
-    ``tx``.
+    them in host memory before it copies those of the next leaf. An update takes at
+    least as long as the bus between host and device needs for the state in both
+    directions. The results are those of ``tx``.
 
-    This works for transformations that update leaf by leaf, as Optax's do. A
-    transformation that takes all leaves in one operation, such as
+    This saves memory if the transformations update leaf by leaf, as most of Optax's do.
+    A transformation that takes all leaves in one operation, such as
     ``optax.apply_if_finite`` and ``optax.MultiSteps``, needs all of them on the device
     at once, and a warning says so. If ``optax.clip_by_global_norm`` comes after
     `rmsprop`, the updates of all leaves wait on the device, but their state does

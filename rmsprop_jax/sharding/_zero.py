@@ -23,15 +23,14 @@ def zero1(
     """ZeRO stage 1: every device stores and updates its own part of the state.
 
     Use it for parameters that are replicated, as in data parallelism. With N devices
-    along the axis, each device updates 1/N of every leaf, and then they exchange the
-    updates: XLA scatters the sum of the gradients (or slices it) and gathers the
-    updates.
+    along the axis, each device updates 1/N of every leaf: XLA reduce-scatters the
+    gradients (or all-reduces and slices them), and all-gathers the updates.
 
     A leaf is split along its first dimension that N divides. If there is none, its
     state has the shape ``(1, ..., 1, size)``, padded with zeros to a multiple of N, so
     the shapes of the state may depend on N. Scalars and integers are not split. The
-    results are those of the unsplit run up to rounding, because XLA may fuse the two
-    differently.
+    results are those without `zero1` up to rounding, because XLA may fuse the two
+    programs differently.
 
     Args:
         tx: The whole chain. Its transformations must be elementwise, like `rmsprop`, or

@@ -51,11 +51,11 @@ def from_keras(
 
     Args:
         checkpoint: A ``.keras``, ``.weights.h5`` or ``.h5`` that Keras 3, tf_keras, or
-            tf.keras of TensorFlow 2 wrote. Only the ``.h5`` of tf_keras's legacy
-            optimizers has their state.
+            tf.keras of TensorFlow 2 wrote. For tf_keras's legacy optimizers, only the
+            ``.h5`` contains the state.
         to_params: The function from Keras's weights, NumPy arrays by name, to the
             parameters of the model. It may rename, transpose, reshape, join, split and
-            stack. It may not cast or compute. By default the parameters are a
+            stack, but must not cast, pad or compute. By default the parameters are a
             dictionary by Keras's names.
         names: ``[v.path for v in model.trainable_variables]`` (for tf_keras
             ``v.name``), in this order, which is the optimizer's. A ``.h5`` holds the
@@ -96,8 +96,8 @@ def from_keras(
     With ``use_ema``, your training loop must compute the average, because an optimizer
     only sees gradients. Start with ``load_weights(checkpoint, ema=True)``, and after
     each update call ``average = optax.incremental_update(params, average, 1 -
-    ema_momentum)``. You need no loss scale, because Keras divides by it before the rule
-    is applied.
+    ema_momentum)``. A ``loss_scale_factor`` is not needed, because Keras divides the
+    gradients by it before it applies the rule.
 
     Examples:
         >>> import tempfile

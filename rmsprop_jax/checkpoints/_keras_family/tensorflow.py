@@ -61,7 +61,7 @@ def from_tensorflow(
             SavedModel it is ``"…/variables/variables"``.
         to_params: The function from the weights, NumPy arrays by name, to the
             parameters of the model. It may rename, transpose, reshape, join, split and
-            stack. It may not cast or compute. By default the parameters are a
+            stack, but must not cast, pad or compute. By default the parameters are a
             dictionary by TensorFlow's names (without ``:0``).
         names: The names of the variables to take, by default all that the optimizer
             has.

@@ -60,7 +60,7 @@ def from_torch(
             makes it (``"state.layer.weight.square_avg"``).
         to_params: The function from torch's weights, NumPy arrays by name, to the
             parameters of the model. It may rename, transpose, reshape, join, split and
-            stack. It may not cast or compute. By default the parameters are a
+            stack, but must not cast, pad or compute. By default the parameters are a
             dictionary by torch's names.
         names: torch's names of the parameters in the optimizer's order, if the groups
             have no ``param_names``. (torch 2.6 and later writes them for an optimizer
@@ -82,7 +82,7 @@ def from_torch(
             ``lr_schedulers`` are; `rmsprop_jax.schedules.from_torch` takes one that is
             elsewhere.
         momentum: As ``learning_rate``, for the groups' ``momentum``, which OneCycleLR
-            changes too, for example. ``learning_rate="checkpoint"`` resumes both.
+            and CyclicLR change too. ``learning_rate="checkpoint"`` resumes both.
         updates_per_step: With ``learning_rate="checkpoint"``, the number of updates per
             step of the scheduler, by default 1. If it steps once per epoch, this is the
             number of updates in an epoch, which the error suggests.
@@ -106,8 +106,8 @@ def from_torch(
         It shares no memory with ``checkpoint``.
 
     Raises:
-        ValueError: If the checkpoint is not of ``torch.optim.RMSprop`` (but of timm,
-            for example), or lacks something; if ``names`` or ``to_params`` do not fit
+        ValueError: If the checkpoint is of another optimizer (such as timm's), or lacks
+            something; if ``names`` or ``to_params`` do not fit
             it; if parameters of groups with different settings end up in one leaf; if
             the file is damaged; if ``shardings`` are of another tree, or do not divide
             a leaf. With ``learning_rate="checkpoint"``, if there is not exactly one
@@ -157,8 +157,9 @@ def to_torch(
 ) -> NewStateDict:
     """Export the state, so that ``torch.optim.RMSprop`` resumes the run.
 
-    The learning rates of ``like`` are kept. `rmsprop_jax.schedules.to_torch` exports
-    the scheduler, and the learning rate that it left in each group.
+    The result keeps the learning rates of ``like``. If a scheduler changes them, export
+    it with `rmsprop_jax.schedules.to_torch`; the ``_last_lr`` of its result has each
+    group's learning rate.
 
     Args:
         opt_state: An `RMSPropState`, or that of an ``optax.partition`` of `rmsprop`, as
