@@ -1,6 +1,6 @@
 """What it costs to log norms, in the ways that docs/how-to.md shows.
 
-The shares of a step's time are those that the page states.
+The shares of a step's time are those that docs/performance.md states.
 """
 
 from typing import Any
