@@ -110,7 +110,7 @@ SCHEDULERS = re.findall(
     r"^\| `(\w+)(.*?)` \| `(.*?)` \|$",
     re.findall(
         r"<!-- table: schedulers -->(.*?)<!-- end -->",
-        (ROOT / "docs/migrate/torch.md").read_text(),
+        (ROOT / "docs/schedules.md").read_text(),
         re.S,
     )[0],
     re.M,
