@@ -284,8 +284,8 @@ def _write_optimizer(
     ):
         label = "settings" if len(optimizer.groups) == 1 else f"group {g}"
         text = ", ".join(f"{k}={write_value(v)}" for k, v in settings.items())
-        many = f"{count} parameter{'s' * (count != 1)}"
-        pairs.append((label, f"{many}: {text}" if text else many))
+        many = f"{count} parameter{'s' * (count != 1)}" if count else ""
+        pairs.append((label, ": ".join(part for part in (many, text) if part)))
     pairs += [("scheduler", text) for text in optimizer.schedulers]
     yield from _write_pairs(pairs, width)
     if optimizer.parameters:

@@ -108,6 +108,11 @@ def inspect_torch(path: str, what: str, framework: str, content: object) -> Repo
     report.lines = "\n\n".join(x.plan.write() for x in report.optimizers if x.plan)
     if not found:
         report.notes.append("It holds no optimizer's state.")
+        report.notes += [
+            f"It holds the state of a scheduler ({where}), of which "
+            "rmsprop_jax.schedules.from_torch makes a schedule."
+            for where in find_schedulers(content)
+        ]
     if not report.lines and len(report.weights) == 1:
         report.lines = write_weights_only(path)
     return report

@@ -70,7 +70,7 @@ def identify(
             inside the root), a coupled λ n times, and the initial second moment n²
             times.
         learning_rate: The learning rate if it is known: a number, a schedule of the
-            step count, or the learning rate of each step [T].
+            run's step count, or the learning rate of each recorded step [T].
         count: The number of updates before the first step. If it is above 0, the
             optimizer's state is unknown and is fitted too, for fewer elements. The
             initial value of the second moment can't be found then.

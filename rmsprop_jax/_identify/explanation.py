@@ -52,6 +52,7 @@ class Explanation:
         hyperparameters: The fitted values, by the names of `rmsprop`; ``"clip"`` is the
             largest norm of a gradient.
         stderr: Their standard errors; infinite if a value can't be determined.
+        count: The number of updates before the recording, of which nothing is known.
         learning_rates: The learning rate of each step, float64 [T]; NaN where nothing
             moved.
         learning_rates_stderr: The standard error of each step's learning rate alone, in
@@ -69,6 +70,7 @@ class Explanation:
     calls: dict[str, Arguments]
     hyperparameters: dict[str, float]
     stderr: dict[str, float]
+    count: int
     learning_rates: np.ndarray
     learning_rates_stderr: np.ndarray
     pieces: tuple[Piece, ...]
@@ -94,7 +96,7 @@ class Explanation:
         (_, first), *others = self.pieces
         if not others:
             return write_value(first)
-        before = np.cumsum([steps for steps, _ in self.pieces])
+        before = self.count + np.cumsum([steps for steps, _ in self.pieces])
         factors = [
             f"{count}: {write_value(shorten(rate / previous, 1e-8))}"
             for count, (_, previous), (_, rate) in zip(
@@ -128,8 +130,12 @@ class Explanation:
 
     @property
     def schedule(self) -> optax.Schedule:
-        """The schedule of the learning rates found, which then keeps the last one."""
-        return make_table(self.learning_rates[np.isfinite(self.learning_rates)])
+        """The learning rates found, as a schedule of the run's step count.
+
+        Before the recording it has the first one, and after it the last one.
+        """
+        rates = self.learning_rates
+        return make_table(rates[np.isfinite(rates)], self.count)
 
     @property
     def momentum(self) -> optax.ScalarOrSchedule | None:
@@ -170,12 +176,15 @@ class Explanation:
         return optax.with_extra_args_support(optax.chain(*links))
 
 
-def make_table(values: np.ndarray) -> optax.Schedule:
-    """Return the schedule of these values, one per step, which then keeps the last."""
+def make_table(values: np.ndarray, start: int) -> optax.Schedule:
+    """Return the schedule of these values, one per step from a step on.
+
+    Before and after them, it has the nearest one.
+    """
 
     def schedule(count: ArrayLike) -> jax.Array:
         table = jnp.asarray(values, jnp.result_type(float))
-        return table[jnp.minimum(jnp.asarray(count), len(values) - 1)]
+        return table[jnp.clip(jnp.asarray(count) - start, 0, len(values) - 1)]
 
     return schedule
 

@@ -77,7 +77,7 @@ def _interpret(
         calls, best = _choose_calls(found, reading, brief, recipe.options)
         rates = read_rates(found, best, reading.sign)
         recipe = _add_factors(found, fit, recipe, rates)
-        recipe, calls = _add_schedule(fit, recipe, calls, rates)
+        recipe, calls = _add_schedule(found, fit, recipe, calls, rates)
     else:
         numbers = use_defaults(optimizer, brief, reading.numbers)
         (exact,) = found.problem.fit_state([put_numbers(reading, numbers)])
@@ -95,6 +95,7 @@ def _interpret(
         calls=calls or {optimizer: _describe_rule(fit, brief)},
         hyperparameters={name: x.value for name, x in reading.numbers.items()},
         stderr={name: x.stderr for name, x in reading.numbers.items()},
+        count=int(found.problem.seen.steps_before),
         learning_rates=rates.values,
         learning_rates_stderr=rates.stderr,
         pieces=tuple(rates.pieces),
@@ -222,10 +223,11 @@ def _add_factors(found: Found, fit: Candidate, recipe: Recipe, rates: Rates) -> 
 
 
 def _add_schedule(
-    fit: Candidate, recipe: Recipe, calls: Calls, rates: Rates
+    found: Found, fit: Candidate, recipe: Recipe, calls: Calls, rates: Rates
 ) -> tuple[Recipe, Calls]:
     """Return the recipe and the calls with what changes from step to step."""
     v, options = fit.variant, recipe.options
+    count = int(found.problem.seen.steps_before)
     if options is None or not (v.momentum_varies or v.decay_varies):
         return recipe, calls
     rate = rates.values[np.isfinite(rates.values)]
@@ -234,11 +236,12 @@ def _add_schedule(
         if not options.learning_rate_in_momentum:  # there the buffer is u over η
             momentum[1:] *= rate[:-1] / rate[1:]
         momentum[0] = momentum[1]  # at first it multiplies an empty buffer
-        schedule = make_table(momentum)
+        schedule = make_table(momentum, count)
         calls = {name: {**x, "momentum": schedule} for name, x in calls.items()}
         return recipe._replace(options=options._replace(momentum=schedule)), calls
     decays = options._replace(
-        weight_decay=make_table(rates.varying / rate), decoupled_weight_decay=True
+        weight_decay=make_table(rates.varying / rate, count),
+        decoupled_weight_decay=True,
     )
     # timm's corrected decay is λ·η²/max(η).
     square = np.square(rate)

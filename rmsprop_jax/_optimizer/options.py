@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import reprlib
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeAlias, TypeVar
 
@@ -200,8 +201,14 @@ def validate_number(name: str, value: object) -> Number:
             f"{value!r}. It has one value for the whole run, so it can't be a schedule."
         )
     if not isinstance(value, jax.Array | np.ndarray):
+        hint = ""
+        if hasattr(value, "learning_rate") and hasattr(value, "momentum"):
+            hint = (
+                " It is a pair: give its learning_rate, and its momentum as momentum."
+            )
         raise TypeError(
-            f"{name} must be a number or a scalar array, but it was {value!r}."
+            f"{name} must be a number or a scalar array (or a schedule, unless it is "
+            f"fixed for the whole run), but it was {reprlib.repr(value)}.{hint}"
         )
     if value.size != 1 or not jnp.isrealobj(value):
         raise ValueError(

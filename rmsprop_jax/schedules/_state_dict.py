@@ -143,13 +143,15 @@ def from_torch(
     References:
         torch 2.13.0, ``torch/optim/lr_scheduler.py`` and ``torch/optim/swa_utils.py``.
     """
-    validate_arguments(state_dict, lambdas)
+    validate_arguments(state_dict, lambdas, param_groups)
     scheduler = read_scheduler("state_dict", state_dict, param_groups, lambdas)
     return count_updates(scheduler, updates_per_step, offset)
 
 
 def validate_arguments(
-    state_dict: StateDict, lambdas: Sequence[MakeSchedule] = ()
+    state_dict: StateDict,
+    lambdas: Sequence[MakeSchedule] = (),
+    param_groups: ParamGroups | None = None,
 ) -> None:
     """Raise if an argument is of the wrong type."""
     if isinstance(state_dict, str | os.PathLike):
@@ -162,6 +164,11 @@ def validate_arguments(
         raise TypeError(
             "state_dict must be a dictionary, such as scheduler.state_dict(), but it "
             f"was {type(state_dict)}."
+        )
+    if isinstance(param_groups, Mapping):
+        raise TypeError(
+            "param_groups must be a list of dictionaries, but it was one dictionary. "
+            "Give the optimizer.state_dict()['param_groups']."
         )
     for make in lambdas:
         if not callable(make):

@@ -91,7 +91,7 @@ def to_torch(
     References:
         torch 2.13.0, ``torch/optim/lr_scheduler.py`` and ``torch/optim/swa_utils.py``.
     """
-    validate_arguments(state_dict, lambdas)
+    validate_arguments(state_dict, lambdas, param_groups)
     per_step = validate_integer("updates_per_step", updates_per_step)
     shift = validate_integer("offset", offset, -LARGEST_COUNT)
     count = validate_integer("step_count", step_count, 0)

@@ -249,6 +249,22 @@ def test_a_run_from_the_middle(name, numbers: Any):
     np.testing.assert_allclose(match.best.learning_rates, 0.01, rtol=0.01)
 
 
+@pytest.mark.slow
+def test_schedules_count_from_the_beginning_of_the_run():
+    """Also if the recording begins later: the answer resumes the run."""
+    schedule = optax.piecewise_constant_schedule(0.01, {40: 0.5})
+    gradients, start = noise()
+    params = run(dialects.torch(schedule, alpha=0.9, eps=1e-3), gradients, start)
+    match = identify(params[30:], gradients[30:], count=30)
+    assert "piecewise_constant_schedule(0.01, {40: 0.5})" in match.best.call
+    for count in (0, 30, 39, 40, 60, 1000):
+        expected = schedule(count)
+        np.testing.assert_allclose(match.best.schedule(count), expected, rtol=1e-4)
+    known = identify(params[30:], gradients[30:], count=30, learning_rate=schedule)
+    assert known.explains
+    assert known.best.call == match.best.call
+
+
 def train(tx: Any, seed, steps=60):
     """The parameters and the gradients of a small network that an optimizer trains."""
     keys = jax.random.split(jax.random.key(seed), 6)

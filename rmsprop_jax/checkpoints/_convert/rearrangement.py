@@ -8,6 +8,7 @@ whether the function computed anything.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple, TypeVar
 
@@ -31,10 +32,13 @@ def apply_function(what: str, function: Callable[[T], R] | None, tree: T) -> T |
     try:
         return function(tree)
     except KeyError as error:
+        has = [repr(name) for name in tree] if isinstance(tree, Mapping) else []
+        close = difflib.get_close_matches(str(error), has, 4, 0.0)
+        similar = f"The most similar names are {', '.join(close)}. " if close else ""
         raise ValueError(
-            f"{what} must work with what the optimizer holds, but it asked for "
-            f"{error}, which the optimizer does not have. Let it skip names that are "
-            "missing, such as those of running means or frozen weights."
+            f"{what} must work with the names that it is given, but it asked for "
+            f"{error}. {similar}If it is a running mean or a frozen weight, of which "
+            f"an optimizer has no state, let {what} skip it where it is missing."
         ) from error
 
 

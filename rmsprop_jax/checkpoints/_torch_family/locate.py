@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
@@ -54,13 +55,15 @@ def find_state_dict(what: str, checkpoint: object) -> StateDict:
             f"{what} must hold one optimizer's state_dict, but it holds "
             f"{', '.join(found)}. Give one of these; read(path) reads a file."
         )
-    was = repr(type(checkpoint))
+    was, hint = repr(type(checkpoint)), ""
     if isinstance(checkpoint, Mapping):
         was = f"a dictionary of {[*checkpoint][:8]}"
+        hint = "For a safetensors file, add the 'param_groups' of its metadata."
+    elif isinstance(checkpoint, str | os.PathLike):
+        hint = "Read the file first: read(path), or torch.load(path) for tensors."
     raise ValueError(
         f"{what} must be the state_dict() of an RMSprop of torch, which has "
-        f"'param_groups', or a checkpoint that contains one, but it was {was}. If it "
-        "is from a safetensors file, add the 'param_groups' of its metadata."
+        f"'param_groups', or a checkpoint that contains one, but it was {was}. {hint}"
     )
 
 

@@ -154,6 +154,8 @@ def _suggest(last_epoch: int, step_count: int) -> str:
             f"{counts}If GradScaler skipped the difference, give "
             f"offset={last_epoch - step_count}."
         )
+    if last_epoch == step_count:
+        return f"{counts}It steps with every update: give neither argument."
     if last_epoch == 0:
         return (
             f"{counts}If it steps less often than once in {step_count} updates, give "
