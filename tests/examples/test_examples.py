@@ -35,7 +35,7 @@ LEARNS = {
     # A random player gets 0.43 here; the rules that are torch's have left that by then.
     "dqn_minatar": (
         ["--frames", "30000", "--seeds", "1"],
-        r"(?:minatar|momentum of 0.95): .* least ([\d.]+)",
+        r"(?:minatar|momentum of 0.95): .* minimum ([\d.]+)",
         0.53,
         1.0,
     ),

@@ -334,7 +334,7 @@ def _spread_override(
     name: str, override: Override, own: Sequence[optax.ScalarOrSchedule]
 ) -> Sequence[optax.ScalarOrSchedule]:
     """Return one value for each group."""
-    if hasattr(override, "learning_rate"):
+    if isinstance(override, tuple) and hasattr(override, "learning_rate"):
         raise TypeError(
             f"{name} must be a number, a schedule, or a list of one for each group, "
             "but it was what schedules.from_torch returned, with the momentum. Unpack "
