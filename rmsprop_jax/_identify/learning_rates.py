@@ -81,8 +81,15 @@ def list_pieces(rates: np.ndarray) -> list[Piece]:
         return []
     lengths = np.diff(starts, append=len(rates))
     return [
-        Piece(int(n), float(rates[i])) for i, n in zip(starts, lengths, strict=True)
+        Piece(int(n), _as_written(rates[i]))
+        for i, n in zip(starts, lengths, strict=True)
     ]
+
+
+def _as_written(rate: np.floating) -> float:
+    """Return a learning rate, as the user wrote it if it was recorded in float32."""
+    narrow = np.float32(rate)
+    return float(str(narrow)) if narrow == rate else float(rate)
 
 
 def split(rates: np.ndarray, stderr: np.ndarray) -> Iterator[Sequence[int]]:

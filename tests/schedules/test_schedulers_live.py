@@ -751,7 +751,7 @@ def test_restarts_by_parts_of_an_epoch(torch):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         scheduler.step(2.5)
-    with pytest.raises(ValueError, match="stepped by parts of an epoch"):
+    with pytest.raises(ValueError, match="stepped by fractions of an epoch"):
         resume(optimizer, scheduler)
 
 

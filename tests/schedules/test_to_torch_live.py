@@ -202,7 +202,7 @@ def test_torch_refuses_more_steps_too(torch):
     optimizer = make_optimizer(torch)
     scheduler = make_theirs(torch, optimizer, "OneCycleLR", SINGLE["OneCycleLR"])
     before, groups = copy.deepcopy(scheduler.state_dict()), groups_of(optimizer)
-    with pytest.raises(ValueError, match="'total_steps', 45, after which torch's"):
+    with pytest.raises(ValueError, match="'total_steps', 45, after which torch raises"):
         schedules.to_torch(before, 46, param_groups=groups)
     with pytest.raises(ValueError, match="Tried to step 46 times"):
         follow(optimizer, scheduler, 46)
