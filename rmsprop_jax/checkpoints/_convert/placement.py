@@ -33,7 +33,7 @@ Shardings: TypeAlias = Any | ChooseSharding
 Box: TypeAlias = tuple[slice, ...]
 
 # Leaves are read together up to this size, as many short steps take longer.
-_BATCH_BYTES = 2**26
+_BATCH_BYTES = 2**25
 _ALIGNMENT = 64
 
 
