@@ -32,9 +32,9 @@ _BATCH = 64  # predictions in one call of the compiled program
 _DIFFERENCE = 1e-6  # of a number's scale
 _LARGEST_DAMPING = 1e8
 _LARGEST_LOG = 690.0  # its exponential is finite
-# Of a logarithm in one step of a fit, if the state from before the recording is fitted
-# as well. A longer one leaves an element without an update, or ν and ε without a trace,
-# and no fit comes back from there.
+# The largest change of a logarithm in one step of a fit, if the state from before the
+# recording is fitted too. A larger one may leave an element without an update, or ν and
+# ε without a trace, and no fit comes back from there.
 _LARGEST_STEP_WITH_STATE = 2.0
 
 Shapes: TypeAlias = tuple[tuple[int, ...], ...]

@@ -32,7 +32,7 @@ Change: TypeAlias = Callable[[Candidate], list[Candidate]]
 
 
 class Ratios(NamedTuple):
-    """By which factors a cost may be larger by chance.
+    """The factors by which a cost may be larger by chance.
 
     Attributes:
         rule: For another rule, if the learning rates of all steps are free.

@@ -101,6 +101,7 @@ NOISE = 0.3
 # With a larger one, the gradients may be those of another run.
 UNRELATED = 0.6
 # If the updates of the first step are no increasing function of the gradients up to
-# this share, it may not be the first of the run. From the middle of runs, it was 0.3
-# and more; from the start of runs, it is rounding.
+# this share, it may not be the first of the run. From the middle of runs, the share was
+# 0.3 and more (but 0 under a tight clip with an initial second moment of 1, where the
+# hint is not given); from the start of runs, it is rounding.
 ODD_FIRST_STEP = 0.1

@@ -117,6 +117,19 @@ def test_the_advice_is_right():
         assert state.count == 7
 
 
+def test_the_advice_if_the_scheduler_steps_with_every_update():
+    checkpoint = {"optimizer": optimizer()} | {"scheduler": step_lr(7)}
+    for given in ({"updates_per_step": 5}, {"offset": 3}):
+        with pytest.raises(ValueError, match="with every update: give neither"):
+            from_torch(checkpoint, learning_rate="checkpoint", **given)
+
+
+def test_a_pair_of_schedules_is_unpacked():
+    pair = schedules.from_torch(step_lr(7))
+    with pytest.raises(TypeError, match="Unpack it: learning_rate, momentum ="):
+        from_torch(optimizer(), learning_rate=pair)
+
+
 def test_several_updates_per_step_fit():
     """1,234 updates in 12 epochs: of 95 to 102 updates each."""
     state_dict = optimizer()

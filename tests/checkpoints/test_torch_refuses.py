@@ -8,6 +8,8 @@ import pytest
 from support.state_dicts import GROUP, flat, made_up, two_groups, without_second_state
 from support.untyped import RMSPropState, from_torch, to_torch
 
+from rmsprop_jax.checkpoints import load_weights
+
 
 def refused(match, state_dict, *args, error: type[Exception] = ValueError, **kwargs):
     with pytest.raises(error, match=match):
@@ -175,6 +177,26 @@ def test_refuses_to_params_that_needs_what_is_not_there():
         lambda weights: weights["bn.running_mean"],
         names=["a"],
     )
+
+
+def test_names_those_that_are_most_like_a_wrong_one():
+    names = ["bias", "lstm.weight_ih", "lstm.weight_hh"]
+    most = r"'lstm\.weight_[ih]h'"
+    says = (
+        f"asked for 'lstm.weight_h'. The most similar names are {most}, {most}, 'bias'"
+    )
+    state_dict = made_up([(2,)] * 3)
+    refused(says, state_dict, lambda given: given["lstm.weight_h"], names=names)
+    weights = dict.fromkeys(names, np.ones(2))
+    with pytest.raises(ValueError, match=says):
+        load_weights({"model": weights}, lambda given: given["lstm.weight_h"])
+
+
+def test_refuses_a_path_as_like():
+    state_dict = made_up([(3,)])
+    _, state = from_torch(state_dict, names="a")
+    with pytest.raises(ValueError, match=r"class 'str'.* Read the file first: read"):
+        to_torch(state, like="run.pt", names="a")
 
 
 def test_refuses_leaves_of_groups_that_differ():

@@ -369,6 +369,9 @@ def test_plain_files_answer_too(write, run):
     """No optimizer, no weights, or nothing at all."""
     assert "no optimizer's state" in run("inspect", write({"model": {"w": 1}}))[1]
     assert run("inspect", write([1, 2]))[0] == 0
+    scheduler = STEP_LR | {"last_epoch": 2, "_last_lr": [4.0]}
+    out = run("inspect", write({"scheduler": scheduler}))[1]
+    assert "holds the state of a scheduler (['scheduler'])" in " ".join(out.split())
     code, out, _ = run("inspect", FILES / "paddle.pdparams")
     assert code == 0
     assert exec_lines(lines_of(out))["params"].keys() > {"dense.weight"}

@@ -15,7 +15,7 @@ from flax.core import FrozenDict
 from support.untyped import dialects, rmsprop, stochastic_rounding
 
 import rmsprop_jax
-from rmsprop_jax import scale_by_rmsprop
+from rmsprop_jax import scale_by_rmsprop, schedules
 from rmsprop_jax._optimizer.transform import get_config
 
 NUMBERS = ["learning_rate", "alpha", "eps", "weight_decay", "momentum", "initial_scale"]
@@ -99,6 +99,11 @@ def test_a_schedule_returns_a_scalar():
             tx = rmsprop(**{name: lambda count, bad=bad: bad})
             with refused(ValueError, name, "schedule", "real scalar", *was):
                 tx.update(g, tx.init(g), g)
+
+
+def test_a_pair_of_schedules_is_no_schedule():
+    with refused(TypeError, "learning_rate", "a pair: give its learning_rate"):
+        rmsprop(schedules.one_cycle_lr(0.1, 100))
 
 
 def test_what_cannot_be_a_schedule():

@@ -1,5 +1,6 @@
 """State_dicts of schedulers as torch writes them, without torch, and as it does not."""
 
+import functools
 import json
 import math
 import pathlib
@@ -249,6 +250,14 @@ def test_lambdas_are_asked_for():
 def test_what_is_not_a_dictionary_is_refused():
     with pytest.raises(TypeError, match="state_dict must be a dictionary, such as"):
         from_torch([step_lr()])
+
+
+@pytest.mark.parametrize(
+    "read", [from_torch, functools.partial(schedules.to_torch, step_count=9)]
+)
+def test_the_groups_are_not_the_state_dict(read):
+    with pytest.raises(TypeError, match=r"was one dictionary.*\['param_groups'\]"):
+        read(step_lr(), param_groups={"state": {}, "param_groups": []})
 
 
 @pytest.mark.parametrize("path", ["run.pt", pathlib.Path("run.pt")])

@@ -224,7 +224,7 @@ class Part(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """What the leaves are made of.
+    """The arrays that leaves are made of.
 
     Attributes:
         values: The parameters, in memory or in a file.
@@ -235,7 +235,7 @@ class Stored(NamedTuple):
     copied: Mapping[int, npt.ArrayLike]
 
 
-# From what was read of some parts, of each source, to what is put there; None drops it.
+# Maps the arrays read for some parts, of each source, to those to put; None drops one.
 Finish: TypeAlias = Callable[
     [Sequence[Part], Sequence[Sequence[NumpyArray]]], list[list[NumpyArray | None]]
 ]
@@ -267,7 +267,7 @@ def place_leaves(
         views: What every leaf is of the parameters; None if it is among the copied.
         sources: What the leaves are made of; several are read together, so that
             ``finish`` has all of them.
-        finish: From what was read to what is put.
+        finish: Maps what was read to what is put.
         exact: Whether the dtype is that of the value, or at least float32.
 
     Returns:

@@ -43,7 +43,7 @@ def apply_function(what: str, function: Callable[[T], R] | None, tree: T) -> T |
 
 
 class TracedTree(NamedTuple):
-    """What to_params makes of parameters, independent of their values.
+    """The pytree that to_params makes, independent of the parameters' values.
 
     Attributes:
         structure: The pytree structure of the model's parameters.

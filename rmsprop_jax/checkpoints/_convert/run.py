@@ -538,7 +538,7 @@ def place_tree(
         values: The values, by the names of the parameters.
         key: What errors call the values.
         shardings: Where the leaves belong.
-        finish: From what was read of a leaf to what is put there.
+        finish: Maps what was read to what is put.
         exact: Whether the dtype is that of the value, or at least float32.
     """
     traced = trace_to_params(to_params, values, key)

@@ -45,7 +45,7 @@ Block: TypeAlias = str
 # The blocks of an optimizer's variables, in the order of the files: the moving averages
 # of the weights, the sums of the gradients, and the moments.
 BLOCKS: tuple[Block, ...] = ("average", "accumulator", *MOMENTS)
-# What Keras calls the blocks, and what legacy optimizers and TensorFlow call them.
+# The blocks' names in Keras, and in legacy optimizers and TensorFlow.
 BLOCK_NAMES: dict[Block, str] = {
     "average": "average",
     "accumulator": "gradient_accumulator",

@@ -57,7 +57,7 @@ _DICT_SIZE = 232
 
 
 class _Place(NamedTuple):
-    """Where the bytes of a chunk, or of a value that is not a tensor, are."""
+    """The place of the bytes of a chunk, or of a value that is not a tensor."""
 
     source: Source
     offset: int

@@ -46,7 +46,7 @@ class AttributeReader:
     def __init__(self, source: Source, budget: Budget) -> None:
         self._source = source
         self._budget = budget
-        # By the heap's address: the place and the size of each object in it.
+        # The place and the size of each object in a heap, by the heap's address.
         self._heaps: dict[int, dict[int, tuple[int, int]]] = {}
 
     def read_texts(self, address: int, names: Iterable[str]) -> dict[str, list[bytes]]:

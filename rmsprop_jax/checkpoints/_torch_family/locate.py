@@ -29,7 +29,7 @@ Id: TypeAlias = int | str
 # A part with this word in its name has moving averages.
 _AVERAGED = re.compile(r"(?<![a-z])ema(?![a-z])")
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-# What torch.compile and activation checkpointing insert into names.
+# Parts of names that torch.compile and activation checkpointing insert.
 _WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
 
 
