@@ -8,7 +8,8 @@ new processes. Memory is how far the resident memory of the process rises above 
 value before the call, including pages of files (nothing is mapped). The state that
 ``to_torch`` gets exists before. "elsewhere" is the peak without the result, as if the
 result were in another device's memory. Time is compared with reading the bytes of the
-file into memory. The file is in the system's cache.
+file into memory. The file is in the system's cache. All figures are medians of
+processes in turn, because how fast the system hands out memory varies.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -26,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 MOMENTUM = 0.9
+REPEATS = 5
 SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {},
     "momentum, centered": {"momentum": MOMENTUM, "centered": True},
@@ -137,27 +140,36 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "checkpoint.pt"
                 make_file(path, size, settings)
-                print_table(path, name)
+                print_table(path, name, 1 if given.quick else REPEATS)
 
 
-def print_table(path: Path, name: str) -> None:
+def print_table(path: Path, name: str, repeats: int) -> None:
     """Print the memory and time of each call, relative to those of the file."""
     size = path.stat().st_size
     print(f"\n{size / 1e9:.2f} GB, {name}")
     print("| call | peak | elsewhere | time | compared with reading the bytes |")
     print("|---|---|---|---|---|")
-    of_bytes = 0.0
+    found: dict[str, list[dict[str, float]]] = {call: [] for call in CALLS}
+    errors: dict[str, str] = {}
+    for _ in range(repeats):
+        for call in CALLS:
+            try:
+                found[call].append(measure_apart(call, path))
+            except subprocess.CalledProcessError as error:
+                errors[call] = error.stderr.splitlines()[-1]
+
+    def find_median(call: str, quantity: str) -> float:
+        return statistics.median(each[quantity] for each in found[call])
+
     for call in CALLS:
-        try:
-            found = measure_apart(call, path)
-        except subprocess.CalledProcessError as error:
-            print(f"| {call} | {error.stderr.splitlines()[-1]} |")
+        if call in errors:
+            print(f"| {call} | {errors[call]} |")
             continue
-        of_bytes = of_bytes or found["seconds"]
-        elsewhere = (found["peak"] - found["result"]) / size
+        peak, seconds = find_median(call, "peak"), find_median(call, "seconds")
+        elsewhere = peak - find_median(call, "result")
         print(
-            f"| {call} | {found['peak'] / size:.2f} × | {elsewhere:.2f} × | "
-            f"{found['seconds']:.2f} s | {found['seconds'] / of_bytes:.2f} × |",
+            f"| {call} | {peak / size:.2f} × | {elsewhere / size:.2f} × | "
+            f"{seconds:.2f} s | {seconds / find_median('bytes', 'seconds'):.2f} × |",
             flush=True,
         )
 

@@ -1,8 +1,8 @@
 """Put NumPy arrays, in memory or still in a file, onto their devices as JAX arrays.
 
-While a leaf is put onto its devices and freed, the next one is read (small ones
-together). Of a parameter, only the rows that this process needs are read. This is the
-one place where shardings are applied.
+While a leaf is put onto its devices and freed, the next one is read and converted
+(small ones together). Of a parameter, only the rows that this process needs are read.
+This is the one place where shardings are applied.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Shardings: TypeAlias = Any | ChooseSharding
 Box: TypeAlias = tuple[slice, ...]
 
 # Leaves are read together up to this size, as many short steps take longer.
-_BATCH_BYTES = 2**25
+_BATCH_BYTES = 2**23
 _ALIGNMENT = 64
 
 
@@ -275,8 +275,11 @@ def place_leaves(
     """
     placed: list[list[jax.Array | None]] = [[None] * len(views) for _ in sources]
 
-    def read(batch: Sequence[Part]) -> list[list[NumpyArray]]:
-        return [_read_parts(batch, views, source, exact=exact) for source in sources]
+    def read(batch: Sequence[Part]) -> list[list[NumpyArray | None]]:
+        return finish(
+            batch,
+            [_read_parts(batch, views, source, exact=exact) for source in sources],
+        )
 
     def put(batch: Sequence[Part], arrays: list[list[NumpyArray | None]]) -> None:
         for of_source, own in zip(placed, arrays, strict=True):
@@ -289,15 +292,16 @@ def place_leaves(
 
     batches = _plan_batches(leaves, shapes, shardings)
     if len(batches) == 1:
-        put(batches[0], finish(batches[0], read(batches[0])))
+        put(batches[0], read(batches[0]))
     elif batches:
-        # While one batch is finished and put, another thread reads the next one.
+        # Another thread reads up to two batches ahead. Only this one calls JAX, because
+        # contexts such as jax.default_device hold for one thread.
         with ThreadPoolExecutor(1) as thread:
-            pending = thread.submit(read, batches[0])
-            for batch, after in zip(batches, [*batches[1:], []], strict=True):
-                arrays = pending.result()
-                pending = thread.submit(read, after)
-                arrays = finish(batch, arrays)
+            pending = [thread.submit(read, batch) for batch in batches[:2]]
+            for batch, after in zip(batches, [*batches[2:], None, None], strict=True):
+                arrays = pending.pop(0).result()
+                if after is not None:
+                    pending.append(thread.submit(read, after))
                 put(batch, arrays)
                 del arrays
     return placed
@@ -387,8 +391,8 @@ def _read_parts(
     ]
 
 
-def put_scalar(number: int, sharding: Sharding) -> jax.Array:
-    """Put an int32 scalar onto the devices of a sharding."""
+def put_scalar(number: int, sharding: Sharding | None) -> jax.Array:
+    """Put an int32 scalar where it belongs, with memory of its own."""
     return _put(np.asarray(number, np.int32), Part(0, (), (), sharding))
 
 
@@ -413,10 +417,11 @@ def _put(array: NumpyArray, part: Part) -> jax.Array:
 def _unalign(array: NumpyArray) -> NumpyArray:
     """Return the array where JAX on the CPU must copy it.
 
-    At a multiple of 64 bytes, JAX uses an array's memory as it is. This may be the
-    memory of another framework, and cannot be donated.
+    At a multiple of 64 bytes, JAX uses a contiguous array's memory as it is. This may
+    be the memory of another framework, and cannot be donated.
     """
-    if array.__array_interface__["data"][0] % _ALIGNMENT:
+    address: int = array.__array_interface__["data"][0]
+    if address % _ALIGNMENT or not array.flags.c_contiguous:
         return array
     memory: NumpyArray = np.empty(array.nbytes + _ALIGNMENT, np.uint8)
     start = 16 - memory.__array_interface__["data"][0] % 16

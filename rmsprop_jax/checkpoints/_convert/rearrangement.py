@@ -140,9 +140,10 @@ def _count_marks_of_leaf(
             f"{where} was {dtype}. Cast the parameters afterwards."
         )
     array: NumpyArray = np.asarray(leaf).reshape(-1)
-    # Most leaves come from one parameter, and need no sorting.
+    # Most leaves come from one parameter, and need no sorting; without to_params their
+    # elements are the same one.
     values, counts = array[:1], np.array([array.size])
-    if (array != values).any():
+    if any(array.strides) and (array != values).any():
         values, counts = np.unique(array, return_counts=True)
     numbers = [int(n) for n in np.round(-1.5 - np.real(np.nan_to_num(values)))]
     pairs = zip(numbers, values, strict=False)

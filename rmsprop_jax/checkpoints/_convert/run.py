@@ -207,7 +207,7 @@ def make_run(
 
         return RMSPropState(
             # Each has a count of its own, because all of the state may be donated.
-            count=make_count(step_count, places.scalar),
+            count=put_scalar(step_count, places.scalar),
             nu=own("nu"),
             mu=own("mu"),
             grad_mean=own("grad_mean"),
@@ -559,13 +559,6 @@ def _find_places(shardings: Shardings | None, traced: TracedTree) -> Places:
     if shardings is None:
         return Places([None] * len(traced.paths), None)
     return resolve_shardings(shardings, traced.paths, traced.shapes)
-
-
-def make_count(count: int, sharding: Sharding | None) -> jax.Array:
-    """Return a step count with memory of its own."""
-    if sharding is None:
-        return jnp.array(count, jnp.int32)
-    return put_scalar(count, sharding)
 
 
 def _find_groups_of_leaves(

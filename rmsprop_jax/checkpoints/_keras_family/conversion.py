@@ -25,7 +25,7 @@ from rmsprop_jax._error_text import named_leaves, warn_user
 from rmsprop_jax._optimizer.options import Mask
 from rmsprop_jax._optimizer.state import LARGEST_COUNT
 from rmsprop_jax.checkpoints._convert.arrays import NumpyArray, Value, to_real_number
-from rmsprop_jax.checkpoints._convert.placement import Part, Shardings
+from rmsprop_jax.checkpoints._convert.placement import Part, Shardings, put_scalar
 from rmsprop_jax.checkpoints._convert.rearrangement import apply_function
 from rmsprop_jax.checkpoints._convert.run import (
     MOMENTS,
@@ -35,7 +35,6 @@ from rmsprop_jax.checkpoints._convert.run import (
     Run,
     Settings,
     ToParams,
-    make_count,
     make_run,
     place_tree,
 )
@@ -370,8 +369,8 @@ def _accumulate(
     scalar = None if shardings is None else optax.tree.get(state, "count").sharding
     multi = optax.MultiSteps(tx, every, accumulator_dtype=dtype)
     multi_state = optax.MultiStepsState(
-        mini_step=make_count(since, scalar),
-        gradient_step=make_count(saved.iterations // every, scalar),
+        mini_step=put_scalar(since, scalar),
+        gradient_step=put_scalar(saved.iterations // every, scalar),
         inner_opt_state=state,
         acc_grads=means,
         skip_state=(),

@@ -172,7 +172,7 @@ def materialize(content: object) -> Any:
         if isinstance(x, StoredArray):
             return x.read()
         if isinstance(x, StoredBytes):
-            return x.storage.read()
+            return bytes(x.storage.read())
         if not isinstance(x, dict | list | tuple | Namespace):
             return x
         if id(x) in made:  # an object in two places stays one object

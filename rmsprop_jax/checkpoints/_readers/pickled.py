@@ -62,7 +62,7 @@ def read_torch(source: Source) -> object:
     content = PickleMachine(source, data, storages=storages).load()
     for key, storage in storages.items():
         member = f"{folder}data/{key}"
-        storage.read_bytes = functools.partial(source.read_member, member)
+        storage.read_bytes = functools.partial(source.read_within_member, member)
         storage.verify = functools.partial(source.verify_member, member)
     return content
 

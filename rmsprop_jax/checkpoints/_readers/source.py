@@ -14,13 +14,16 @@ import zipfile
 import zlib
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 # Path-like, or a string.
 File: TypeAlias = str | os.PathLike[str]
+# What a file's bytes are read into.
+Buffer: TypeAlias = bytes | memoryview
+_AnyBuffer = TypeVar("_AnyBuffer", bytes, memoryview)
 # Any dtype.
 DType: TypeAlias = np.dtype[Any]
 NumpyArray: TypeAlias = npt.NDArray[Any]
@@ -128,21 +131,33 @@ class Source:
 
     def read_range(self, offset: int, size: int) -> bytes:
         """Read some of its bytes."""
+        with self._open_range(offset, size) as file:
+            content = file.read(size)
+        return _check_complete(content, size)
+
+    def read_buffer(self, offset: int, size: int) -> memoryview:
+        """Read some of its bytes into an array's memory.
+
+        For a large array, NumPy asks the system for huge pages. Small ones would take
+        the system as long as reading does.
+        """
+        with self._open_range(offset, size) as file:
+            buffer = np.empty(size, np.uint8).data
+            return _check_complete(buffer[: file.readinto(buffer)], size)
+
+    def _open_range(self, offset: int, size: int) -> io.BufferedReader | io.BytesIO:
         if offset < 0 or size < 0 or offset + size > self.size:
             raise DamagedError(
                 f"it ends at byte {self.size}, before the {size} bytes at {offset}"
             )
-        with self.open() as file:
-            file.seek(offset)
-            content = file.read(size)
-        if len(content) < size:
-            raise DamagedError("it became shorter while it was read")
-        return content
+        file = self.open()
+        file.seek(offset)
+        return file
 
-    def read_within(self, start: int, all_bytes: int, offset: int, size: int) -> bytes:
+    def read_within(self, start: int, all_bytes: int, offset: int, size: int) -> Buffer:
         """Read a part of a range of its bytes, as far as the range goes."""
         size = max(min(size, all_bytes - offset), 0)
-        return self.read_range(start + offset, size)
+        return self.read_buffer(start + offset, size)
 
     @functools.cached_property
     def _archive(self) -> zipfile.ZipFile:
@@ -167,21 +182,26 @@ class Source:
             raise DamagedError("its list of members is missing")
         return {info.filename: info for info in infos}
 
-    def read_member(self, name: str, offset: int = 0, size: int | None = None) -> bytes:
-        """Read a member of a zip file, or a part of it as far as the member goes.
+    def read_member(self, name: str) -> bytes:
+        """Read a member of a zip file, and verify its checksum."""
+        return bytes(
+            self.read_within_member(name, 0, self._find_member(name).file_size)
+        )
+
+    def read_within_member(self, name: str, offset: int, size: int) -> Buffer:
+        """Read a part of a member of a zip file, as far as the member goes.
 
         If all of it is read, its checksum is verified.
         """
         info = self._find_member(name)
-        size = info.file_size if size is None else size
         try:
             if info.compress_type != zipfile.ZIP_STORED:
                 return self._archive.read(info)[offset : offset + size]
-            size = max(min(size, info.file_size - offset), 0)
-            content = self.read_range(self._find_stored(info) + offset, size)
+            start = self._find_stored(info)
+            content = self.read_within(start, info.file_size, offset, size)
         except _ZIP_ERRORS as error:
             raise DamagedError(f"its member {name!r}: {error}") from error
-        if size == info.file_size:
+        if len(content) == info.file_size:
             _check_crc(name, zlib.crc32(content), info)
         return content
 
@@ -236,6 +256,12 @@ class Source:
         header = self.read_range(info.header_offset, _MEMBER_HEADER_SIZE)
         name_size, extra_size = struct.unpack("<HH", header[26:])
         return info.header_offset + _MEMBER_HEADER_SIZE + name_size + extra_size
+
+
+def _check_complete(content: _AnyBuffer, size: int) -> _AnyBuffer:
+    if len(content) < size:
+        raise DamagedError("it became shorter while it was read")
+    return content
 
 
 def _check_crc(name: str, crc: int, info: zipfile.ZipInfo) -> None:
@@ -354,12 +380,12 @@ class Storage:
     """
 
     size: int
-    read_bytes: Callable[[int, int], bytes]
+    read_bytes: Callable[[int, int], Buffer]
     verify: Callable[[], object] | None = None
     is_shared: bool = False
-    kept: bytes | None = None
+    kept: Buffer | None = None
 
-    def read(self) -> bytes:
+    def read(self) -> Buffer:
         """Read the bytes, or return those that were kept."""
         if self.kept is not None:
             return self.kept
@@ -368,7 +394,7 @@ class Storage:
             self.kept = content
         return content
 
-    def read_part(self, offset: int, size: int, *, verify: bool) -> bytes:
+    def read_part(self, offset: int, size: int, *, verify: bool) -> Buffer:
         """Read some of the bytes.
 
         Args:
