@@ -162,9 +162,9 @@ def master_weights(
     The inner transformation sees the float32 copies (the masters) as its parameters, so
     weight decay acts on them, and it sees float32 gradients. The updates make
     ``optax.apply_updates`` arrive exactly at the masters, rounded to the nearest value
-    of the parameter's dtype. (If a parameter was a thousand times larger, they arrive
-    as close as float32 can represent the difference.) For an Equinox model, see
-    `rmsprop_jax.precision`.
+    of the parameter's dtype. (If an update makes a parameter thousands of times
+    smaller, they arrive as close as float32 can represent the difference.) For an
+    Equinox model, see `rmsprop_jax.precision`.
 
     Args:
         tx: The whole optimizer, including ``optax.apply_if_finite`` if you want it.

@@ -55,8 +55,8 @@ class Explanation:
         count: The number of updates before the recording, of which nothing is known.
         learning_rates: The learning rate of each step, float64 [T]; NaN where nothing
             moved.
-        learning_rates_stderr: The standard error of each step's learning rate alone, in
-            the same form.
+        learning_rates_stderr: The standard error of each step's learning rate, if it is
+            fitted alone, in the same form.
         pieces: For how many steps each learning rate stays the same, if up to four
             explain as much as a learning rate for every step; otherwise empty.
         residual: The share of the updates that stays unexplained: the root mean square
@@ -139,7 +139,7 @@ class Explanation:
 
     @property
     def momentum(self) -> optax.ScalarOrSchedule | None:
-        """The momentum, a schedule if it changes; None if the rule is not here."""
+        """The momentum, a schedule if it changes; None if the package lacks it."""
         return self.recipe.options and self.recipe.options.momentum
 
     def transformation(

@@ -58,10 +58,10 @@ def rmsprop(
     conjugate of a complex gradient. Conjugate it before calling ``update``; otherwise
     the loss increases: ``gradients = jax.tree.map(jnp.conj, gradients)``.
 
-    The arithmetic is in float32, or in float64 if a gradient or a parameter is. Finite
+    The arithmetic is in float32, or in float64 if a gradient or the state is. Finite
     gradients never give NaN: in float32, gradients are clipped to ±2⁶² (in float64 to
-    ±2⁵¹⁰), because the square of a larger number would be infinite. An infinite
-    gradient gives NaN.
+    ±2⁵¹⁰), so that the squares of gradients and of their differences are finite. An
+    infinite gradient gives NaN.
 
     The learning rate, α, ε, the weight decay and the momentum may each be a Python
     number, a traced scalar (an argument of a jitted function, or under ``jax.vmap``,
@@ -93,7 +93,7 @@ def rmsprop(
             array, such as 1, as in TensorFlow 1. With bias correction it must be 0.
         bias_correction: Whether to correct the moments' bias towards their initial
             values, as Adam does. If centered, the variance of the first gradient alone
-            is 0, and the first step is g/ε.
+            is 0, and the first step is η·g/ε.
         decoupled_weight_decay: Whether to decay the parameter directly, as
             p − η·λ·p (like AdamW), instead of through the gradient.
         weight_decay_mask: Which leaves decay: a pytree of booleans like the parameters,
@@ -105,7 +105,7 @@ def rmsprop(
             stays float32. The state of float64 and complex parameters has their dtype.
             An existing state, such as one from a checkpoint, keeps its own dtype.
         seed: The seed of the stochastic rounding: an integer or an integer scalar
-            array. Runs with the same seed are bitwise identical.
+            array. The same program with the same seed gives bitwise identical results.
 
     Returns:
         A gradient transformation with an `RMSPropState`, whose pytrees are like the

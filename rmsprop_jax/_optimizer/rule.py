@@ -24,8 +24,8 @@ Centered, ν is the variance itself. The usual form keeps E[g²] and subtracts m
 cancels in float32; the recursion above is the same algebra and cannot cancel. With bias
 correction, α is α_t = α(1−α^(t−1))/(1−α^t), and ν and m are the corrected moments.
 
-A finite gradient gives finite numbers. In float32, g is clipped to ±2⁶² because the
-square of a larger number would be infinite, and x to ±2¹⁰⁰ where ε may be tiny.
+A finite gradient gives finite numbers. In float32, g is clipped to ±2⁶² so that g² and
+(g − m)² are finite, and x to ±2¹⁰⁰ where ε may be tiny.
 
 *Store, then read*: each field of the state is computed once, in the order m, ν, b, and
 whatever comes later reads the field as it was stored. XLA then makes one kernel per

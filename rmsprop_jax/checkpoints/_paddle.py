@@ -95,8 +95,8 @@ def from_paddle(
         momentum: As in `rmsprop_jax.dialects.paddle`.
         centered: As in `rmsprop_jax.dialects.paddle`.
         weight_decay: As in `rmsprop_jax.dialects.paddle`.
-        names: Which weight each of Paddle's own names, such as ``linear_0.w_0``, stands
-            for: the ``.pdparams`` file of the same run, or the dictionary
+        names: The weight for each of Paddle's own names, such as ``linear_0.w_0``:
+            the ``.pdparams`` file of the same run, or the dictionary
             ``{name: p.name for name, p in model.named_parameters()}``. By default the
             parameters have Paddle's own names.
         count: The step count, on which only a schedule depends. By default it is

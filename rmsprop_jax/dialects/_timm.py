@@ -60,7 +60,7 @@ def timm(
             ``lr²/max_lr·weight_decay`` times the parameter instead.
         lr_in_momentum: Whether the learning rate is applied inside the momentum buffer,
             as in TensorFlow.
-        caution: Whether to set elements of the step to 0 whose sign is not that of the
+        caution: Whether to zero the elements of the step whose sign is not that of the
             gradient, and to enlarge the others to make up for them (Liang et al. 2024).
             The momentum buffer is not changed. Real leaves only.
         max_lr: The largest learning rate of the run, for ``corrected_weight_decay``

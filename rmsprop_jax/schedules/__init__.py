@@ -8,13 +8,14 @@ the number:
     schedule = schedules.step_lr(0.1, step_size=30, gamma=0.1)
     tx = rmsprop(schedule, momentum=0.9)
 
-The schedules named after PyTorch's schedulers take PyTorch's arguments after the base
-learning rate, in its order and with its defaults. The schedules of
-``keras.optimizers.schedules``, such as `cosine_decay`, take Keras's arguments;
+The schedules named after PyTorch's schedulers take PyTorch's arguments, in PyTorch's
+order and with its defaults; most take the base learning rate in place of the optimizer.
+The schedules of ``keras.optimizers.schedules``, such as `cosine_decay`, take Keras's
+arguments;
 `cosine_lr_scheduler` and `step_lr_scheduler` take timm's. Each value is computed from
 the step count alone, for every int32 count, also under ``jit``, ``vmap`` and ``scan``.
 It is float64 if x64 is enabled; otherwise it is accurate to a millionth of the largest
-learning rate.
+learning rate, except in `multiplicative_lr`.
 
 A scheduler that steps once per epoch is a schedule of the epoch:
 

@@ -89,9 +89,9 @@ def cosine_annealing_lr(
 
     After ``T_max`` it rises again, to the base learning rate at ``2 * T_max``, and so
     on. PyTorch computes each value from the one before, which rounds most where a rise
-    begins. The values until the next rise are then off by a factor: by up to 1e-11 with
-    a ``T_max`` of 1,000, and by 2e-5 with 1,000,000. The first 64 rises reproduce
-    PyTorch's factor.
+    begins. PyTorch's values until the next rise are then off by a factor: by up to
+    1e-11 with a ``T_max`` of 1,000, and by 2e-5 with 1,000,000. This schedule has
+    PyTorch's factor in the first 64 rises.
 
     Args:
         learning_rate: The base learning rate: a number, or a scalar array.

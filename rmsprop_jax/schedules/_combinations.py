@@ -46,7 +46,7 @@ def sequential_lr(
 
     If a ``ChainedScheduler`` comes first, PyTorch takes the first step of all
     schedulers in it twice, so an ``ExponentialLR`` in it is a step ahead. This schedule
-    does the same. PyTorch rejects one after a milestone; here it counts from 0 there.
+    does the same. PyTorch rejects a chain after a milestone; here it counts from 0.
 
     Args:
         schedulers: Schedules of this module or of optax, or what `cyclic_lr` and

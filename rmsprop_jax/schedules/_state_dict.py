@@ -138,7 +138,7 @@ def from_torch(
         step_lr(0.5, step_size=30, gamma=0.5)
         >>> tx = rmsprop(learning_rate)
 
-    `to_torch` is the inverse.
+    `to_torch` exports the scheduler back, at a later step count.
 
     References:
         torch 2.13.0, ``torch/optim/lr_scheduler.py`` and ``torch/optim/swa_utils.py``.

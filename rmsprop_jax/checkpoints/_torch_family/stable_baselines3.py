@@ -67,8 +67,8 @@ def from_stable_baselines3(
     Returns:
         ``(tx, opt_state)`` as in `from_torch`, with `rmsprop_jax.dialects.torch` or
         `rmsprop_jax.dialects.stable_baselines3`. The file shows which of them it was,
-        unless an old torch wrote it. In that case, the latter is assumed, unless ν has
-        a value that is impossible with it.
+        unless an old torch wrote it. In that case, RMSpropTFLike is assumed, unless ν
+        has a value that is impossible with it.
 
     Raises:
         ValueError: As in `from_torch`; also if the optimizer is another one.
