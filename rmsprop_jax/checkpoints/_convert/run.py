@@ -118,7 +118,7 @@ class Group:
         config = get_config(tx)._replace(weight_decay_mask=self.weight_decay_mask)
         return make_transformation_of_config(config)
 
-    @property
+    @functools.cached_property
     def moments(self) -> tuple[Moment, ...]:
         """Which moments the rule keeps."""
         rule = get_config(self.tx).rule

@@ -12,12 +12,11 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Generator, Iterable
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from rmsprop_jax.checkpoints._readers.source import (
     Budget,
     DamagedError,
-    Source,
     UnsupportedError,
 )
 
@@ -39,12 +38,14 @@ class AttributeReader:
     """Reads attributes of an HDF5 file.
 
     Args:
-        source: The file. Only the parts that are needed are read.
+        file: The file. Only the parts that are needed are read.
+        size: The number of its bytes.
         budget: How many bytes reading may take.
     """
 
-    def __init__(self, source: Source, budget: Budget) -> None:
-        self._source = source
+    def __init__(self, file: BinaryIO, size: int, budget: Budget) -> None:
+        self._file = file
+        self._size = size
         self._budget = budget
         # The place and the size of each object in a heap, by the heap's address.
         self._heaps: dict[int, dict[int, tuple[int, int]]] = {}
@@ -76,9 +77,10 @@ class AttributeReader:
         return texts
 
     def _take(self, offset: int, size: int) -> bytes:
-        if offset + size > self._source.size:
+        if offset + size > self._size:
             raise DamagedError(f"it ends before the {size} bytes at {offset}")
-        return self._source.read_range(offset, size)
+        self._file.seek(offset)
+        return self._file.read(size)
 
     def _iterate_messages(self, address: int) -> Generator[_Message]:
         is_new = self._take(address, 4) == b"OHDR"
@@ -148,7 +150,7 @@ class AttributeReader:
 
     def _read_heap(self, address: int) -> dict[int, tuple[int, int]]:
         signature, size = struct.unpack("<8sQ", self._take(address, 16))
-        if signature[:5] != b"GCOL\1" or address + size > self._source.size:
+        if signature[:5] != b"GCOL\1" or address + size > self._size:
             raise DamagedError(f"there is no heap of strings at {address}")
         self._budget.spend(size)
         objects: dict[int, tuple[int, int]] = {}

@@ -159,8 +159,10 @@ def _read_h5(source: Source, part: Source) -> Group:
     try:
         # The file stays open, because its arrays are read later.
         file = h5py.File(part.open() if part is not source else part.path, "r")
-        walk = _Walk(source, part)
-        root = walk.walk_group(file, "", depth=0)
+        with part.open() as plain:
+            attributes = AttributeReader(plain, part.size, source.budget)
+            walk = _Walk(source, part, attributes)
+            root = walk.walk_group(file, "", depth=0)
         source.budget.spend(walk.size)
         return root
     except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
@@ -256,10 +258,11 @@ class _Walk:
         size: The total bytes of the datasets found so far.
     """
 
-    def __init__(self, source: Source, part: Source) -> None:
+    def __init__(
+        self, source: Source, part: Source, attributes: AttributeReader
+    ) -> None:
         self.size = 0
-        self._source, self._part = source, part
-        self._attributes = AttributeReader(part, source.budget)
+        self._source, self._part, self._attributes = source, part, attributes
         self._seen: set[object] = set()
 
     def walk_group(self, group: H5Object, path: str, depth: int) -> Group:
