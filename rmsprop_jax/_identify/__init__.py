@@ -82,7 +82,7 @@ def identify(
         The rules that explain the run; print the result to read them.
 
     Raises:
-        TypeError: If a leaf is not an array of numbers.
+        TypeError: If a leaf is not an array of numbers, or ``count`` not an integer.
         ValueError: If the trees, their lengths or their shapes do not match, if a
             number is not finite, if nothing moves, if there are fewer than 4 steps, or
             if an array ``learning_rate`` or ``gradient_norms`` does not have one number
@@ -100,12 +100,13 @@ def identify(
         (True, {'rho': 0.8, 'momentum': 0.5, 'epsilon': 0.001})
         >>> tx = match.best.transformation()  # doctest: +SKIP
     """
-    if operator.index(count) < 0:
-        raise ValueError(
+    is_integer = hasattr(count, "__index__")
+    if not is_integer or operator.index(count) < 0:
+        raise (ValueError if is_integer else TypeError)(
             "count must be the number of updates before the first step, an integer "
             f"that is not negative, but it was {count!r}."
         )
-    count = int(count)
+    count = operator.index(count)
     with _use_float64(), contextlib.closing(make_bar(3)) as bar:
         run = read_run(params, gradients)
         make = partial(

@@ -257,6 +257,11 @@ def test_names_the_leaf_that_does_not_fit(mesh):
     )
     with pytest.raises(ValueError, match=r"leaf 'dense\.bias', .*shape \(3,\)"):
         load_weights(FILES / "torch.pt", shardings=rows)
+    refuse(
+        r"function of a leaf's path and of its shape, .* too many positional",
+        error=TypeError,
+        shardings=lambda path: rows,
+    )
     too_many = NamedSharding(mesh, PartitionSpec(None, None, "rows"))
     refuse(r"leaf 'dense\.bias', .*, does not fit its shape", shardings=too_many)
     refuse(

@@ -96,6 +96,8 @@ def test_bad_input_is_refused_in_sentences():
     refused("at least 4 steps", {"w": params[:4]}, {"w": gradients[:3]})
     refused("floating-point leaves", {}, {})
     refused("count must be", {"w": params}, {"w": gradients}, count=-1)
+    with pytest.raises(TypeError, match=r"count must be .* but it was 20\.0"):
+        identify({"w": params}, {"w": gradients}, count=20.0)  # pyright: ignore[reportArgumentType]
     refused("must be stacked", {"w": np.float32(1)}, {"w": gradients})
 
 

@@ -8,6 +8,7 @@ This is the one place where shardings are applied.
 from __future__ import annotations
 
 import bisect
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -152,6 +153,7 @@ def resolve_shardings(
     if isinstance(shardings, Sharding):
         found: list[object] = [shardings] * len(paths)
     elif callable(shardings):
+        _check_takes_path_and_shape(shardings)
         pairs = zip(names, shapes, strict=True)
         found = [shardings(name, shape) for name, shape in pairs]
     else:
@@ -170,6 +172,19 @@ def resolve_shardings(
         for name, shape, sharding in zip(names, shapes, found, strict=True)
     ]
     return Places([*leaves], _replicate_on_same_mesh(leaves))
+
+
+def _check_takes_path_and_shape(function: Callable[..., object]) -> None:
+    try:
+        inspect.signature(function).bind("", ())
+    except TypeError as error:
+        raise TypeError(
+            "shardings must be a function of a leaf's path and of its shape, (path, "
+            f"shape) -> sharding, but {function!r} can't be called with two arguments: "
+            f"{error}."
+        ) from error
+    except ValueError:
+        pass  # not every function has a signature
 
 
 def _check_fits(name: str, shape: tuple[int, ...], sharding: object) -> Sharding:
