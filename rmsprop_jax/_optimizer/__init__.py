@@ -58,10 +58,10 @@ def rmsprop(
     conjugate of a complex gradient. Conjugate it before calling ``update``; otherwise
     the loss increases: ``gradients = jax.tree.map(jnp.conj, gradients)``.
 
-    The arithmetic is in float32, or in float64 if a gradient or the state is. Finite
-    gradients never give NaN: in float32, gradients are clipped to ±2⁶² (in float64 to
-    ±2⁵¹⁰), so that the squares of gradients and of their differences are finite. An
-    infinite gradient gives NaN.
+    The arithmetic is in float32, or in float64 if a gradient or the state is. With a
+    momentum of at most 1, finite gradients never give NaN: in float32, gradients are
+    clipped to ±2⁶² (in float64 to ±2⁵¹⁰), so that the squares of gradients and of their
+    differences are finite. An infinite gradient gives NaN.
 
     The learning rate, α, ε, the weight decay and the momentum may each be a Python
     number, a traced scalar (an argument of a jitted function, or under ``jax.vmap``,

@@ -88,10 +88,10 @@ def cosine_annealing_lr(
     """Fall to ``eta_min`` at ``T_max`` by a cosine, and rise: ``CosineAnnealingLR``.
 
     After ``T_max`` it rises again, to the base learning rate at ``2 * T_max``, and so
-    on. PyTorch computes each value from the one before, which rounds most where a rise
-    begins. PyTorch's values until the next rise are then off by a factor: by up to
-    1e-11 with a ``T_max`` of 1,000, and by 2e-5 with 1,000,000. This schedule has
-    PyTorch's factor in the first 64 rises.
+    on. PyTorch computes each value from the one before. The rounding error is largest
+    where a rise begins, and all values until the next rise have the same relative
+    error: up to 1e-11 with a ``T_max`` of 1,000, and 2e-5 with 1,000,000. This schedule
+    has PyTorch's error too, in the first 64 rises.
 
     Args:
         learning_rate: The base learning rate: a number, or a scalar array.

@@ -131,8 +131,9 @@ def constant_lr(
     """Multiply by ``factor`` until ``total_iters``: ``ConstantLR``.
 
     With ``total_iters=0``, PyTorch's optimizer keeps the small learning rate forever,
-    although PyTorch's closed form never has it. This schedule keeps it too, except
-    after a milestone of `sequential_lr`, where PyTorch uses the closed form.
+    although PyTorch's ``_get_closed_form_lr`` returns the base learning rate. This
+    schedule keeps the small one too, except after a milestone of `sequential_lr`, where
+    PyTorch uses the closed form.
 
     Args:
         learning_rate: The base learning rate: a number, or a scalar array.

@@ -34,9 +34,9 @@ def zero1(
 
     Args:
         tx: The whole chain. Its transformations must be elementwise, like `rmsprop`, or
-            reduce by sums, like ``optax.clip_by_global_norm``. Its functions of the
-            parameters (masks) see leaves of the same rank, but possibly of another
-            shape. Extra arguments reach it unchanged.
+            reduce by sums, like ``optax.clip_by_global_norm``. Functions that it calls
+            with the parameters, such as masks, get leaves of the same rank, but
+            possibly of another shape. Extra arguments reach it unchanged.
         mesh: The mesh that the parameters are on, concrete or abstract.
         axis: The name of the mesh axis to split over.
 

@@ -65,8 +65,8 @@ def from_keras(
             schedules are in the file, but one that you wrote must be given.
         momentum: A number or a schedule in place of the file's.
         rho: What ``keras.optimizers.RMSprop`` was made with. A ``.weights.h5`` holds no
-            settings, so for such a file give the momentum and all arguments from here
-            on.
+            settings, so for such a file give the momentum and the arguments from here
+            to ``weight_decay``.
         epsilon: As ``rho``.
         centered: As ``rho``.
         weight_decay: As ``rho``; 0 for none.
