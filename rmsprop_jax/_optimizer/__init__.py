@@ -109,8 +109,9 @@ def rmsprop(
 
     Returns:
         A gradient transformation with an `RMSPropState`, whose pytrees are like the
-        parameters. Updates have the shapes and dtypes of the gradients. Integer,
-        boolean and float0 gradients get an update of zeros. A gradient that is ``None``
+        parameters. Updates have the shapes and dtypes of the gradients, except that
+        integer, boolean and float0 gradients get zeros that can be added to the
+        parameter. A gradient that is ``None``
         gets no update, and its state does not change.
 
     Raises:
