@@ -46,8 +46,8 @@ def sequential_lr(
 
     If a ``ChainedScheduler`` comes first, PyTorch takes the first step of all
     schedulers in it twice, so an ``ExponentialLR`` in it is a step ahead. This schedule
-    does the same. PyTorch raises an error when it reaches a chain after a milestone; here
-    the chain counts from 0.
+    does the same. PyTorch raises an error when it reaches a chain after a milestone;
+    here, the chain counts from 0.
 
     Args:
         schedulers: Schedules of this module or of optax, or what `cyclic_lr` and
