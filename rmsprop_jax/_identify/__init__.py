@@ -55,7 +55,8 @@ def identify(
     learning rate of each step, because an update is linear in it.
 
     The result lists all rules that explain the run equally well, because the recording
-    can't distinguish them. If nothing explains the run, each leaf is tried separately.
+    can't distinguish them. If nothing explains the run, the largest leaves are tried
+    separately: at most six, until nothing explains two of them.
 
     The search uses up to 64 elements: some of each leaf, with gradients from the
     smallest to the largest.
@@ -71,7 +72,7 @@ def identify(
             times.
         learning_rate: The learning rate if it is known: a number, a schedule of the
             run's step count, or the learning rate of each recorded step [T].
-        count: The number of updates before the first step. If it is above 0, the
+        count: The number of updates before the recording. If it is above 0, the
             optimizer's state is unknown and is fitted too, for fewer elements. The
             initial value of the second moment can't be found then.
         gradient_norms: The global norm of the whole gradient of each step [T], if

@@ -58,7 +58,7 @@ class Explanation:
         learning_rates_stderr: The standard error of each step's learning rate, if it is
             fitted alone, in the same form.
         pieces: For how many steps each learning rate stays the same, if up to four
-            explain as much as a learning rate for every step; otherwise empty.
+            learning rates explain as much as one for every step; otherwise empty.
         residual: The share of the updates that stays unexplained: the root mean square
             of the residuals over that of the updates. Updates that are mostly rounding
             count less.
@@ -139,7 +139,7 @@ class Explanation:
 
     @property
     def momentum(self) -> optax.ScalarOrSchedule | None:
-        """The momentum, a schedule if it changes; None if the package lacks it."""
+        """The momentum, a schedule if it changes; None without an RMSProp's rule."""
         return self.recipe.options and self.recipe.options.momentum
 
     def transformation(

@@ -27,8 +27,8 @@ class Match:
         others: The next best rule, if there is one, which leaves more unexplained.
         rounding: The largest share of the updates that rounding may leave unexplained;
             compare `Explanation.residual`.
-        by_leaf: What explains each leaf alone, by its path, if nothing explains all
-            leaves together.
+        by_leaf: What explains a leaf alone, by its path, if nothing explains all leaves
+            together. It contains only the leaves that were tried.
         remarks: Further remarks about the recording, in sentences.
         causes: If nothing explains the run, causes that the recording points to, in
             sentences.

@@ -72,8 +72,8 @@ def from_optax(
 
     Returns:
         The state as an `RMSPropState`. Leaves are float32, or float64 if optax's are,
-        with optax's shardings. The count has that of optax's count, or is on all
-        devices of the moments' mesh if optax has none. The moments of integer
+        with optax's shardings. The count has the sharding of optax's count, or is on
+        all devices of the moments' mesh if optax has none. The moments of integer
         parameters, which optax has too, become ``None``.
 
     Raises:

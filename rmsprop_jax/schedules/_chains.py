@@ -67,8 +67,8 @@ def chained_scheduler(
     - `cosine_annealing_lr` multiplies the part above ``eta_min``, and adds to it where
       a rise begins. So at its lowest point, what the others did before is lost.
     - `lambda_lr`, `cosine_annealing_warm_restarts`, `cyclic_lr` and `one_cycle_lr`
-      replace it. So schedulers before the last of these have no effect, and those
-      after it multiply its value only by how much their factors change in a step.
+      replace it. So schedulers before the last of these have no effect. A factor g(t)
+      after it multiplies its value at step t by g(t)/g(t − 1).
 
     As in PyTorch, schedulers after a ``OneCycleLR`` have its first learning rate as
     their base learning rate, and a ``CyclicLR`` that is not the first scheduler leaves

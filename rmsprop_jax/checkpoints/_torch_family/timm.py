@@ -65,8 +65,8 @@ def from_timm(
             weight decay, with all parameters that have at most one dimension or are
             called ``bias``. With other groups, such as those of layer decay, names must
             be given.
-        learning_rate: As in `from_torch`. By default, timm's script has a schedule,
-            which it does not save. Make it with
+        learning_rate: As in `from_torch`. timm's script uses a schedule unless told
+            otherwise, but does not save it. Make it with
             `rmsprop_jax.schedules.cosine_lr_scheduler` or
             `rmsprop_jax.schedules.step_lr_scheduler`.
         momentum: As in `from_torch`.

@@ -65,9 +65,9 @@ def from_torch(
         names: torch's names of the parameters in the optimizer's order, if the groups
             have no ``param_names``. (torch 2.6 and later writes them for an optimizer
             made from ``named_parameters()``.) For one group, made from
-            ``model.parameters()``, they may be ``dict(model.named_parameters())``. Its
-            weights are needed if a parameter never had a gradient, because then only
-            the weight knows its shape. Several groups have their own order:
+            ``model.parameters()``, they may be ``dict(model.named_parameters())``. Pass
+            this dictionary if a parameter never had a gradient, because then only the
+            weight knows its shape. Several groups have their own order:
 
                 name_of = {p: name for name, p in model.named_parameters()}
                 names = [
@@ -119,7 +119,8 @@ def from_torch(
         UserWarning: If a group shows that a scheduler changed its ``lr`` or its
             ``momentum``, and ``learning_rate`` or ``momentum`` is not given. If the
             scheduler is in the checkpoint, the warning has the arguments that resume
-            it. Also with ``learning_rate="checkpoint"``, if it is a CyclicLR.
+            it. Also for a CyclicLR with ``learning_rate="checkpoint"``, because PyTorch
+            does not store whether it had a ``scale_fn``.
 
     Examples:
         >>> import numpy as np
