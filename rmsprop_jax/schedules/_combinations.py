@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Sequence
 from typing import TypeAlias, overload
 
@@ -13,9 +14,11 @@ from rmsprop_jax._optimizer.options import is_schedule
 from rmsprop_jax.schedules._arguments import validate_integer
 from rmsprop_jax.schedules._chains import repeat_first_step
 from rmsprop_jax.schedules._schedule import (
+    AbsoluteSchedule,
     Formula,
     LearningRateAndMomentum,
     Schedule,
+    SequentialSchedule,
     to_schedule,
 )
 
@@ -61,7 +64,10 @@ def sequential_lr(
         active, the momentum stays as it was.
 
     Raises:
-        ValueError: If there are not as many milestones, or they don't ascend.
+        ValueError: If there are not as many milestones, or they don't ascend. If
+            PyTorch changes the schedulers: a ``OneCycleLR`` makes its first learning
+            rate the base learning rate of the others, and a ``SequentialLR`` that comes
+            first is stepped twice at the start. The error says what to write instead.
         TypeError: If something in ``schedulers`` is not a schedule.
 
     Examples:
@@ -84,14 +90,22 @@ def sequential_lr(
         raise ValueError(f"milestones must ascend, but they were {starts[1:]}.")
     call = f"sequential_lr({[*schedulers]!r}, milestones={starts[1:]})"
     learning_rates = [part.learning_rate for part in parts]
+    _check_base_learning_rates(learning_rates)
     first = bisect.bisect_right(starts, 0) - 1
+    if isinstance(learning_rates[first], SequentialSchedule):
+        raise ValueError(
+            "schedulers must not begin with a sequential_lr, because PyTorch steps it "
+            "twice at the start, so that each of its milestones comes one step early. "
+            "To do the same, put its schedulers into this sequential_lr, with "
+            "milestones that are one smaller."
+        )
     learning_rates[first] = repeat_first_step(learning_rates[first])
     formula = _join(learning_rates, starts)
     if all(part.momentum is None for part in parts):
-        return Schedule(call, formula)
+        return SequentialSchedule(call, formula)
     momentum = _hold_between([part.momentum for part in parts], starts)
     return LearningRateAndMomentum(
-        Schedule(f"{call}.learning_rate", formula),
+        SequentialSchedule(f"{call}.learning_rate", formula),
         Schedule(f"{call}.momentum", momentum),
     )
 
@@ -102,6 +116,25 @@ def _validate_part(name: str, part: _Part) -> LearningRateAndMomentum:
     if not is_schedule(part):
         raise TypeError(f"{name} must be schedules, but one was {part!r}.")
     return LearningRateAndMomentum(to_schedule(part))
+
+
+def _check_base_learning_rates(parts: Sequence[Schedule]) -> None:
+    """Raise if a scheduler's base learning rate is another one in PyTorch."""
+    bases = [getattr(part, "learning_rate", None) for part in parts]
+    for part in parts:
+        if not isinstance(part, AbsoluteSchedule) or not part.sets_base:
+            continue
+        first = part.learning_rate
+        if not isinstance(first, float):
+            continue
+        floats = [x for x in bases if isinstance(x, float)]
+        if others := [x for x in floats if not math.isclose(x, first)]:
+            raise ValueError(
+                "schedulers must have the base learning rate of the one_cycle_lr, "
+                f"max_lr / div_factor = {first}, because PyTorch's OneCycleLR makes it "
+                f"that of the optimizer, but one had {others[0]}. Give them {first} to "
+                "do the same, or use optax.join_schedules, in which each keeps its own."
+            )
 
 
 def _shift(formula: Formula, start: int) -> Formula:

@@ -253,7 +253,10 @@ def one_cycle_lr(
         f"final_div_factor={final_div_factor}, three_phase={three_phase})"
     )
     learning_rate = AbsoluteSchedule(
-        f"{call}.learning_rate", compute_learning_rate, learning_rate=first
+        f"{call}.learning_rate",
+        compute_learning_rate,
+        learning_rate=first,
+        sets_base=True,
     )
     if not validate_flag("cycle_momentum", cycle_momentum):
         return LearningRateAndMomentum(learning_rate)

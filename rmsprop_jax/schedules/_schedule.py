@@ -50,10 +50,17 @@ class AbsoluteSchedule(Schedule):
         learning_rate: The base learning rate.
         starts_at_base: Whether PyTorch's starts at the optimizer's base learning rate
             instead if another scheduler was made before it.
+        sets_base: Whether PyTorch's makes its own the optimizer's base learning rate.
     """
 
     learning_rate: Number = 0.0
     starts_at_base: bool = False
+    sets_base: bool = False
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class SequentialSchedule(Schedule):
+    """One schedule after the other, each from its milestone on."""
 
 
 class Multiplier(NamedTuple):

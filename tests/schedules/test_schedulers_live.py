@@ -308,6 +308,48 @@ def test_sequences_are_torchs(torch, limit, sequence):
     assert_follows(ours, (theirs[:, 0], momenta[:, 0]), limit)
 
 
+ONE_CYCLE_OF_BASE = (
+    "OneCycleLR",
+    {"max_lr": 25 * schedulers.LEARNING_RATE, "total_steps": 300},
+)
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize("name", ["ExponentialLR", "LinearLR", "CosineAnnealingLR"])
+def test_a_sequence_with_one_cycle_is_torchs_if_all_have_its_base(
+    torch, limit, name, is_first
+):
+    parts = [(name, MULTIPLY[name]), ONE_CYCLE_OF_BASE]
+    parts = parts[::-1] if is_first else parts
+    optimizer = make_optimizer(torch)
+    made = [make_theirs(torch, optimizer, *part) for part in parts]
+    scheduler = torch.optim.lr_scheduler.SequentialLR(optimizer, made, [40])
+    theirs, momenta = follow(optimizer, scheduler, 200)
+    pairs = [make_ours(*part) for part in parts]
+    ours = schedules.sequential_lr(
+        [x if x.momentum else x.learning_rate for x in pairs], [40]
+    )
+    assert isinstance(ours, schedules.LearningRateAndMomentum)
+    assert_follows(ours, (theirs[:, 0], momenta[:, 0]), limit)
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of")  # torch steps it twice
+def test_a_sequence_that_begins_with_another_is_torchs_one_step_early(torch, limit):
+    names = ["LinearLR", "ExponentialLR", "StepLR"]
+    optimizer = make_optimizer(torch)
+    made = [make_theirs(torch, optimizer, name, MULTIPLY[name]) for name in names]
+    sequential = torch.optim.lr_scheduler.SequentialLR
+    inner = sequential(optimizer, made[:2], [7])
+    theirs, momenta = follow(
+        optimizer, sequential(optimizer, [inner, made[2]], [30]), 99
+    )
+    ours = schedules.sequential_lr(
+        [make_ours(name, MULTIPLY[name]).learning_rate for name in names], [6, 30]
+    )
+    pair = schedules.LearningRateAndMomentum(ours)
+    assert_follows(pair, (theirs[:, 0], momenta[:, 0]), limit)
+
+
 MULTIPLY = {
     "StepLR": {"step_size": 30, "gamma": 0.5},
     "MultiStepLR": {"milestones": [3, 90], "gamma": 0.5},

@@ -429,6 +429,18 @@ REFUSED = [
     ),
     (
         lambda: untyped.sequential_lr(
+            [untyped.linear_lr(0.1), untyped.one_cycle_lr(0.2, 10)], [3]
+        ),
+        "must have the base learning rate .* = 0.008, .* but one had 0.1",
+    ),
+    (
+        lambda: untyped.sequential_lr(
+            [untyped.sequential_lr([untyped.linear_lr(0.1)], [])] * 2, [3]
+        ),
+        "must not begin with a sequential_lr",
+    ),
+    (
+        lambda: untyped.sequential_lr(
             [untyped.linear_lr(0.1), untyped.linear_lr(0.1, total_iters=0)], [3]
         ),
         "total_iters of linear_lr must be at least 1 after a milestone",
