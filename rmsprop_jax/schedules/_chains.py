@@ -75,9 +75,8 @@ def chained_scheduler(
     the optimizer's learning rate unchanged for the first update.
 
     With an ``eta_min`` or several cosines, the learning rates are computed once, when
-    the schedule is made, until they repeat. If there is only one
-    cosine and the factors stop changing, they are computed at most up to the next
-    lowest point of the cosine.
+    the schedule is made, until they repeat. If there is only one cosine and the factors
+    stop changing, they are computed at most up to the next lowest point of the cosine.
 
     Args:
         schedulers: Schedules of this module with the same base learning rate, in

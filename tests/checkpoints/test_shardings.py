@@ -297,14 +297,23 @@ def test_names_what_a_tree_lacks(mesh):
 # --- What is read.
 
 
+def test_the_default_device_is_the_callers(monkeypatch):
+    """Also where another thread reads, as for files with more than one batch."""
+    monkeypatch.setattr(placement, "_BATCH_BYTES", 1)
+    device = jax.devices()[3]
+    with jax.default_device(device):
+        _, state = functions.from_torch(FILES / "torch.pt")
+    assert {x for leaf in jax.tree.leaves(state) for x in leaf.devices()} == {device}
+
+
 @pytest.mark.parametrize("fails_at", range(0, 60, 3))
 def test_an_interrupted_load_leaves_nothing(fails_at, fsdp, mesh, monkeypatch):
     """No array on a device, no open file, no thread; and the files as they were."""
     path = fsdp / "four"
     before = {file.name: file.read_bytes() for file in path.iterdir()}
-    original, calls = Source.read_range, 0
+    original, calls = Source._open_range, 0
 
-    def read_range(self, offset, size):
+    def open_range(self, offset, size):
         nonlocal calls
         calls += 1
         if calls > fails_at:
@@ -315,7 +324,7 @@ def test_an_interrupted_load_leaves_nothing(fails_at, fsdp, mesh, monkeypatch):
     arrays, opened = len(jax.live_arrays()), len(os.listdir("/dev/fd"))
     threads = threading.active_count()
     with monkeypatch.context() as patch:
-        patch.setattr(Source, "read_range", read_range)
+        patch.setattr(Source, "_open_range", open_range)
         with pytest.raises(KeyboardInterrupt):
             functions.from_torch(path, shardings=choose(mesh))
     gc.collect()
@@ -347,9 +356,9 @@ def test_only_the_rows_of_this_process_are_read(
         with pytest.warns(UserWarning, match="single process"):
             distributed.save(content, checkpoint_id=path)
     read_bytes = []
-    original = Source.read_range
+    original = Source._open_range
 
-    def read_range(self, offset, size):
+    def open_range(self, offset, size):
         read_bytes.append(size)
         return original(self, offset, size)
 
@@ -364,7 +373,7 @@ def test_only_the_rows_of_this_process_are_read(
             return dict(items[2:4])
 
     made = []
-    monkeypatch.setattr(Source, "read_range", read_range)
+    monkeypatch.setattr(Source, "_open_range", open_range)
     monkeypatch.setattr(
         jax,
         "make_array_from_single_device_arrays",

@@ -309,8 +309,8 @@ def place_leaves(
     if len(batches) == 1:
         put(batches[0], read(batches[0]))
     elif batches:
-        # Another thread reads up to two batches ahead. Only this one calls JAX, because
-        # contexts such as jax.default_device hold for one thread.
+        # Another thread reads up to two batches ahead. It does not call JAX, because
+        # contexts such as jax.default_device only hold in the caller's thread.
         with ThreadPoolExecutor(1) as thread:
             pending = [thread.submit(read, batch) for batch in batches[:2]]
             for batch, after in zip(batches, [*batches[2:], None, None], strict=True):
