@@ -29,11 +29,6 @@ def pytest_configure(config: pytest.Config) -> None:
             importlib.import_module("paddle")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the scripts: while one of minutes ran last, other cores would wait."""
-    items.sort(key=lambda item: item.path.parent.name != "examples")
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item,

@@ -101,12 +101,14 @@ def identify(
         (True, {'rho': 0.8, 'momentum': 0.5, 'epsilon': 0.001})
         >>> tx = match.best.transformation()  # doctest: +SKIP
     """
-    is_integer = hasattr(count, "__index__")
-    if not is_integer or operator.index(count) < 0:
-        raise (ValueError if is_integer else TypeError)(
-            "count must be the number of updates before the first step, an integer "
-            f"that is not negative, but it was {count!r}."
-        )
+    error = (
+        "count must be the number of updates before the recording, an integer that is "
+        f"not negative, but it was {count!r}."
+    )
+    if not hasattr(count, "__index__"):
+        raise TypeError(error)
+    if operator.index(count) < 0:
+        raise ValueError(error)
     count = operator.index(count)
     with _use_float64(), contextlib.closing(make_bar(3)) as bar:
         run = read_run(params, gradients)

@@ -15,6 +15,8 @@ from rmsprop_jax.schedules._arguments import validate_integer
 from rmsprop_jax.schedules._chains import repeat_first_step
 from rmsprop_jax.schedules._schedule import (
     AbsoluteSchedule,
+    CosineSchedule,
+    FactorSchedule,
     Formula,
     LearningRateAndMomentum,
     Schedule,
@@ -65,9 +67,10 @@ def sequential_lr(
 
     Raises:
         ValueError: If there are not as many milestones, or they don't ascend. If
-            PyTorch changes the schedulers: a ``OneCycleLR`` makes its first learning
-            rate the base learning rate of the others, and a ``SequentialLR`` that comes
-            first is stepped twice at the start. The error says what to write instead.
+            PyTorch changes the schedulers: a ``OneCycleLR``, or a ``CyclicLR`` that
+            comes first, makes its first learning rate the base learning rate of most
+            others, and a ``SequentialLR`` that comes first is stepped twice at the
+            start. The error says what to write instead.
         TypeError: If something in ``schedulers`` is not a schedule.
 
     Examples:
@@ -90,8 +93,8 @@ def sequential_lr(
         raise ValueError(f"milestones must ascend, but they were {starts[1:]}.")
     call = f"sequential_lr({[*schedulers]!r}, milestones={starts[1:]})"
     learning_rates = [part.learning_rate for part in parts]
-    _check_base_learning_rates(learning_rates)
     first = bisect.bisect_right(starts, 0) - 1
+    _check_base_learning_rates(learning_rates, first)
     if isinstance(learning_rates[first], SequentialSchedule):
         raise ValueError(
             "schedulers must not begin with a sequential_lr, because PyTorch steps it "
@@ -118,23 +121,48 @@ def _validate_part(name: str, part: _Part) -> LearningRateAndMomentum:
     return LearningRateAndMomentum(to_schedule(part))
 
 
-def _check_base_learning_rates(parts: Sequence[Schedule]) -> None:
-    """Raise if a scheduler's base learning rate is another one in PyTorch."""
-    bases = [getattr(part, "learning_rate", None) for part in parts]
-    for part in parts:
-        if not isinstance(part, AbsoluteSchedule) or not part.sets_base:
+def _check_base_learning_rates(parts: Sequence[Schedule], first: int) -> None:
+    """Raise if PyTorch changes the base learning rate of a schedule.
+
+    PyTorch makes the schedulers in their order. A ``OneCycleLR``, and a ``CyclicLR``
+    that is made first, set the learning rate of the optimizer, from which the first
+    scheduler then starts, and the base learning rate that most schedulers after them
+    read.
+    """
+    for i, cycle in enumerate(parts):
+        if not isinstance(cycle, AbsoluteSchedule):
             continue
-        first = part.learning_rate
-        if not isinstance(first, float):
+        if not cycle.sets_base and not (cycle.starts_at_base and i == 0):
             continue
-        floats = [x for x in bases if isinstance(x, float)]
-        if others := [x for x in floats if not math.isclose(x, first)]:
-            raise ValueError(
-                "schedulers must have the base learning rate of the one_cycle_lr, "
-                f"max_lr / div_factor = {first}, because PyTorch's OneCycleLR makes it "
-                f"that of the optimizer, but one had {others[0]}. Give them {first} to "
-                "do the same, or use optax.join_schedules, in which each keeps its own."
-            )
+        changed = [part for part in parts[i + 1 :] if _reads_base(part)]
+        if first < i:
+            begins = parts[first].parts or (parts[first],)
+            changed += [
+                x for x in begins if isinstance(x, FactorSchedule | CosineSchedule)
+            ]
+        own = cycle.learning_rate
+        for part in changed:
+            base: object = getattr(part, "learning_rate", None)
+            # Arrays may be traced.
+            if not isinstance(own, float) or not isinstance(base, float):
+                continue
+            if not math.isclose(own, base):
+                raise ValueError(
+                    f"schedulers must have {own} as the base learning rate of {part}, "
+                    f"because PyTorch makes the first learning rate of {cycle} that of "
+                    f"the optimizer, but it was {base}. Give {own} to do the same, or "
+                    "use optax.join_schedules, which does not change it."
+                )
+
+
+def _reads_base(part: Schedule) -> bool:
+    """Whether PyTorch's scheduler computes from the optimizer's base learning rate."""
+    if isinstance(part, AbsoluteSchedule):
+        return not (part.starts_at_base or part.sets_base)
+    # MultiplicativeLR continues from the learning rate before its milestone.
+    if isinstance(part, FactorSchedule):
+        return part.multiplier is not None
+    return isinstance(part, CosineSchedule)
 
 
 def _shift(formula: Formula, start: int) -> Formula:

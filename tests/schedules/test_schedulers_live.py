@@ -308,29 +308,54 @@ def test_sequences_are_torchs(torch, limit, sequence):
     assert_follows(ours, (theirs[:, 0], momenta[:, 0]), limit)
 
 
-ONE_CYCLE_OF_BASE = (
-    "OneCycleLR",
-    {"max_lr": 25 * schedulers.LEARNING_RATE, "total_steps": 300},
-)
+def one_cycle_of(base):
+    return "OneCycleLR", {"max_lr": 25 * base, "total_steps": 300}
+
+
+def assert_sequence_is_torchs(torch, limit, parts, milestones):
+    optimizer = make_optimizer(torch)
+    made = [make_theirs(torch, optimizer, *part) for part in parts]
+    scheduler = torch.optim.lr_scheduler.SequentialLR(optimizer, made, milestones)
+    theirs, momenta = follow(optimizer, scheduler, 200)
+    pairs = [make_ours(*part) for part in parts]
+    ours = schedules.sequential_lr(
+        [x if x.momentum else x.learning_rate for x in pairs], milestones
+    )
+    assert isinstance(ours, schedules.LearningRateAndMomentum)
+    assert_follows(ours, (theirs[:, 0], momenta[:, 0]), limit)
 
 
 @pytest.mark.parametrize("is_first", [True, False])
 @pytest.mark.parametrize("name", ["ExponentialLR", "LinearLR", "CosineAnnealingLR"])
-def test_a_sequence_with_one_cycle_is_torchs_if_all_have_its_base(
-    torch, limit, name, is_first
-):
-    parts = [(name, MULTIPLY[name]), ONE_CYCLE_OF_BASE]
-    parts = parts[::-1] if is_first else parts
-    optimizer = make_optimizer(torch)
-    made = [make_theirs(torch, optimizer, *part) for part in parts]
-    scheduler = torch.optim.lr_scheduler.SequentialLR(optimizer, made, [40])
-    theirs, momenta = follow(optimizer, scheduler, 200)
-    pairs = [make_ours(*part) for part in parts]
-    ours = schedules.sequential_lr(
-        [x if x.momentum else x.learning_rate for x in pairs], [40]
+def test_a_sequence_with_one_cycle_of_the_base_is_torchs(torch, limit, name, is_first):
+    parts = [(name, MULTIPLY[name]), one_cycle_of(schedulers.LEARNING_RATE)]
+    assert_sequence_is_torchs(torch, limit, parts[::-1] if is_first else parts, [40])
+
+
+LAMBDA = ("LambdaLR", {"lr_lambda": schedulers.gentle})
+RESTARTS = ("CosineAnnealingWarmRestarts", {"T_0": 30})
+# torch's OneCycleLR and CyclicLR would share the momenta that they keep in the group.
+LOW_CYCLE, CYCLE_OF_BASE = (
+    (
+        "CyclicLR",
+        {"base_lr": low, "max_lr": 0.3, "step_size_up": 10, "cycle_momentum": False},
     )
-    assert isinstance(ours, schedules.LearningRateAndMomentum)
-    assert_follows(ours, (theirs[:, 0], momenta[:, 0]), limit)
+    for low in (0.01, schedulers.LEARNING_RATE)
+)
+KEPT = [
+    [LAMBDA, one_cycle_of(0.02)],
+    [RESTARTS, one_cycle_of(0.02)],
+    [LOW_CYCLE, one_cycle_of(0.02)],
+    [one_cycle_of(0.02), LOW_CYCLE],
+    [one_cycle_of(0.02), ("MultiplicativeLR", {"lr_lambda": schedulers.gentle})],
+    [CYCLE_OF_BASE, ("ExponentialLR", {"gamma": 0.97}), one_cycle_of(0.02)],
+]
+
+
+@pytest.mark.parametrize("parts", KEPT, ids=lambda parts: "-".join(x for x, _ in parts))
+def test_one_cycle_leaves_some_schedulers_alone(torch, limit, parts):
+    """So they need not have its base learning rate."""
+    assert_sequence_is_torchs(torch, limit, parts, [40, 80][: len(parts) - 1])
 
 
 @pytest.mark.filterwarnings("ignore:Detected call of")  # torch steps it twice

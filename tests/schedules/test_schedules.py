@@ -431,7 +431,20 @@ REFUSED = [
         lambda: untyped.sequential_lr(
             [untyped.linear_lr(0.1), untyped.one_cycle_lr(0.2, 10)], [3]
         ),
-        "must have the base learning rate .* = 0.008, .* but one had 0.1",
+        "must have 0.008 as the base learning rate of linear_lr.*, but it was 0.1",
+    ),
+    (
+        lambda: untyped.sequential_lr(
+            [untyped.cyclic_lr(0.01, 0.2), untyped.linear_lr(0.1)], [3]
+        ),
+        "must have 0.01 as the base learning rate of linear_lr.*, but it was 0.1",
+    ),
+    (
+        lambda: untyped.sequential_lr(
+            [untyped.one_cycle_lr(0.2, 10), untyped.lambda_lr(0.1, lambda count: 1.0)],
+            [3],
+        ),
+        "must have 0.008 as the base learning rate of lambda_lr.*, but it was 0.1",
     ),
     (
         lambda: untyped.sequential_lr(

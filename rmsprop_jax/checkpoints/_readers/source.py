@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 # Path-like, or a string.
 File: TypeAlias = str | os.PathLike[str]
-# What a file's bytes are read into.
+# Parsers (and google-crc32c) need bytes; an array can use memory that NumPy allocated.
 Buffer: TypeAlias = bytes | memoryview
 _AnyBuffer = TypeVar("_AnyBuffer", bytes, memoryview)
 # Any dtype.
