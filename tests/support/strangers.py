@@ -276,7 +276,13 @@ class Reader:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "ignore"},
+            # Each arena of malloc takes 64 MiB of addresses, which the limit counts.
+            env={
+                **os.environ,
+                "PYTHONPATH": path,
+                "PYTHONWARNINGS": "ignore",
+                "MALLOC_ARENA_MAX": "1",
+            },
         )
         self.whole = self._ask({"name": self.name, "seed": 0}, seconds=120)
         assert [outcome.kind for outcome in self.whole[1:]] == ["read", "read"]
