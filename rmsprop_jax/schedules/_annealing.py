@@ -40,6 +40,7 @@ from rmsprop_jax.schedules._schedule import (
     CosineSchedule,
     Formula,
     Schedule,
+    SWASchedule,
     blend,
     widen,
 )
@@ -259,4 +260,6 @@ def swa_lr(
         f"swa_lr({base}, swa_lr={last}, anneal_epochs={steps}, "
         f"anneal_strategy={strategy!r})"
     )
-    return Schedule(call, start_from(base), start_from)
+    if steps == 0:  # Its values do not depend on the learning rate that it starts from.
+        return Schedule(call, start_from(base))
+    return SWASchedule(call, start_from(base), start_from, learning_rate=base)

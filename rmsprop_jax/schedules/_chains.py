@@ -122,7 +122,7 @@ def chained_scheduler(
         return _chain(call, chain)
     learning_rate = _chain(f"{call}.learning_rate", chain)
     # Each of PyTorch's schedulers replaces the momentum, so the last one wins.
-    momentum = Schedule(f"{call}.momentum", momenta[-1].formula)
+    momentum = dataclasses.replace(momenta[-1], call=f"{call}.momentum")
     return LearningRateAndMomentum(learning_rate, momentum)
 
 

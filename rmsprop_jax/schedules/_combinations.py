@@ -21,6 +21,7 @@ from rmsprop_jax.schedules._schedule import (
     LearningRateAndMomentum,
     Schedule,
     SequentialSchedule,
+    SWASchedule,
     to_schedule,
 )
 
@@ -69,8 +70,9 @@ def sequential_lr(
         ValueError: If there are not as many milestones, or they don't ascend. If
             PyTorch changes the schedulers: a ``OneCycleLR``, or a ``CyclicLR`` that
             comes first, makes its first learning rate the base learning rate of most
-            others, and a ``SequentialLR`` that comes first is stepped twice at the
-            start. The error says what to write instead.
+            others; a ``OneCycleLR`` takes the limits of a later ``OneCycleLR``, and the
+            momenta of a later ``CyclicLR``; and a ``SequentialLR`` that comes first is
+            stepped twice at the start. The error says what to write instead.
         TypeError: If something in ``schedulers`` is not a schedule.
 
     Examples:
@@ -93,6 +95,8 @@ def sequential_lr(
         raise ValueError(f"milestones must ascend, but they were {starts[1:]}.")
     call = f"sequential_lr({[*schedulers]!r}, milestones={starts[1:]})"
     learning_rates = [part.learning_rate for part in parts]
+    _check_limits([x for rate in learning_rates for x in rate.parts or (rate,)])
+    _check_limits([part.momentum for part in parts if part.momentum is not None])
     first = bisect.bisect_right(starts, 0) - 1
     _check_base_learning_rates(learning_rates, first)
     if isinstance(learning_rates[first], SequentialSchedule):
@@ -121,6 +125,27 @@ def _validate_part(name: str, part: _Part) -> LearningRateAndMomentum:
     return LearningRateAndMomentum(to_schedule(part))
 
 
+def _check_limits(parts: Sequence[Schedule]) -> None:
+    """Raise if a ``OneCycleLR`` would read the limits of a later scheduler."""
+    owners = {name: part for part in parts for name in part.limits}
+    for part in parts:
+        if not part.reads_limits:
+            continue
+        for name, own in part.limits.items():
+            owner = owners[name]
+            stored = owner.limits[name]
+            # Arrays may be traced.
+            if not isinstance(own, float) or not isinstance(stored, float):
+                continue
+            if not math.isclose(own, stored):
+                raise ValueError(
+                    f"schedulers must have {name} = {stored} in {part}, because "
+                    f"PyTorch keeps it in the optimizer's groups, where {owner} "
+                    f"replaces it, but it was {own}. Give {stored} to do the same, or "
+                    "use optax.join_schedules, which does not change it."
+                )
+
+
 def _check_base_learning_rates(parts: Sequence[Schedule], first: int) -> None:
     """Raise if PyTorch changes the base learning rate of a schedule.
 
@@ -137,9 +162,8 @@ def _check_base_learning_rates(parts: Sequence[Schedule], first: int) -> None:
         changed = [part for part in parts[i + 1 :] if _reads_base(part)]
         if first < i:
             begins = parts[first].parts or (parts[first],)
-            changed += [
-                x for x in begins if isinstance(x, FactorSchedule | CosineSchedule)
-            ]
+            kinds = FactorSchedule | CosineSchedule | SWASchedule
+            changed += [x for x in begins if isinstance(x, kinds)]
         own = cycle.learning_rate
         for part in changed:
             base: object = getattr(part, "learning_rate", None)

@@ -133,7 +133,11 @@ def cyclic_lr(
     def compute_momentum(count: jax.Array) -> jax.Array:
         return blend(high, low, compute_height(count))
 
-    momentum = Schedule(f"{call}.momentum", compute_momentum)
+    momentum = Schedule(
+        f"{call}.momentum",
+        compute_momentum,
+        limits={"base_momentum": low, "max_momentum": high},
+    )
     return LearningRateAndMomentum(learning_rate, momentum)
 
 
@@ -255,12 +259,23 @@ def one_cycle_lr(
     learning_rate = AbsoluteSchedule(
         f"{call}.learning_rate",
         compute_learning_rate,
+        limits={
+            "max_lr / div_factor": first,
+            "max_lr": largest,
+            "max_lr / div_factor / final_div_factor": last,
+        },
+        reads_limits=True,
         learning_rate=first,
         sets_base=True,
     )
     if not validate_flag("cycle_momentum", cycle_momentum):
         return LearningRateAndMomentum(learning_rate)
-    momentum = Schedule(f"{call}.momentum", compute_momentum)
+    momentum = Schedule(
+        f"{call}.momentum",
+        compute_momentum,
+        limits={"base_momentum": low, "max_momentum": high},
+        reads_limits=True,
+    )
     return LearningRateAndMomentum(learning_rate, momentum)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeAlias
 
 import jax
@@ -27,12 +27,17 @@ class Schedule:
         continue_from: From the learning rate before a milestone of ``SequentialLR`` to
             the values after it, or None if PyTorch restarts it there.
         parts: The schedules in it if it is of a ``ChainedScheduler``.
+        limits: What PyTorch's scheduler stores in the optimizer's groups, where the
+            schedulers that are made after it store theirs, by the arguments' names.
+        reads_limits: Whether PyTorch's reads them there at each step.
     """
 
     call: str
     formula: Formula
     continue_from: Callable[[jax.Array], Formula] | None = None
     parts: tuple[Schedule, ...] = ()
+    limits: Mapping[str, Number] = dataclasses.field(default_factory=dict[str, Number])
+    reads_limits: bool = False
 
     def __call__(self, count: ArrayLike) -> jax.Array:
         """Return the value at a step count: an integer, or an array of integers."""
@@ -56,6 +61,17 @@ class AbsoluteSchedule(Schedule):
     learning_rate: Number = 0.0
     starts_at_base: bool = False
     sets_base: bool = False
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class SWASchedule(Schedule):
+    """``SWALR``, which starts from the optimizer's current learning rate.
+
+    Attributes:
+        learning_rate: The learning rate that it starts from.
+    """
+
+    learning_rate: Number = 0.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)

@@ -334,7 +334,7 @@ def test_a_sequence_with_one_cycle_of_the_base_is_torchs(torch, limit, name, is_
 
 LAMBDA = ("LambdaLR", {"lr_lambda": schedulers.gentle})
 RESTARTS = ("CosineAnnealingWarmRestarts", {"T_0": 30})
-# torch's OneCycleLR and CyclicLR would share the momenta that they keep in the group.
+# Their momenta would be another matter: see SHARED.
 LOW_CYCLE, CYCLE_OF_BASE = (
     (
         "CyclicLR",
@@ -355,6 +355,40 @@ KEPT = [
 @pytest.mark.parametrize("parts", KEPT, ids=lambda parts: "-".join(x for x, _ in parts))
 def test_one_cycle_leaves_some_schedulers_alone(torch, limit, parts):
     """So they need not have its base learning rate."""
+    assert_sequence_is_torchs(torch, limit, parts, [40, 80][: len(parts) - 1])
+
+
+FINAL_RATE = ("SWALR", {"swa_lr": 0.05})
+# torch's OneCycleLR reads its limits where later schedulers have put theirs.
+SHARED = [
+    [FINAL_RATE, one_cycle_of(schedulers.LEARNING_RATE)],
+    [FINAL_RATE, CYCLE_OF_BASE, one_cycle_of(schedulers.LEARNING_RATE)],
+    [one_cycle_of(0.02), FINAL_RATE],
+    [
+        (
+            "OneCycleLR",
+            {
+                "max_lr": 0.4,
+                "total_steps": 99,
+                "base_momentum": 0.8,
+                "max_momentum": 0.9,
+            },
+        ),
+        ("CyclicLR", {"base_lr": 0.1, "max_lr": 0.3, "step_size_up": 10}),
+    ],
+    [
+        ("CyclicLR", {"base_lr": 0.1, "max_lr": 0.3, "step_size_up": 10}),
+        ("OneCycleLR", {"max_lr": 0.4, "total_steps": 300}),
+    ],
+    [
+        ("OneCycleLR", {"max_lr": 0.4, "total_steps": 99}),
+        ("OneCycleLR", {"max_lr": 0.4, "total_steps": 300, "pct_start": 0.1}),
+    ],
+]
+
+
+@pytest.mark.parametrize("parts", SHARED, ids=lambda x: "-".join(name for name, _ in x))
+def test_limits_that_agree_are_torchs(torch, limit, parts):
     assert_sequence_is_torchs(torch, limit, parts, [40, 80][: len(parts) - 1])
 
 

@@ -448,6 +448,35 @@ REFUSED = [
     ),
     (
         lambda: untyped.sequential_lr(
+            [untyped.swa_lr(0.1, 0.05), untyped.one_cycle_lr(0.2, 10)], [3]
+        ),
+        "must have 0.008 as the base learning rate of swa_lr.*, but it was 0.1",
+    ),
+    (
+        lambda: untyped.sequential_lr(
+            [untyped.one_cycle_lr(0.2, 10), untyped.cyclic_lr(0.1, 0.2)], [3]
+        ),
+        "must have base_momentum = 0.8 in one_cycle_lr.*, but it was 0.85",
+    ),
+    (
+        lambda: untyped.sequential_lr(
+            [untyped.one_cycle_lr(0.4, 9), untyped.one_cycle_lr(0.4, 9, div_factor=9)],
+            [3],
+        ),
+        "must have max_lr / div_factor = 0.04.* in one_cycle_lr.*, but it was 0.016",
+    ),
+    (
+        lambda: untyped.sequential_lr(
+            [
+                untyped.chained_scheduler([untyped.one_cycle_lr(0.2, 10)]),
+                untyped.one_cycle_lr(0.2, 10, max_momentum=0.9),
+            ],
+            [3],
+        ),
+        "must have max_momentum = 0.9 in chained_scheduler.*, but it was 0.95",
+    ),
+    (
+        lambda: untyped.sequential_lr(
             [untyped.sequential_lr([untyped.linear_lr(0.1)], [])] * 2, [3]
         ),
         "must not begin with a sequential_lr",
