@@ -32,6 +32,7 @@ from rmsprop_jax.schedules._torch_classes import (
     LAMBDA,
     PLATEAU,
     READERS,
+    WITH_OWN_LEARNING_RATES,
     ParamGroups,
     Source,
     StateDict,
@@ -297,8 +298,20 @@ class _Reader:
     lambdas: list[MakeSchedule]
     schedulers: int = 0
 
-    def read(self, state_dict: StateDict, depth: int = 0) -> Scheduler:
-        """Return the schedules of a state_dict, which may be in another one."""
+    def read(
+        self,
+        state_dict: StateDict,
+        depth: int = 0,
+        first_rates: list[Unchecked] | None = None,
+    ) -> Scheduler:
+        """Return the schedules of a state_dict, which may be in another one.
+
+        Args:
+            state_dict: The state_dict.
+            depth: In how many others it is.
+            first_rates: The learning rates of the optimizer's groups at the start, if
+                they are not the scheduler's ``"base_lrs"``.
+        """
         self.schedulers += 1
         if depth > _MOST_NESTED or self.schedulers > _MOST_SCHEDULERS:
             raise ValueError(
@@ -309,7 +322,9 @@ class _Reader:
         if name == PLATEAU:
             raise ValueError(describe_plateau(self.what))
         if "_schedulers" in state_dict:
-            return self._read_nested(name, state_dict, depth)
+            return self._read_nested(name, state_dict, depth, first_rates)
+        if first_rates is not None and name not in WITH_OWN_LEARNING_RATES:
+            state_dict = {**state_dict, "base_lrs": first_rates}
         source = Source(self.what, name, state_dict, self.param_groups)
         bases = source.read_list("base_lrs")
         last_epoch = source.read_epoch(depth)
@@ -322,7 +337,13 @@ class _Reader:
             ]
         return Scheduler(name, last_epoch, groups)
 
-    def _read_nested(self, name: str, state_dict: StateDict, depth: int) -> Scheduler:
+    def _read_nested(
+        self,
+        name: str,
+        state_dict: StateDict,
+        depth: int,
+        first_rates: list[Unchecked] | None,
+    ) -> Scheduler:
         source = Source(self.what, name, state_dict, self.param_groups)
         parts = state_dict["_schedulers"]
         if (
@@ -334,7 +355,21 @@ class _Reader:
                 f"{self.what} must have a list of dictionaries as its '_schedulers', "
                 f"but it was {type(parts).__name__}."
             )
-        read = [self.read(part, depth + 1) for part in parts]
+        starts = [first_rates] * len(parts)
+        if name == "SequentialLR":
+            first = source.read_list("_milestones").count(0)
+            later = [recognize(self.what, part) for part in parts[first + 1 :]]
+            if "OneCycleLR" in later and self.param_groups is not None:
+                # PyTorch starts the first scheduler from the learning rate that the
+                # OneCycleLR set, but does not write that into its "base_lrs".
+                starts[first] = [
+                    source.read_setting("initial_lr", g)
+                    for g in range(len(self.param_groups))
+                ]
+        read = [
+            self.read(part, depth + 1, start)
+            for part, start in zip(parts, starts, strict=True)
+        ]
         sizes = {len(part.groups) for part in read}
         if len(sizes) > 1:
             raise ValueError(

@@ -88,6 +88,13 @@ _CLASSES: dict[str, tuple[set[str], set[str]]] = {
         },
     ),
 }
+# These do not start from the learning rate of the optimizer.
+WITH_OWN_LEARNING_RATES = {
+    LAMBDA,
+    "CosineAnnealingWarmRestarts",
+    "CyclicLR",
+    "OneCycleLR",
+}
 _COMMON = {"base_lrs", "last_epoch", "verbose"}
 # PyTorch's versions differ in these private keys, which do not affect the schedule.
 _PRIVATE = {

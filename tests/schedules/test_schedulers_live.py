@@ -774,6 +774,43 @@ def test_learning_rates_in_tensors(torch):
     assert (first(2), second(2)) == (0.125, 0.0625)
 
 
+BEFORE_ONE_CYCLE = {
+    **{
+        name: [(name, MULTIPLY[name])]
+        for name in MULTIPLY
+        if name != "MultiplicativeLR"
+    },
+    "SWALR": [FINAL_RATE],
+    "CosineAnnealingWarmRestarts": [RESTARTS],
+    "CyclicLR": [LOW_CYCLE],
+    "SWALR-ExponentialLR": [FINAL_RATE, ("ExponentialLR", {"gamma": 0.9})],
+    "ExponentialLR-CyclicLR": [("ExponentialLR", {"gamma": 0.9}), LOW_CYCLE],
+}
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.filterwarnings("ignore:.*CyclicLR", "ignore:Detected call of")
+@pytest.mark.parametrize(
+    ("begins", "is_chain"),
+    [(x, False) for x in BEFORE_ONE_CYCLE]
+    + [(x, True) for x in MULTIPLY if x != "MultiplicativeLR"],
+)
+def test_a_sequence_that_ends_in_one_cycle(torch, begins, is_chain):
+    """It begins with the learning rate that the OneCycleLR set, not its base_lrs."""
+    parts = BEFORE_ONE_CYCLE[begins]
+    for done in (0, 3, 60):
+        optimizer = make_optimizer(torch, (0.1, 0.3))
+        classes = torch.optim.lr_scheduler
+        made = [make_theirs(torch, optimizer, *part) for part in parts]
+        if is_chain:
+            made[0] = classes.ChainedScheduler([made[0]])
+        cycle = classes.OneCycleLR(optimizer, [0.2, 0.4], total_steps=300)
+        milestones = [5, 9][: len(made)]
+        scheduler = classes.SequentialLR(optimizer, [*made, cycle], milestones)
+        follow(optimizer, scheduler, done)
+        assert_resumes(optimizer, scheduler, 100, 1e-12)
+
+
 def test_swa_after_another_scheduler(torch):
     """It starts from the learning rate that it finds, which only its last one shows."""
     optimizer = make_optimizer(torch)
