@@ -5,6 +5,7 @@ and some more steps there.
 """
 
 import itertools
+import warnings
 from typing import Any
 
 import jax
@@ -122,6 +123,21 @@ def test_goes_on_here_and_back_there(framework, dtype, tmp_path, request):
             assert back.keys() == pure.keys()
             assert type(back["step"]) is type(pure["step"])
             assert int(back["step"]) == int(pure["step"]) == end
+
+
+@pytest.mark.parametrize("rate", [7e-4, lambda progress: 7e-4 * progress])
+def test_an_agent_with_a_schedule(rate, tmp_path):
+    agent = pytest.importorskip("stable_baselines3").A2C(
+        "MlpPolicy", "CartPole-v1", learning_rate=rate, device="cpu", seed=0
+    )
+    agent.learn(10)
+    path = tmp_path / "agent.zip"
+    agent.save(path)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        checkpoints.from_stable_baselines3(path)
+    assert bool(found) == callable(rate)
+    checkpoints.from_stable_baselines3(path, learning_rate=7e-4)
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -1,6 +1,7 @@
 """Which optimizer made a state_dict of torch's form, and its settings in our terms."""
 
 import copy
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -220,6 +221,20 @@ def test_names_as_stable_baselines3_has_the_policy():
     weights["other"] = np.ones(1, np.float32)
     with pytest.raises(ValueError, match="names must be given"):
         functions.from_stable_baselines3(checkpoint)
+
+
+def test_warns_of_the_schedule_of_an_agent():
+    """Its file has a function as a pickle, and a number as it is."""
+    checkpoint = {
+        "data": {"learning_rate": {":type:": "<class 'function'>"}},
+        "policy.optimizer.pth": made_up([(2,)]),
+    }
+    call = functools.partial(functions.from_stable_baselines3, checkpoint, names=["w"])
+    with pytest.warns(UserWarning, match="learning_rate is a function, which may be"):
+        call()
+    call(learning_rate=0.1)
+    checkpoint["data"] = {"learning_rate": 0.1}
+    call()
 
 
 def test_refuses_names_that_the_weights_beside_belie():

@@ -5,7 +5,8 @@
 - torch before 1.6: five pickles one after the other (a magic number, a protocol number,
   a description of the machine, the content, the keys of the storages), and then for
   each key the number of elements and the bytes.
-- Stable-Baselines3: a zip file in which every ``.pth`` is a file of torch.
+- Stable-Baselines3: a zip file in which every ``.pth`` is a file of torch, and ``data``
+  has the agent's settings in JSON.
 - Paddle: a pickle that contains the bytes of the arrays.
 """
 
@@ -94,8 +95,10 @@ def read_torch_legacy(source: Source) -> object:
 
 
 def read_stable_baselines3(source: Source) -> dict[str, Any]:
-    """Read a file of Stable-Baselines3: what is in each of its ``.pth`` files."""
+    """Read a file of Stable-Baselines3: its settings and each of its ``.pth`` files."""
     found: dict[str, Any] = {}
+    if "data" in source.members:
+        found["data"] = source.read_json("data")
     for name in source.members:
         if name.endswith(".pth"):
             inner = source.open_member(name)

@@ -41,6 +41,7 @@ from rmsprop_jax.checkpoints._torch_family.optimizers import (
 )
 from rmsprop_jax.checkpoints._torch_family.schedulers import (
     Counting,
+    describe_function,
     describe_scheduler,
     resume_scheduler,
 )
@@ -130,6 +131,12 @@ def resume(
             hint = describe_scheduler(what, content, state.settings, state.step_count)
     if learning_rate is None:
         _warn_of_scheduler(state, "learning_rate", "lr", hint)
+        if why := describe_function(content):
+            warn_user(
+                f"learning_rate is not given, but in {what} {why}. Here it stays at "
+                f"{state.groups[0].learning_rate}. Give learning_rate: a schedule of "
+                "the step count, or a number to keep it constant."
+            )
     if momentum is None:
         _warn_of_scheduler(state, "momentum", "momentum", hint)
     return make_run(

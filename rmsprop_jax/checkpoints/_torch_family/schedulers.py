@@ -13,7 +13,7 @@ The scheduler made
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from rmsprop_jax._error_text import warn_user
@@ -120,6 +120,19 @@ def _warn_of_near_miss(last_epoch: int, updates: int, per_step: int) -> None:
         f"{updates // last_epoch}, because then {updates} updates (step + offset) are "
         f"{last_epoch} ('last_epoch') times as many."
     )
+
+
+def describe_function(content: object) -> str:
+    """Describe the learning rate of a Stable-Baselines3 agent if it is no number.
+
+    Its file has the other objects as their class and a pickle, which is not read.
+    """
+    data = content.get("data") if isinstance(content, Mapping) else None
+    rate = data.get("learning_rate") if isinstance(data, Mapping) else None
+    if isinstance(rate, Mapping) and ":type:" in rate:
+        kind = str(rate[":type:"]).removeprefix("<class '").removesuffix("'>")[:100]
+        return f"the agent's learning_rate is a {kind}, which may be a schedule"
+    return ""
 
 
 def describe_scheduler(
