@@ -51,7 +51,9 @@ from rmsprop_jax.checkpoints._torch_family.optimizers import (
     Buffers,
     OptimizerSpec,
 )
-from rmsprop_jax.checkpoints._torch_family.schedulers import describe_function
+from rmsprop_jax.checkpoints._torch_family.schedulers import (
+    describe_unread_learning_rate,
+)
 from rmsprop_jax.checkpoints._torch_family.stable_baselines3 import (
     guess_names as guess_stable_baselines3_names,
 )
@@ -310,8 +312,12 @@ def _describe_rmsprop(
             "The agent clips its gradients by max_grad_norm, which is not in the "
             "state: put optax.clip_by_global_norm in front."
         )
-        if why := describe_function(content):
-            comments.append(f"{why[0].upper()}{why[1:]}: give learning_rate=.")
+        if why := describe_unread_learning_rate(content):
+            comments.append(
+                f"{why[0].upper()}{why[1:]}. If so, give it as a function of the step "
+                f"count, learning_rate=schedule. Otherwise, the learning rate stays at "
+                f"{state.groups[0].learning_rate}."
+            )
     has_weights = has_all and not place
     found.plan = Plan(
         f"from_{wanted.framework}",

@@ -148,8 +148,9 @@ def read(path: File) -> Any:
     Args:
         path: A file that ``torch.save`` or ``paddle.save`` wrote, a folder that
             torch.distributed.checkpoint wrote, or a zip file of Stable-Baselines3. For
-            the latter, the result is a dictionary with the agent's settings
-            (``"data"``) and the content of each of the ``.pth`` files in it.
+            a file of Stable-Baselines3, the result is a dictionary with the content of
+            each of its ``.pth`` files, and with the agent's settings as JSON
+            (``"data"``).
 
     Returns:
         What was saved, with NumPy arrays in place of tensors, in the same dtypes

@@ -260,6 +260,19 @@ def swa_lr(
         f"swa_lr({base}, swa_lr={last}, anneal_epochs={steps}, "
         f"anneal_strategy={strategy!r})"
     )
+    group_settings = {"swa_lr": last}
     if steps == 0:  # Its values do not depend on the learning rate that it starts from.
-        return Schedule(call, start_from(base))
-    return SWASchedule(call, start_from(base), start_from, learning_rate=base)
+        return Schedule(
+            call,
+            start_from(base),
+            group_settings=group_settings,
+            reads_group_settings=True,
+        )
+    return SWASchedule(
+        call,
+        start_from(base),
+        start_from,
+        group_settings=group_settings,
+        reads_group_settings=True,
+        learning_rate=base,
+    )

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from rmsprop_jax._optimizer.options import is_schedule
+from rmsprop_jax._optimizer.rule import Number
 from rmsprop_jax.schedules._arguments import validate_integer
 from rmsprop_jax.schedules._chains import repeat_first_step
 from rmsprop_jax.schedules._schedule import (
@@ -70,9 +71,10 @@ def sequential_lr(
         ValueError: If there are not as many milestones, or they don't ascend. If
             PyTorch changes the schedulers: a ``OneCycleLR``, or a ``CyclicLR`` that
             comes first, makes its first learning rate the base learning rate of most
-            others; a ``OneCycleLR`` takes the limits of a later ``OneCycleLR``, and the
-            momenta of a later ``CyclicLR``; and a ``SequentialLR`` that comes first is
-            stepped twice at the start. The error says what to write instead.
+            others; a ``OneCycleLR`` and a ``SWALR`` use settings of later ones (and a
+            ``OneCycleLR`` the momenta of a later ``CyclicLR``); and a ``SequentialLR``
+            that comes first is stepped twice at the start. The error says what to write
+            instead.
         TypeError: If something in ``schedulers`` is not a schedule.
 
     Examples:
@@ -95,16 +97,16 @@ def sequential_lr(
         raise ValueError(f"milestones must ascend, but they were {starts[1:]}.")
     call = f"sequential_lr({[*schedulers]!r}, milestones={starts[1:]})"
     learning_rates = [part.learning_rate for part in parts]
-    _check_limits([x for rate in learning_rates for x in rate.parts or (rate,)])
-    _check_limits([part.momentum for part in parts if part.momentum is not None])
     first = bisect.bisect_right(starts, 0) - 1
-    _check_base_learning_rates(learning_rates, first)
+    _check_group_settings(parts, first)
+    _check_base_learning_rates(learning_rates, starts, first)
     if isinstance(learning_rates[first], SequentialSchedule):
         raise ValueError(
             "schedulers must not begin with a sequential_lr, because PyTorch steps it "
             "twice at the start, so that each of its milestones comes one step early. "
-            "To do the same, put its schedulers into this sequential_lr, with "
-            "milestones that are one smaller."
+            "To do the same, put its schedulers into this sequential_lr: the first one "
+            "in a chained_scheduler of its own, and each of its own milestones one "
+            "smaller."
         )
     learning_rates[first] = repeat_first_step(learning_rates[first])
     formula = _join(learning_rates, starts)
@@ -125,58 +127,95 @@ def _validate_part(name: str, part: _Part) -> LearningRateAndMomentum:
     return LearningRateAndMomentum(to_schedule(part))
 
 
-def _check_limits(parts: Sequence[Schedule]) -> None:
-    """Raise if a ``OneCycleLR`` would read the limits of a later scheduler."""
-    owners = {name: part for part in parts for name in part.limits}
-    for part in parts:
-        if not part.reads_limits:
-            continue
-        for name, own in part.limits.items():
-            owner = owners[name]
-            stored = owner.limits[name]
-            # Arrays may be traced.
-            if not isinstance(own, float) or not isinstance(stored, float):
-                continue
-            if not math.isclose(own, stored):
-                raise ValueError(
-                    f"schedulers must have {name} = {stored} in {part}, because "
-                    f"PyTorch keeps it in the optimizer's groups, where {owner} "
-                    f"replaces it, but it was {own}. Give {stored} to do the same, or "
-                    "use optax.join_schedules, which does not change it."
-                )
+def _flatten(part: Schedule) -> tuple[Schedule, ...]:
+    """Return the schedules of a chain, or the schedule itself."""
+    return part.parts or (part,)
 
 
-def _check_base_learning_rates(parts: Sequence[Schedule], first: int) -> None:
+def _check_group_settings(parts: Sequence[LearningRateAndMomentum], first: int) -> None:
+    """Raise if a scheduler would read settings that a later one has overwritten."""
+    made = [[*_flatten(x.learning_rate), *filter(None, [x.momentum])] for x in parts]
+    stored = {k: v for part in made for x in part for k, v in x.group_settings.items()}
+    # What comes before the first one is never active.
+    for part, schedules in [*zip(parts, made, strict=True)][first:]:
+        own = {
+            k: v
+            for x in schedules
+            if x.reads_group_settings
+            for k, v in x.group_settings.items()
+        }
+        changed = [name for name in own if not _agree(own[name], stored[name])]
+        if changed:
+            call = part.learning_rate.call.removesuffix(".learning_rate")
+            wanted, was = (
+                ", ".join(f"{name}={of[name]:g}" for name in changed)
+                for of in (stored, own)
+            )
+            raise ValueError(
+                f"schedulers must have {wanted} in {call}, because PyTorch keeps them "
+                "in the optimizer's groups, where a later scheduler replaces them, but "
+                f"it had {was}."
+            )
+
+
+def _agree(a: Number, b: Number) -> bool:
+    """Whether two numbers are equal up to rounding, as far as one can know.
+
+    Arrays may be traced.
+    """
+    if not isinstance(a, float) or not isinstance(b, float):
+        return True
+    return math.isclose(a, b)
+
+
+def _check_base_learning_rates(
+    parts: Sequence[Schedule], starts: Sequence[int], first: int
+) -> None:
     """Raise if PyTorch changes the base learning rate of a schedule.
 
     PyTorch makes the schedulers in their order. A ``OneCycleLR``, and a ``CyclicLR``
-    that is made first, set the learning rate of the optimizer, from which the first
-    scheduler then starts, and the base learning rate that most schedulers after them
-    read.
+    that is made first, set the base learning rate of the optimizer, which most
+    schedulers after them read, and the learning rate from which the first one starts.
     """
-    for i, cycle in enumerate(parts):
-        if not isinstance(cycle, AbsoluteSchedule):
-            continue
-        if not cycle.sets_base and not (cycle.starts_at_base and i == 0):
-            continue
-        changed = [part for part in parts[i + 1 :] if _reads_base(part)]
-        if first < i:
-            begins = parts[first].parts or (parts[first],)
-            kinds = FactorSchedule | CosineSchedule | SWASchedule
-            changed += [x for x in begins if isinstance(x, kinds)]
-        own = cycle.learning_rate
-        for part in changed:
-            base: object = getattr(part, "learning_rate", None)
-            # Arrays may be traced.
-            if not isinstance(own, float) or not isinstance(base, float):
-                continue
-            if not math.isclose(own, base):
-                raise ValueError(
-                    f"schedulers must have {own} as the base learning rate of {part}, "
-                    f"because PyTorch makes the first learning rate of {cycle} that of "
-                    f"the optimizer, but it was {base}. Give {own} to do the same, or "
-                    "use optax.join_schedules, which does not change it."
-                )
+    cycle: AbsoluteSchedule | None = None
+    place = first
+    for i, part in enumerate(parts):
+        if cycle is not None and _reads_base(part):
+            _check_base(part, cycle)
+        for j, x in enumerate(_flatten(part)):
+            if isinstance(x, AbsoluteSchedule) and (
+                x.sets_base or (x.starts_at_base and i == j == 0)
+            ):
+                cycle, place = x, i
+    if cycle is None or place <= first:
+        return
+    for part in _flatten(parts[first]):
+        if isinstance(part, AbsoluteSchedule):
+            break  # The rest of a chain continues from its learning rate.
+        if isinstance(part, FactorSchedule | CosineSchedule | SWASchedule):
+            turns = isinstance(part, CosineSchedule) and part.T_max < starts[first + 1]
+            _check_base(part, cycle, can_follow=not turns)
+
+
+def _check_base(
+    part: Schedule, cycle: AbsoluteSchedule, *, can_follow: bool = True
+) -> None:
+    own = cycle.learning_rate
+    base: Number = getattr(part, "learning_rate", own)
+    if _agree(own, base):
+        return
+    changer = "OneCycleLR" if cycle.sets_base else "CyclicLR"
+    if can_follow:
+        advice = f"Give {own:g} to follow PyTorch."
+    else:
+        advice = (
+            f"PyTorch then uses both, the second after {part.call.partition('(')[0]}'s "
+            "T_max, so only a function of the step count can follow it."
+        )
+    raise ValueError(
+        f"schedulers must have {own:g} as the base learning rate of {part}, because "
+        f"PyTorch's {changer} makes that the optimizer's, but it was {base:g}. {advice}"
+    )
 
 
 def _reads_base(part: Schedule) -> bool:

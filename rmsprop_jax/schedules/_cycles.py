@@ -136,7 +136,7 @@ def cyclic_lr(
     momentum = Schedule(
         f"{call}.momentum",
         compute_momentum,
-        limits={"base_momentum": low, "max_momentum": high},
+        group_settings={"base_momentum": low, "max_momentum": high},
     )
     return LearningRateAndMomentum(learning_rate, momentum)
 
@@ -259,12 +259,12 @@ def one_cycle_lr(
     learning_rate = AbsoluteSchedule(
         f"{call}.learning_rate",
         compute_learning_rate,
-        limits={
-            "max_lr / div_factor": first,
+        group_settings={
             "max_lr": largest,
-            "max_lr / div_factor / final_div_factor": last,
+            "div_factor": float(div_factor),
+            "final_div_factor": float(final_div_factor),
         },
-        reads_limits=True,
+        reads_group_settings=True,
         learning_rate=first,
         sets_base=True,
     )
@@ -273,8 +273,8 @@ def one_cycle_lr(
     momentum = Schedule(
         f"{call}.momentum",
         compute_momentum,
-        limits={"base_momentum": low, "max_momentum": high},
-        reads_limits=True,
+        group_settings={"base_momentum": low, "max_momentum": high},
+        reads_group_settings=True,
     )
     return LearningRateAndMomentum(learning_rate, momentum)
 

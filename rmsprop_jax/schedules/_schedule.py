@@ -27,17 +27,20 @@ class Schedule:
         continue_from: From the learning rate before a milestone of ``SequentialLR`` to
             the values after it, or None if PyTorch restarts it there.
         parts: The schedules in it if it is of a ``ChainedScheduler``.
-        limits: What PyTorch's scheduler stores in the optimizer's groups, where the
-            schedulers that are made after it store theirs, by the arguments' names.
-        reads_limits: Whether PyTorch's reads them there at each step.
+        group_settings: What PyTorch's scheduler writes into the optimizer's groups, by
+            the names of the arguments. A scheduler that is made later overwrites it.
+        reads_group_settings: Whether PyTorch's scheduler reads these settings at each
+            step.
     """
 
     call: str
     formula: Formula
     continue_from: Callable[[jax.Array], Formula] | None = None
     parts: tuple[Schedule, ...] = ()
-    limits: Mapping[str, Number] = dataclasses.field(default_factory=dict[str, Number])
-    reads_limits: bool = False
+    group_settings: Mapping[str, Number] = dataclasses.field(
+        default_factory=dict[str, Number]
+    )
+    reads_group_settings: bool = False
 
     def __call__(self, count: ArrayLike) -> jax.Array:
         """Return the value at a step count: an integer, or an array of integers."""

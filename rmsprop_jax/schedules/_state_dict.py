@@ -33,6 +33,7 @@ from rmsprop_jax.schedules._torch_classes import (
     PLATEAU,
     READERS,
     WITH_OWN_LEARNING_RATES,
+    NamedError,
     ParamGroups,
     Source,
     StateDict,
@@ -282,6 +283,21 @@ def evaluate(schedule: Schedule, counts: list[int]) -> list[float]:
     ]
 
 
+class _Start(NamedTuple):
+    """How the first scheduler of a ``SequentialLR`` with a ``OneCycleLR`` starts.
+
+    PyTorch starts it from the learning rate that the ``OneCycleLR`` has set, but does
+    not write that into its ``"base_lrs"``.
+
+    Attributes:
+        learning_rates: The learning rates of the optimizer's groups.
+        milestone: The step count at which another scheduler begins.
+    """
+
+    learning_rates: list[Unchecked]
+    milestone: Unchecked
+
+
 @dataclasses.dataclass
 class _Reader:
     """Reads a state_dict and the state_dicts in it.
@@ -302,15 +318,14 @@ class _Reader:
         self,
         state_dict: StateDict,
         depth: int = 0,
-        first_rates: list[Unchecked] | None = None,
+        start: _Start | None = None,
     ) -> Scheduler:
         """Return the schedules of a state_dict, which may be in another one.
 
         Args:
             state_dict: The state_dict.
-            depth: In how many others it is.
-            first_rates: The learning rates of the optimizer's groups at the start, if
-                they are not the scheduler's ``"base_lrs"``.
+            depth: How many state_dicts enclose it.
+            start: How it starts, if not from its ``"base_lrs"``.
         """
         self.schedulers += 1
         if depth > _MOST_NESTED or self.schedulers > _MOST_SCHEDULERS:
@@ -322,10 +337,12 @@ class _Reader:
         if name == PLATEAU:
             raise ValueError(describe_plateau(self.what))
         if "_schedulers" in state_dict:
-            return self._read_nested(name, state_dict, depth, first_rates)
-        if first_rates is not None and name not in WITH_OWN_LEARNING_RATES:
-            state_dict = {**state_dict, "base_lrs": first_rates}
+            return self._read_nested(name, state_dict, depth, start)
         source = Source(self.what, name, state_dict, self.param_groups)
+        if start is not None and name not in WITH_OWN_LEARNING_RATES:
+            _check_start(source, start)
+            changed = {**state_dict, "base_lrs": start.learning_rates}
+            source = dataclasses.replace(source, state_dict=changed)
         bases = source.read_list("base_lrs")
         last_epoch = source.read_epoch(depth)
         if name == LAMBDA:
@@ -342,7 +359,7 @@ class _Reader:
         name: str,
         state_dict: StateDict,
         depth: int,
-        first_rates: list[Unchecked] | None,
+        start: _Start | None,
     ) -> Scheduler:
         source = Source(self.what, name, state_dict, self.param_groups)
         parts = state_dict["_schedulers"]
@@ -355,20 +372,19 @@ class _Reader:
                 f"{self.what} must have a list of dictionaries as its '_schedulers', "
                 f"but it was {type(parts).__name__}."
             )
-        starts = [first_rates] * len(parts)
+        starts = [start] * len(parts)
         if name == "SequentialLR":
-            first = source.read_list("_milestones").count(0)
+            milestones = source.read_list("_milestones")
+            first = sum(isinstance(x, int | float) and x == 0 for x in milestones)
             later = [recognize(self.what, part) for part in parts[first + 1 :]]
             if "OneCycleLR" in later and self.param_groups is not None:
-                # PyTorch starts the first scheduler from the learning rate that the
-                # OneCycleLR set, but does not write that into its "base_lrs".
-                starts[first] = [
-                    source.read_setting("initial_lr", g)
-                    for g in range(len(self.param_groups))
-                ]
+                groups = range(len(self.param_groups))
+                cycle = dataclasses.replace(source, name="OneCycleLR")
+                rates = [cycle.read_setting("initial_lr", g) for g in groups]
+                starts[first] = _Start(rates, [*milestones, None][first])
         read = [
-            self.read(part, depth + 1, start)
-            for part, start in zip(parts, starts, strict=True)
+            self.read(part, depth + 1, one)
+            for part, one in zip(parts, starts, strict=True)
         ]
         sizes = {len(part.groups) for part in read}
         if len(sizes) > 1:
@@ -414,6 +430,29 @@ class _Reader:
                 f"one returned {odd[0]!r}."
             )
         return [wrap(to_schedule(schedule)) for schedule in made]
+
+
+def _check_start(source: Source, start: _Start) -> None:
+    """Raise if a scheduler can't start from these learning rates."""
+    bases, rates = (
+        [source.read_real("base_lrs", rate) for rate in of]
+        for of in (source.read_list("base_lrs"), start.learning_rates)
+    )
+    if len(bases) != len(rates):
+        raise NamedError(
+            f"param_groups must have {len(bases)} groups, as many as {source.what} has "
+            f"base learning rates, but it had {len(rates)}."
+        )
+    if source.name != "CosineAnnealingLR" or bases == rates:
+        return
+    steps = source.read_real("T_max", source.read("T_max"))
+    if steps < source.read_real("_milestones", start.milestone):
+        raise NamedError(
+            f"{source.what}, a {source.name}, can't be resumed, because a OneCycleLR "
+            f"changed the learning rates from {bases} to {rates} before the first "
+            "step, and after T_max steps PyTorch uses both. Make the schedule as a "
+            "function of the step count."
+        )
 
 
 def _join(

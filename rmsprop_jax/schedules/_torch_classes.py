@@ -88,7 +88,8 @@ _CLASSES: dict[str, tuple[set[str], set[str]]] = {
         },
     ),
 }
-# These do not start from the learning rate of the optimizer.
+# These do not start from the learning rate of the optimizer. (A MultiplicativeLR does,
+# but has the same keys as a LambdaLR.)
 WITH_OWN_LEARNING_RATES = {
     LAMBDA,
     "CosineAnnealingWarmRestarts",

@@ -827,6 +827,22 @@ def test_settings_of_keras(what, reader, tmp_path):
     assert re.search(match, outcome.detail), outcome
 
 
+def test_settings_that_fill_the_memory(reader, tmp_path):
+    """Each value in JSON takes more memory than bytes, and bytes compress well."""
+    bomb = b'{"learning_rate": [' + b"[]," * 2**22 + b"[]]}"
+    for name, member, function, kind in (
+        (".keras", "config.json", "from_keras", "refused"),
+        ("stable_baselines3", "data", "from_stable_baselines3", "read"),
+    ):
+        path = unpack(name, tmp_path)
+        with zipfile.ZipFile(path) as archive:
+            members = {each: archive.read(each) for each in archive.namelist()}
+        path.write_bytes(zip_of(members | {member: bomb}, compressed=True))
+        outcome = reader.read(path, function)
+        assert outcome.kind == kind, outcome
+        assert kind == "read" or "to fill the memory" in outcome.detail
+
+
 # --- TensorFlow.
 
 

@@ -226,15 +226,23 @@ def test_names_as_stable_baselines3_has_the_policy():
 def test_warns_of_the_schedule_of_an_agent():
     """Its file has a function as a pickle, and a number as it is."""
     checkpoint = {
-        "data": {"learning_rate": {":type:": "<class 'function'>"}},
+        "data": '{"learning_rate": {":type:": "<class \'function\'>"}}',
         "policy.optimizer.pth": made_up([(2,)]),
     }
     call = functools.partial(functions.from_stable_baselines3, checkpoint, names=["w"])
     with pytest.warns(UserWarning, match="learning_rate is a function, which may be"):
         call()
     call(learning_rate=0.1)
-    checkpoint["data"] = {"learning_rate": 0.1}
-    call()
+    for settings in (
+        '{"learning_rate": 0.1}',
+        '{"learning_rate": [[]]}',
+        "[]",
+        "{",
+        "[" * 9999,
+        b"{}",
+    ):
+        checkpoint["data"] = settings
+        call()
 
 
 def test_refuses_names_that_the_weights_beside_belie():

@@ -321,7 +321,8 @@ def assert_sequence_is_torchs(torch, limit, parts, milestones):
     ours = schedules.sequential_lr(
         [x if x.momentum else x.learning_rate for x in pairs], milestones
     )
-    assert isinstance(ours, schedules.LearningRateAndMomentum)
+    if not isinstance(ours, schedules.LearningRateAndMomentum):
+        ours = schedules.LearningRateAndMomentum(ours)
     assert_follows(ours, (theirs[:, 0], momenta[:, 0]), limit)
 
 
@@ -334,7 +335,7 @@ def test_a_sequence_with_one_cycle_of_the_base_is_torchs(torch, limit, name, is_
 
 LAMBDA = ("LambdaLR", {"lr_lambda": schedulers.gentle})
 RESTARTS = ("CosineAnnealingWarmRestarts", {"T_0": 30})
-# Their momenta would be another matter: see SHARED.
+# A OneCycleLR would read the momenta of the CyclicLR: see SHARED.
 LOW_CYCLE, CYCLE_OF_BASE = (
     (
         "CyclicLR",
@@ -359,8 +360,14 @@ def test_one_cycle_leaves_some_schedulers_alone(torch, limit, parts):
 
 
 FINAL_RATE = ("SWALR", {"swa_lr": 0.05})
-# torch's OneCycleLR reads its limits where later schedulers have put theirs.
+# torch's OneCycleLR and SWALR read their settings where later ones have written theirs.
 SHARED = [
+    [FINAL_RATE, ("SWALR", {"swa_lr": 0.05, "anneal_epochs": 4})],
+    [
+        LOW_CYCLE,
+        one_cycle_of(schedulers.LEARNING_RATE),
+        ("StepLR", {"step_size": 9}),
+    ],
     [FINAL_RATE, one_cycle_of(schedulers.LEARNING_RATE)],
     [FINAL_RATE, CYCLE_OF_BASE, one_cycle_of(schedulers.LEARNING_RATE)],
     [one_cycle_of(0.02), FINAL_RATE],
@@ -388,22 +395,31 @@ SHARED = [
 
 
 @pytest.mark.parametrize("parts", SHARED, ids=lambda x: "-".join(name for name, _ in x))
-def test_limits_that_agree_are_torchs(torch, limit, parts):
+def test_settings_that_agree_are_torchs(torch, limit, parts):
     assert_sequence_is_torchs(torch, limit, parts, [40, 80][: len(parts) - 1])
 
 
+# Their first step twice is another learning rate.
+DOUBLED = ["ExponentialLR", "PolynomialLR", "CosineAnnealingLR", "MultiplicativeLR"]
+
+
 @pytest.mark.filterwarnings("ignore:Detected call of")  # torch steps it twice
-def test_a_sequence_that_begins_with_another_is_torchs_one_step_early(torch, limit):
-    names = ["LinearLR", "ExponentialLR", "StepLR"]
+@pytest.mark.parametrize("name", ["StepLR", "LinearLR", *DOUBLED])
+def test_a_sequence_that_begins_with_another_is_torchs_one_step_early(
+    torch, limit, name
+):
+    """As the error says: the first one in a chain, and its milestones one smaller."""
+    parts = [(x, MULTIPLY[x]) for x in (name, "ExponentialLR", "StepLR")]
     optimizer = make_optimizer(torch)
-    made = [make_theirs(torch, optimizer, name, MULTIPLY[name]) for name in names]
+    made = [make_theirs(torch, optimizer, *part) for part in parts]
     sequential = torch.optim.lr_scheduler.SequentialLR
     inner = sequential(optimizer, made[:2], [7])
     theirs, momenta = follow(
         optimizer, sequential(optimizer, [inner, made[2]], [30]), 99
     )
+    first, *others = (make_ours(*part).learning_rate for part in parts)
     ours = schedules.sequential_lr(
-        [make_ours(name, MULTIPLY[name]).learning_rate for name in names], [6, 30]
+        [schedules.chained_scheduler([first]), *others], [6, 30]
     )
     pair = schedules.LearningRateAndMomentum(ours)
     assert_follows(pair, (theirs[:, 0], momenta[:, 0]), limit)
@@ -809,6 +825,22 @@ def test_a_sequence_that_ends_in_one_cycle(torch, begins, is_chain):
         scheduler = classes.SequentialLR(optimizer, [*made, cycle], milestones)
         follow(optimizer, scheduler, done)
         assert_resumes(optimizer, scheduler, 100, 1e-12)
+
+
+@pytest.mark.parametrize("is_chain", [False, True])
+def test_a_cosine_that_turns_before_one_cycle_is_refused(torch, is_chain):
+    """torch then uses both learning rates, of which a schedule has one."""
+    optimizer = make_optimizer(torch)
+    classes = torch.optim.lr_scheduler
+    first = make_theirs(torch, optimizer, *cosine(3))
+    if is_chain:
+        first = classes.ChainedScheduler([first])
+    cycle = classes.OneCycleLR(optimizer, 0.2, total_steps=60)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch steps the chain twice
+        scheduler = classes.SequentialLR(optimizer, [first, cycle], [12])
+    with pytest.raises(ValueError, match="after T_max steps PyTorch uses both"):
+        resume(optimizer, scheduler)
 
 
 def test_swa_after_another_scheduler(torch):

@@ -205,6 +205,30 @@ def test_what_can_t_be_is_refused(problem):
         from_torch(state_dict)
 
 
+def before_one_cycle(**changes):
+    return sequential(_schedulers=[linear(**changes), one_cycle()])
+
+
+@pytest.mark.parametrize(
+    ("state_dict", "groups", "sentence"),
+    [
+        (before_one_cycle(), [GROUP, GROUP], "must have 1 groups, .* but it had 2"),
+        (before_one_cycle(), [], "must have 1 groups, .* but it had 0"),
+        (before_one_cycle(), [{}], "a OneCycleLR keeps it"),
+        (before_one_cycle(), [GROUP | {"initial_lr": "x"}], "as its 'base_lrs', but"),
+        (before_one_cycle(base_lrs=5), [GROUP], "a list of numbers as its 'base_lrs'"),
+        (
+            before_one_cycle() | {"_milestones": [np.zeros(3)]},
+            [GROUP],
+            "milestones must be a number",
+        ),
+    ],
+)
+def test_one_cycle_after_another_is_refused(state_dict, groups, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        from_torch(state_dict, param_groups=groups)
+
+
 @pytest.mark.parametrize(
     ("state_dict", "sentence"),
     [

@@ -11,6 +11,7 @@ file is walked once, each object is checked, and only the result of the walk is 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import zlib
 from collections.abc import Mapping
@@ -130,8 +131,23 @@ def read_keras(source: Source) -> KerasFile:
     if not source.members:
         return KerasFile(_read_h5(source, source), {}, {})
     part = source.open_member(_WEIGHTS)
-    config, metadata = (source.read_json(name) for name in (_CONFIG, _METADATA))
+    config, metadata = (_read_json(source, name) for name in (_CONFIG, _METADATA))
     return KerasFile(_read_h5(source, part), config, metadata)
+
+
+def _read_json(source: Source, name: str) -> Config:
+    if name not in source.members:
+        return {}
+    text = source.read_member(name)
+    # Python makes an object of at least as many bytes for each value.
+    source.budget.spend(72 * sum(map(text.count, (b",", b"[", b"{"))))
+    try:
+        content: Any = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"its member {name!r} is not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise DamagedError(f"its member {name!r} is not a JSON object")
+    return content
 
 
 def _read_h5(source: Source, part: Source) -> Group:

@@ -98,7 +98,7 @@ def read_stable_baselines3(source: Source) -> dict[str, Any]:
     """Read a file of Stable-Baselines3: its settings and each of its ``.pth`` files."""
     found: dict[str, Any] = {}
     if "data" in source.members:
-        found["data"] = source.read_json("data")
+        found["data"] = source.read_member("data").decode(errors="replace")
     for name in source.members:
         if name.endswith(".pth"):
             inner = source.open_member(name)

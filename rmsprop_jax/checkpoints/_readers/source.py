@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import io
-import json
 import mmap
 import os
 import stat
@@ -188,19 +187,6 @@ class Source:
         return bytes(
             self.read_within_member(name, 0, self._find_member(name).file_size)
         )
-
-    def read_json(self, name: str) -> dict[str, Any]:
-        """Read a member of a zip file as a JSON object; empty if there is none."""
-        if name not in self.members:
-            return {}
-        text = self.read_member(name)
-        try:
-            content: Any = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise DamagedError(f"its member {name!r} is not JSON ({error})") from error
-        if not isinstance(content, dict):
-            raise DamagedError(f"its member {name!r} is not a JSON object")
-        return content
 
     def read_within_member(self, name: str, offset: int, size: int) -> Buffer:
         """Read a part of a member of a zip file, as far as the member goes.

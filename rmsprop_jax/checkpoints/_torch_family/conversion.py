@@ -41,8 +41,8 @@ from rmsprop_jax.checkpoints._torch_family.optimizers import (
 )
 from rmsprop_jax.checkpoints._torch_family.schedulers import (
     Counting,
-    describe_function,
     describe_scheduler,
+    describe_unread_learning_rate,
     resume_scheduler,
 )
 from rmsprop_jax.checkpoints._torch_family.state_dict import (
@@ -131,7 +131,7 @@ def resume(
             hint = describe_scheduler(what, content, state.settings, state.step_count)
     if learning_rate is None:
         _warn_of_scheduler(state, "learning_rate", "lr", hint)
-        if why := describe_function(content):
+        if why := describe_unread_learning_rate(content):
             warn_user(
                 f"learning_rate is not given, but in {what} {why}. Here it stays at "
                 f"{state.groups[0].learning_rate}. Give learning_rate: a schedule of "

@@ -12,9 +12,11 @@ The scheduler made
 
 from __future__ import annotations
 
+import json
+import re
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rmsprop_jax._error_text import warn_user
 from rmsprop_jax._optimizer.state import LARGEST_COUNT
@@ -26,6 +28,9 @@ from rmsprop_jax.schedules._state_dict import (
     count_updates,
     read_scheduler,
 )
+
+# In characters. An agent's settings take some 10 kB, and more with large observations.
+_LARGEST_SETTINGS = 2**22
 
 
 class Counting(NamedTuple):
@@ -122,17 +127,25 @@ def _warn_of_near_miss(last_epoch: int, updates: int, per_step: int) -> None:
     )
 
 
-def describe_function(content: object) -> str:
-    """Describe the learning rate of a Stable-Baselines3 agent if it is no number.
+def describe_unread_learning_rate(content: object) -> str:
+    """Describe the learning rate of a Stable-Baselines3 agent if it is not a number.
 
-    Its file has the other objects as their class and a pickle, which is not read.
+    The file stores other objects as the name of their class and a pickle, which is not
+    read. It is only for a warning, so settings that are not JSON are ignored.
     """
     data = content.get("data") if isinstance(content, Mapping) else None
-    rate = data.get("learning_rate") if isinstance(data, Mapping) else None
-    if isinstance(rate, Mapping) and ":type:" in rate:
-        kind = str(rate[":type:"]).removeprefix("<class '").removesuffix("'>")[:100]
-        return f"the agent's learning_rate is a {kind}, which may be a schedule"
-    return ""
+    if not isinstance(data, str) or len(data) > _LARGEST_SETTINGS:
+        return ""
+    try:
+        settings: Any = json.loads(data)
+    except (ValueError, RecursionError):
+        return ""
+    rate = settings.get("learning_rate") if isinstance(settings, dict) else None
+    if not isinstance(rate, dict) or ":type:" not in rate:
+        return ""
+    named = re.fullmatch(r"<class '([\w.]{1,99})'>", str(rate[":type:"]))
+    kind = f"a {named[1]}" if named else "an object"
+    return f"the agent's learning_rate is {kind}, which may be a schedule"
 
 
 def describe_scheduler(

@@ -59,9 +59,9 @@ def from_stable_baselines3(
         to_params: As in `from_torch`.
         names: As in `from_torch`. By default they are those of the weights in the file,
             in its order, without target networks.
-        learning_rate: A number or a schedule, as in `from_torch`. If the agent had a
-            schedule, its file has it only as a pickled function, which is not read. If
-            you don't give the schedule, a warning says so.
+        learning_rate: A number or a schedule, as in `from_torch`. The file stores a
+            schedule only as a pickled object, which is not read. A warning says so if
+            you don't give the schedule.
         momentum: As in `from_torch`.
         shardings: As in `from_torch`.
 
