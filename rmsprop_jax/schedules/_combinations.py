@@ -148,7 +148,7 @@ def _check_group_settings(parts: Sequence[LearningRateAndMomentum], first: int) 
         if changed:
             call = part.learning_rate.call.removesuffix(".learning_rate")
             wanted, was = (
-                ", ".join(f"{name}={of[name]:g}" for name in changed)
+                ", ".join(f"{name}={of[name]}" for name in changed)
                 for of in (stored, own)
             )
             raise ValueError(
@@ -206,15 +206,15 @@ def _check_base(
         return
     changer = "OneCycleLR" if cycle.sets_base else "CyclicLR"
     if can_follow:
-        advice = f"Give {own:g} to follow PyTorch."
+        advice = f"Give {own} to follow PyTorch."
     else:
         advice = (
             f"PyTorch then uses both, the second after {part.call.partition('(')[0]}'s "
             "T_max, so only a function of the step count can follow it."
         )
     raise ValueError(
-        f"schedulers must have {own:g} as the base learning rate of {part}, because "
-        f"PyTorch's {changer} makes that the optimizer's, but it was {base:g}. {advice}"
+        f"schedulers must have {own} as the base learning rate of {part}, because "
+        f"PyTorch's {changer} makes that the optimizer's, but it was {base}. {advice}"
     )
 
 

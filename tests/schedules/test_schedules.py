@@ -476,7 +476,7 @@ REFUSED = [
             [untyped.one_cycle_lr(0.4, 9), untyped.one_cycle_lr(0.4, 9, div_factor=9)],
             [3],
         ),
-        r"must have div_factor=9 in one_cycle_lr.*, but it had div_factor=25\.",
+        r"must have div_factor=9\.0 in one_cycle_lr.*, but it had div_factor=25\.0",
     ),
     (
         lambda: untyped.sequential_lr(
