@@ -315,7 +315,7 @@ def _describe_rmsprop(
         if why := describe_unread_learning_rate(content):
             comments.append(
                 f"{why[0].upper()}{why[1:]}. If so, give it as a function of the step "
-                f"count, learning_rate=schedule. Otherwise, the learning rate stays at "
+                "count, learning_rate=schedule. Otherwise, the learning rate stays at "
                 f"{state.groups[0].learning_rate}."
             )
     has_weights = has_all and not place

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Sequence
-from typing import TypeAlias, overload
+from typing import TypeAlias, TypeGuard, overload
 
 import jax.numpy as jnp
 import optax
@@ -27,6 +27,7 @@ from rmsprop_jax.schedules._schedule import (
 )
 
 _Part: TypeAlias = optax.Schedule | LearningRateAndMomentum
+_WithBase: TypeAlias = AbsoluteSchedule | FactorSchedule | CosineSchedule | SWASchedule
 
 
 @overload
@@ -136,7 +137,7 @@ def _check_group_settings(parts: Sequence[LearningRateAndMomentum], first: int) 
     """Raise if a scheduler would read settings that a later one has overwritten."""
     made = [[*_flatten(x.learning_rate), *filter(None, [x.momentum])] for x in parts]
     stored = {k: v for part in made for x in part for k, v in x.group_settings.items()}
-    # What comes before the first one is never active.
+    # The schedulers before the first one are never active.
     for part, schedules in [*zip(parts, made, strict=True)][first:]:
         own = {
             k: v
@@ -198,10 +199,9 @@ def _check_base_learning_rates(
 
 
 def _check_base(
-    part: Schedule, cycle: AbsoluteSchedule, *, can_follow: bool = True
+    part: _WithBase, cycle: AbsoluteSchedule, *, can_follow: bool = True
 ) -> None:
-    own = cycle.learning_rate
-    base: Number = getattr(part, "learning_rate", own)
+    own, base = cycle.learning_rate, part.learning_rate
     if _agree(own, base):
         return
     changer = "OneCycleLR" if cycle.sets_base else "CyclicLR"
@@ -218,7 +218,7 @@ def _check_base(
     )
 
 
-def _reads_base(part: Schedule) -> bool:
+def _reads_base(part: Schedule) -> TypeGuard[_WithBase]:
     """Whether PyTorch's scheduler computes from the optimizer's base learning rate."""
     if isinstance(part, AbsoluteSchedule):
         return not (part.starts_at_base or part.sets_base)
